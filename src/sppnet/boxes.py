@@ -1,0 +1,180 @@
+"""Boxes, the records that carry them, and the arithmetic on them.
+
+Everywhere in sppnet a set of boxes is an ``(R, 4)`` float32 array of ``x1, y1, x2, y2`` in pixels of the
+original image, 0-based and half-open: a box covers the pixels ``x1 <= x < x2``, so its width is ``x2 - x1``
+and the box of a whole image is ``0, 0, width, height``. See docs/conventions.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Boxes = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is annotated in one image.
+
+    Attributes
+    ----------
+    boxes : (G, 4) float32
+        Ground-truth boxes, 0-based half-open pixels of the original image.
+    labels : tuple of G str
+        Class name of each box.
+    difficult : (G,) bool
+        Boxes that neither count as positives or negatives in training, nor as hits or misses in evaluation
+        (VOC ``difficult``).
+    crowd : (G,) bool
+        Boxes around a group of objects (COCO ``iscrowd``); ignored like difficult ones, and matched by the
+        share of the *detection* that they cover.
+    """
+
+    boxes: Boxes
+    labels: tuple[str, ...]
+    difficult: npt.NDArray[np.bool_]
+    crowd: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls,
+        boxes: npt.ArrayLike,
+        labels: Sequence[str],
+        difficult: npt.ArrayLike | None = None,
+        crowd: npt.ArrayLike | None = None,
+    ) -> Target:
+        """Build a target from anything array-like; flags default to False.
+
+        Raises
+        ------
+        ValueError
+            If the lengths of the arguments disagree.
+        """
+        b = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+        flags = [np.zeros(len(b), bool) if f is None else np.asarray(f, bool) for f in (difficult, crowd)]
+        if not len(b) == len(labels) == len(flags[0]) == len(flags[1]):
+            raise ValueError(
+                f"boxes, labels, difficult and crowd must have one length, "
+                f"got {len(b)}, {len(labels)}, {len(flags[0])} and {len(flags[1])}"
+            )
+        return cls(b, tuple(labels), flags[0], flags[1])
+
+    @property
+    def ignored(self) -> npt.NDArray[np.bool_]:
+        """(G,) bool: boxes that are neither positive nor negative."""
+        return self.difficult | self.crowd
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, by falling score.
+
+    Attributes
+    ----------
+    boxes : (D, 4) float32
+        Boxes, 0-based half-open pixels of the original image.
+    scores : (D,) float32
+        Unbounded scores; comparable within a class.
+    labels : tuple of D str
+        Class names.
+    """
+
+    boxes: Boxes
+    scores: npt.NDArray[np.float32]
+    labels: tuple[str, ...]
+
+    def above(self, threshold: float) -> Detections:
+        """Return the detections whose score is at least `threshold`."""
+        keep = np.flatnonzero(self.scores >= threshold)
+        return Detections(self.boxes[keep], self.scores[keep], tuple(self.labels[i] for i in keep))
+
+
+def area(boxes: FloatArray) -> FloatArray:
+    """Return the (R,) areas of (R, 4) boxes in square pixels; inverted boxes count as 0."""
+    result: FloatArray = np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(
+        boxes[:, 3] - boxes[:, 1], 0, None
+    )
+    return result
+
+
+def intersection(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Return the (A, B) areas of overlap between (A, 4) and (B, 4) boxes, in square pixels."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    sides = np.clip(high - low, 0, None)
+    result: FloatArray = sides[..., 0] * sides[..., 1]
+    return result
+
+
+def iou(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Return the (A, B) intersection over union of (A, 4) and (B, 4) boxes; 0 where both are empty."""
+    shared = intersection(a, b)
+    union = area(a)[:, None] + area(b)[None, :] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def clip(boxes: FloatArray, width: int, height: int) -> Boxes:
+    """Return a copy of (R, 4) boxes cut off at the borders of a `width` x `height` image."""
+    limits = np.array([width, height, width, height], dtype=np.float32)
+    return np.clip(boxes, 0, limits).astype(np.float32)
+
+
+def nms(boxes: FloatArray, scores: FloatArray, threshold: float = 0.3) -> IntArray:
+    """Greedy non-maximum suppression: walk by falling score, drop what overlaps a kept box too much.
+
+    Parameters
+    ----------
+    boxes : (R, 4) float array
+    scores : (R,) float array
+    threshold : float
+        A box is dropped when its IoU with a kept box is *strictly* greater (0.3 in the paper, section 4.1).
+
+    Returns
+    -------
+    (K,) int64
+        Indices of the kept boxes, by falling score; equal scores keep their order.
+    """
+    import torch
+    from torchvision.ops import nms as torchvision_nms
+
+    order = np.argsort(-scores, kind="stable")
+    # torchvision's own sort is not stable; strictly falling stand-in scores fix the order.
+    rank = torch.arange(len(order), 0, -1, dtype=torch.float32)
+    kept = torchvision_nms(
+        torch.from_numpy(np.ascontiguousarray(boxes[order], dtype=np.float32)), rank, threshold
+    )
+    result: IntArray = order[kept.numpy()].astype(np.int64)
+    return result
+
+
+def encode_deltas(windows: FloatArray, truth: FloatArray) -> Boxes:
+    """Return the (R, 4) regression targets that move each window onto its ground-truth box.
+
+    ``dx = (gx - px) / pw, dy = (gy - py) / ph, dw = ln(gw / pw), dh = ln(gh / ph)`` with x, y the centres
+    (R-CNN's parametrisation, paper section 4.1).
+
+    Parameters
+    ----------
+    windows, truth : (R, 4) float arrays of boxes with positive sides
+    """
+    sizes, goal = windows[:, 2:] - windows[:, :2], truth[:, 2:] - truth[:, :2]
+    shift = (truth[:, :2] + goal / 2 - windows[:, :2] - sizes / 2) / sizes
+    return np.concatenate([shift, np.log(goal / sizes)], axis=1).astype(np.float32)
+
+
+def decode_deltas(windows: FloatArray, deltas: FloatArray) -> Boxes:
+    """Apply (R, 4) deltas to (R, 4) windows; the inverse of `encode_deltas`.
+
+    Scale deltas are limited to a factor of 16 so that a wild prediction cannot overflow.
+    """
+    sizes = windows[:, 2:] - windows[:, :2]
+    centres = windows[:, :2] + sizes / 2 + deltas[:, :2] * sizes
+    half = sizes * np.exp(np.clip(deltas[:, 2:], -np.log(16), np.log(16))) / 2
+    return np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)

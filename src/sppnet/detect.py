@@ -1,0 +1,704 @@
+"""The detector: maps once per image and scale, every window pooled, linear SVMs, box regression, suppression.
+
+The paper's section 4 with the convex pieces only: nothing but SVMs and ridge regressions is fitted, on the
+frozen features of a pretrained trunk. Windows are data here; `sppnet.proposals` makes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sppnet.boxes import (
+    Boxes,
+    Detections,
+    IntArray,
+    Target,
+    area,
+    clip,
+    decode_deltas,
+    encode_deltas,
+    intersection,
+    iou,
+    nms,
+)
+from sppnet.clock import Clock
+from sppnet.files import atomic_path
+from sppnet.geometry import FeatureMaps, choose_scale, project
+from sppnet.images import Pixels, read_image
+from sppnet.linear import LinearSVMs, MiningSettings, fit_ridge, mine_hard_negatives
+from sppnet.networks import Trunk
+from sppnet.pooling import pool_regions, pyramid_length
+
+FORMAT, VERSION = "sppnet-detector", "1"
+
+Image = Path | Pixels
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+
+
+def encode(trunk: Trunk, image: Pixels, sides: Sequence[int]) -> tuple[FeatureMaps, ...]:
+    """Compute the feature maps of an image at every scale: the one expensive step (paper section 4.1).
+
+    Parameters
+    ----------
+    trunk : Trunk
+    image : (H, W, 3) uint8 RGB
+    sides : sequence of int
+        Shorter sides of the scales, in pixels.
+
+    Returns
+    -------
+    tuple of FeatureMaps
+        One per side.
+    """
+    return tuple(trunk(image, side) for side in sides)
+
+
+def pool_windows(
+    maps: Sequence[FeatureMaps],
+    boxes: Boxes,
+    shape: tuple[int, int],
+    sides: Sequence[int],
+    levels: Sequence[int],
+    reference: float = 208,
+) -> Tensor:
+    """Pool windows of an image, each at the scale where its size suits the trunk best (section 4.1).
+
+    Parameters
+    ----------
+    maps : sequence of FeatureMaps
+        One per side.
+    boxes : (R, 4) float32
+        Windows in pixels of the original image.
+    shape : (int, int)
+        Height and width of the original image.
+    sides : sequence of int
+        Shorter side of each scale.
+    levels : sequence of int
+        Sides of the pyramid's levels.
+    reference : float
+        Side in pixels that a window should have at its scale; see `sppnet.geometry.choose_scale`.
+
+    Returns
+    -------
+    (R, D) float32 tensor
+        For each stage in turn, the pyramid in the order of `sppnet.pooling.pool_regions`.
+    """
+    scale = choose_scale(boxes, *shape, sides, reference)
+    stages = range(len(maps[0].stages))
+    lengths = [pyramid_length(maps[0].stages[t].shape[0], levels) for t in stages]
+    pooled = []
+    for t in stages:
+        windows = np.zeros((len(boxes), 4), dtype=np.int64)
+        for s in np.unique(scale):
+            windows[scale == s] = project(boxes[scale == s], maps[s], t)
+        pooled.append(pool_regions([m.stages[t] for m in maps], windows, levels, index=scale))
+    return pooled[0] if len(lengths) == 1 else torch.cat(pooled, dim=1)
+
+
+class MapCache:
+    """Feature maps on disk in half precision, keyed by the image's content, the trunk and the scales.
+
+    Parameters
+    ----------
+    folder : Path
+        Created if missing. Entries that are damaged are computed anew.
+    trunk : Trunk
+    sides : sequence of int
+    """
+
+    def __init__(self, folder: Path, trunk: Trunk, sides: Sequence[int]) -> None:
+        self.folder, self.trunk, self.sides = folder, trunk, tuple(sides)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, image: Image, clock: Clock) -> tuple[tuple[FeatureMaps, ...], tuple[int, int]]:
+        """Return the maps of an image, and its height and width."""
+        content = image.read_bytes() if isinstance(image, Path) else np.ascontiguousarray(image).tobytes()
+        shape = b"" if isinstance(image, Path) else repr(image.shape).encode()
+        key = hashlib.sha256(content + shape + repr((self.trunk.signature, self.sides)).encode()).hexdigest()
+        path = self.folder / f"{key}.safetensors"
+        with clock("maps from cache"):
+            cached = self._read(path)
+        if cached is not None:
+            return cached
+        with clock("trunk"):
+            pixels = read_image(image) if isinstance(image, Path) else image
+            maps = encode(self.trunk, pixels, self.sides)
+        with clock("maps to cache"):
+            height, width = pixels.shape[:2]
+            self._write(path, maps, (height, width))
+        return maps, (height, width)
+
+    def _write(self, path: Path, maps: tuple[FeatureMaps, ...], shape: tuple[int, int]) -> None:
+        tensors = {
+            f"{s}.{t}": stage.permute(1, 2, 0).half().contiguous()
+            for s, scale in enumerate(maps)
+            for t, stage in enumerate(scale.stages)
+        }
+        about = {"factors": [m.factors for m in maps], "shape": shape}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {"about": json.dumps(about)})
+
+    def _read(self, path: Path) -> tuple[tuple[FeatureMaps, ...], tuple[int, int]] | None:
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()["about"])
+                maps = tuple(
+                    FeatureMaps(
+                        tuple(
+                            file.get_tensor(f"{s}.{t}").float().permute(2, 0, 1)
+                            for t in range(len(self.trunk.geometry))
+                        ),
+                        self.trunk.geometry,
+                        (factors[0], factors[1]),
+                    )
+                    for s, factors in enumerate(about["factors"])
+                )
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            return None
+        return maps, (about["shape"][0], about["shape"][1])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one training image contributes, decided before any feature is computed.
+
+    Attributes
+    ----------
+    boxes : (R, 4) float32
+        Ground truth of the classes, then the candidate windows.
+    labels : (G,) int64
+        Class index of the first G boxes, the positives.
+    negative : (R, K) bool
+        For which classes a box is a negative.
+    start : (S,) int64
+        Boxes that the first SVMs are trained with.
+    fitted : (R,) int64
+        Class whose box regression learns from a box, or -1.
+    truth : (R, 4) float32
+        The ground truth that each box overlaps most.
+    """
+
+    boxes: Boxes
+    labels: IntArray
+    negative: npt.NDArray[np.bool_]
+    start: IntArray
+    fitted: IntArray
+    truth: Boxes
+
+
+def _no_track(items: Sequence[Any], description: str) -> Iterable[Any]:
+    return items
+
+
+class Detector:
+    """An object detector on frozen features: linear SVMs and ridge box regressions over pooled windows.
+
+    Parameters
+    ----------
+    trunk : Trunk
+        Where the features come from.
+    levels : tuple of int
+        Pyramid (paper: 6, 3, 2, 1).
+    sides : tuple of int
+        Shorter sides of the scales in pixels (paper: 480, 576, 688, 864, 1200).
+    reference : float
+        Side that a window should have at its scale, in pixels (released code: 208).
+    mining : MiningSettings
+        SVMs and hard-negative mining.
+    negative_iou : float
+        Windows that overlap a class by less are its negatives (paper: 0.3).
+    regression_iou : float
+        Windows that overlap an object by more teach box regression (paper: 0.5).
+    regression_windows : int
+        At most so many windows, drawn at random, teach each class's box regression.
+    ridge : float
+        Penalty of the box regression (released code: 4000).
+    nms_iou : float
+        Detections of a class that overlap a better one by more are dropped (paper: 0.3).
+    seed : int
+        Of every random draw.
+
+    Attributes
+    ----------
+    classes_ : tuple of str
+    svms_ : LinearSVMs
+    regressors_ : (K, 4, D) float32, (K, 4) float32
+        Weights and offsets of the box deltas.
+    feature_scale_ : float
+        Pooled features are multiplied by this, so that their mean norm is 20.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        *,
+        levels: tuple[int, ...] = (3, 2, 1),
+        sides: tuple[int, ...] = (240, 336, 480, 672, 940),
+        reference: float = 208,
+        mining: MiningSettings = MiningSettings(),  # noqa: B008
+        negative_iou: float = 0.3,
+        regression_iou: float = 0.5,
+        regression_windows: int = 5000,
+        ridge: float = 1000,
+        nms_iou: float = 0.3,
+        seed: int = 0,
+    ) -> None:
+        self.trunk, self.levels, self.sides, self.reference = trunk, tuple(levels), tuple(sides), reference
+        self.mining, self.negative_iou, self.nms_iou = mining, negative_iou, nms_iou
+        self.regression_iou, self.regression_windows, self.ridge = regression_iou, regression_windows, ridge
+        self.seed = seed
+        self.classes_: tuple[str, ...] = ()
+        self.svms_: LinearSVMs
+        self.regressors_: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+        self.feature_scale_: float
+
+    def fit(
+        self,
+        images: Sequence[Image],
+        windows: Sequence[Boxes],
+        targets: Sequence[Target],
+        classes: Sequence[str] | None = None,
+        *,
+        cache: Path | None = None,
+        track: Track = _no_track,
+        clock: Clock | None = None,
+    ) -> Detector:
+        """Fit one SVM and one box regression per class.
+
+        Goes through the images twice: for the positives, then for the hard negatives. Feature maps are kept
+        on disk in between, in half precision, so memory does not grow with the number of images.
+
+        Parameters
+        ----------
+        images : sequence of Path or (H, W, 3) uint8 arrays
+        windows : sequence of (R, 4) float32
+            Candidate windows of each image.
+        targets : sequence of Target
+            Annotations of each image.
+        classes : sequence of str, optional
+            The classes to learn; by default all that are annotated.
+        cache : Path, optional
+            Folder for the feature maps. Give one to resume an interrupted fit; by default a temporary one.
+        track : callable
+            ``track(items, description)`` yields the items and may draw progress.
+        clock : Clock, optional
+            Takes the seconds by stage.
+
+        Returns
+        -------
+        Detector
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If the arguments disagree in length, there are no images, or a class has no example.
+        """
+        names = (
+            sorted({n for t in targets for n in t.labels})
+            if classes is None
+            else list(dict.fromkeys(classes))
+        )
+        fitted = self._fit(images, windows, targets, names, None, cache, track, clock or Clock())
+        self.svms_, self.regressors_, self.feature_scale_ = fitted
+        self.classes_ = tuple(names)
+        return self
+
+    def add_class(
+        self,
+        name: str,
+        images: Sequence[Image],
+        windows: Sequence[Boxes],
+        targets: Sequence[Target],
+        *,
+        cache: Path | None = None,
+        track: Track = _no_track,
+        clock: Clock | None = None,
+    ) -> Detector:
+        """Learn one more class and leave the others exactly as they are.
+
+        One-vs-rest SVMs make that free. Parameters and errors are those of `fit`; a class that the detector
+        already has is an error.
+        """
+        self._check_fitted()
+        if name in self.classes_:
+            raise ValueError(f"class {name!r} is already there; the detector has {', '.join(self.classes_)}")
+        scale = self.feature_scale_
+        svms, regressors, _ = self._fit(
+            images, windows, targets, [name], scale, cache, track, clock or Clock()
+        )
+        self.svms_ = LinearSVMs(
+            np.concatenate([self.svms_.weights, svms.weights]),
+            np.concatenate([self.svms_.biases, svms.biases]),
+        )
+        old, new = self.regressors_, regressors
+        self.regressors_ = np.concatenate([old[0], new[0]]), np.concatenate([old[1], new[1]])
+        self.classes_ = (*self.classes_, name)
+        return self
+
+    def predict(
+        self,
+        image: Image,
+        windows: Boxes,
+        *,
+        regress: bool = True,
+        threshold: float = -1.5,
+        limit: int = 100,
+        clock: Clock | None = None,
+    ) -> Detections:
+        """Detect objects in one image.
+
+        Parameters
+        ----------
+        image : Path or (H, W, 3) uint8 RGB
+        windows : (R, 4) float32
+            Candidate windows.
+        regress : bool
+            Whether boxes are moved by the box regression.
+        threshold : float
+            Least score (released code: -1.5). At 0 the SVM is undecided.
+        limit : int
+            Most detections per class.
+        clock : Clock, optional
+            Takes the seconds of the stages trunk, pooling and scoring.
+
+        Returns
+        -------
+        Detections
+            After suppression class by class, by falling score; boxes clipped to the image.
+        """
+        self._check_fitted()
+        clock = clock or Clock()
+        pixels = read_image(image) if isinstance(image, Path) else image
+        height, width = pixels.shape[:2]
+        with clock("trunk"):
+            maps = encode(self.trunk, pixels, self.sides)
+        found: list[tuple[Boxes, npt.NDArray[np.float32]]] = []
+        for part in _blocks(np.asarray(windows, dtype=np.float32)):
+            with clock("pooling"):
+                features = self._pool(maps, part, (height, width)) * self.feature_scale_
+            with clock("scoring"):
+                found.append((self._move(part, features) if regress else part[:, None], self.svms_(features)))
+        with clock("scoring"):
+            return self._select(found, (height, width), threshold, limit)
+
+    def _select(
+        self,
+        found: list[tuple[Boxes, npt.NDArray[np.float32]]],
+        shape: tuple[int, int],
+        threshold: float,
+        limit: int,
+    ) -> Detections:
+        """Suppress class by class and merge what is left, by falling score."""
+        boxes, scores, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), []
+        for k, name in enumerate(self.classes_):
+            moved = np.concatenate(
+                [np.zeros((0, 4), np.float32), *(b[:, min(k, b.shape[1] - 1)] for b, _ in found)]
+            )
+            moved = clip(moved, shape[1], shape[0])
+            score = np.concatenate([np.zeros(0, np.float32), *(s[:, k] for _, s in found)])
+            good = np.flatnonzero((score >= threshold) & (area(moved) > 0))
+            kept = good[nms(moved[good], score[good], self.nms_iou)[:limit]]
+            boxes, scores = np.concatenate([boxes, moved[kept]]), np.concatenate([scores, score[kept]])
+            labels += [name] * len(kept)
+        order = np.argsort(-scores, kind="stable")
+        return Detections(boxes[order], scores[order], tuple(labels[i] for i in order))
+
+    def _move(self, windows: Boxes, features: Tensor) -> Boxes:
+        """Return the (R, K, 4) boxes that the regressions of the K classes make of (R, 4) windows."""
+        weights, offsets = self.regressors_
+        deltas = (
+            features @ torch.from_numpy(weights.reshape(-1, weights.shape[-1])).T
+        ).numpy() + offsets.reshape(-1)
+        count = len(self.classes_)
+        return decode_deltas(np.repeat(windows, count, axis=0), deltas.reshape(-1, 4)).reshape(-1, count, 4)
+
+    def _pool(self, maps: Sequence[FeatureMaps], boxes: Boxes, shape: tuple[int, int]) -> Tensor:
+        return pool_windows(maps, boxes, shape, self.sides, self.levels, self.reference)
+
+    def _check_fitted(self) -> None:
+        if not self.classes_:
+            raise ValueError("the detector is not fitted yet; call fit, or load one")
+
+    def _fit(
+        self,
+        images: Sequence[Image],
+        windows: Sequence[Boxes],
+        targets: Sequence[Target],
+        names: Sequence[str],
+        scale: float | None,
+        cache: Path | None,
+        track: Track,
+        clock: Clock,
+    ) -> tuple[LinearSVMs, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], float]:
+        plans = self._plan(images, windows, targets, names)
+        folder: AbstractContextManager[Any] = (
+            TemporaryDirectory(prefix="sppnet-") if cache is None else nullcontext(cache)
+        )
+        with folder as place:
+            store = MapCache(Path(place), self.trunk, self.sides)
+            positives, start, regression = self._gather(images, plans, store, track, clock)
+            if scale is None:
+                norms = torch.linalg.vector_norm(start.float(), dim=1)
+                scale = 20.0 / float(norms.mean())
+            with clock("box regression"):
+                ridges = [
+                    fit_ridge((features.float() * scale).numpy(), deltas, self.ridge)
+                    for features, deltas in track(regression, "Fitting box regression")
+                ]
+            del regression
+            labels = np.concatenate([p.labels for p in plans])
+            start_negative = np.concatenate([p.negative[p.start] for p in plans])
+
+            def candidates() -> Iterator[tuple[Tensor, npt.NDArray[np.bool_]]]:
+                for image, plan in track(list(zip(images, plans, strict=True)), "Mining hard negatives"):
+                    maps, shape = store(image, clock)
+                    with clock("pooling"):
+                        features = self._pool(maps, plan.boxes, shape) * scale
+                    yield features, plan.negative
+
+            before = sum(clock.seconds.values())
+            with clock("SVMs"):
+                svms = mine_hard_negatives(
+                    positives.float() * scale,
+                    labels,
+                    start.float() * scale,
+                    start_negative,
+                    candidates(),
+                    self.mining,
+                )
+            inside = sum(clock.seconds.values()) - before - clock.seconds["SVMs"]
+            clock.seconds["SVMs"] -= inside
+        weights, offsets = (np.stack(parts) for parts in zip(*ridges, strict=True))
+        return svms, (weights, offsets), scale
+
+    def _gather(
+        self, images: Sequence[Image], plans: Sequence[_Plan], store: MapCache, track: Track, clock: Clock
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Boxes]]]:
+        """Pool what the first pass needs: positives, starting windows, and each class's regression examples."""
+        positives, start = [], []
+        count = plans[0].negative.shape[1]
+        regression: list[tuple[list[Tensor], list[Boxes]]] = [([], []) for _ in range(count)]
+        for image, plan in track(list(zip(images, plans, strict=True)), "Computing feature maps"):
+            maps, shape = store(image, clock)
+            wanted = np.concatenate(
+                [np.arange(len(plan.labels)), plan.start, np.flatnonzero(plan.fitted >= 0)]
+            )
+            with clock("pooling"):
+                features = self._pool(maps, plan.boxes[wanted], shape).half()
+            first, second = len(plan.labels), len(plan.labels) + len(plan.start)
+            positives.append(features[:first].clone())
+            start.append(features[first:second].clone())
+            rest = wanted[second:]
+            for k in np.unique(plan.fitted[rest]):
+                mine = np.flatnonzero(plan.fitted[rest] == k)
+                regression[k][0].append(features[second:][torch.from_numpy(mine)])
+                regression[k][1].append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
+        joined = [(torch.cat(features), np.concatenate(deltas)) for features, deltas in regression]
+        return torch.cat(positives), torch.cat(start), joined
+
+    def _plan(
+        self,
+        images: Sequence[Image],
+        windows: Sequence[Boxes],
+        targets: Sequence[Target],
+        names: Sequence[str],
+    ) -> list[_Plan]:
+        """Decide what every image contributes; check that every class can be learned."""
+        if not len(images) == len(windows) == len(targets) > 0:
+            raise ValueError(
+                "images, windows and targets must have one length of at least 1, "
+                f"got {len(images)}, {len(windows)} and {len(targets)}"
+            )
+        counts = {
+            n: sum(((np.array(t.labels) == n) & ~t.ignored).sum() for t in targets if t.labels) for n in names
+        }
+        missing = [n for n, c in counts.items() if c == 0]
+        if missing or not names:
+            raise ValueError(
+                f"no example of {', '.join(missing) or 'any class'} in {len(images)} images (difficult ones do not count)"
+            )
+        rng = np.random.default_rng(self.seed)
+        # About 2,000 windows in all, so that the first SVMs and the mean norm are good for any number of images.
+        sample = int(np.clip(2000 // len(images), 2, 200))
+        plans = [self._plan_image(w, t, names, sample, rng) for w, t in zip(windows, targets, strict=True)]
+        for k in range(len(names)):
+            self._thin(plans, k, rng)
+        return plans
+
+    def _plan_image(
+        self, windows: Boxes, target: Target, names: Sequence[str], sample: int, rng: np.random.Generator
+    ) -> _Plan:
+        index = {n: k for k, n in enumerate(names)}
+        classes = np.array([index.get(n, -1) for n in target.labels], dtype=np.int64)
+        learnable = (classes >= 0) & ~target.ignored
+        truth = target.boxes[learnable]
+        boxes = np.concatenate([truth, np.asarray(windows, dtype=np.float32).reshape(-1, 4)])
+        overlap = iou(boxes, target.boxes)
+        if target.crowd.any():
+            covered = intersection(boxes, target.boxes[target.crowd]) / np.maximum(area(boxes), 1e-6)[:, None]
+            overlap[:, target.crowd] = np.maximum(overlap[:, target.crowd], covered)
+        negative = np.stack(
+            [overlap[:, classes == k].max(axis=1, initial=0) < self.negative_iou for k in range(len(names))],
+            axis=1,
+        )
+        best = iou(boxes, truth) if len(truth) else np.zeros((len(boxes), 1), np.float32)
+        nearest = best.argmax(axis=1)
+        teaches = best.max(axis=1) > self.regression_iou
+        fitted = np.where(teaches, classes[learnable][nearest] if len(truth) else -1, -1)
+        start = rng.choice(len(boxes), min(sample, len(boxes)), replace=False)
+        matched = truth[nearest] if len(truth) else boxes
+        return _Plan(boxes, classes[learnable], negative, start.astype(np.int64), fitted, matched)
+
+    def _thin(self, plans: Sequence[_Plan], k: int, rng: np.random.Generator) -> None:
+        """Leave at most `regression_windows` examples of class k, drawn at random from all images."""
+        where = [(i, j) for i, p in enumerate(plans) for j in np.flatnonzero(p.fitted == k)]
+        surplus = len(where) - self.regression_windows
+        for drop in rng.choice(len(where), max(surplus, 0), replace=False):
+            i, j = where[drop]
+            plans[i].fitted[j] = -1
+
+    def save(self, path: str | Path, about: dict[str, Any] | None = None) -> None:
+        """Write the detector to one safetensors file that says everything needed to run it.
+
+        Parameters
+        ----------
+        path : path
+            Written atomically.
+        about : dict, optional
+            Further JSON-like facts to keep in the metadata, such as the candidate windows it was fitted with.
+        """
+        self._check_fitted()
+        weights = np.concatenate([self.svms_.weights[:, None], self.regressors_[0]], axis=1)
+        offsets = np.concatenate([self.svms_.biases[:, None], self.regressors_[1]], axis=1)
+        # Half precision keeps three digits of each weight relative to the largest of its row.
+        largest = np.maximum(np.abs(weights).max(axis=2, keepdims=True), 1e-30)
+        tensors = {
+            "weights": torch.from_numpy((weights / largest).astype(np.float16)),
+            "largest": torch.from_numpy(largest[..., 0]),
+            "offsets": torch.from_numpy(offsets),
+        }
+        trunk = self.trunk
+        facts = {
+            "classes": self.classes_,
+            "feature_scale": self.feature_scale_,
+            "trunk": {
+                "name": trunk.name,
+                "stages": trunk.stages,
+                "output_stride": trunk.output_stride,
+                "weights": trunk.weights,
+                "digest": trunk.digest,
+            },
+            "settings": {
+                "levels": self.levels,
+                "sides": self.sides,
+                "reference": self.reference,
+                "negative_iou": self.negative_iou,
+                "regression_iou": self.regression_iou,
+                "regression_windows": self.regression_windows,
+                "ridge": self.ridge,
+                "nms_iou": self.nms_iou,
+                "seed": self.seed,
+                "mining": asdict(self.mining),
+            },
+            "about": about or {},
+        }
+        with atomic_path(path) as temporary:
+            save_file(
+                tensors, temporary, {"format": FORMAT, "version": VERSION, "detector": json.dumps(facts)}
+            )
+
+    @classmethod
+    def load(cls, path: str | Path, *, weights: str | None = None, device: str = "cpu") -> Detector:
+        """Read a detector that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+        weights : str, optional
+            Where the trunk's weights lie now, if not where they were.
+        device : str
+            See `Trunk`.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, not a detector, of another version, or was fitted on other trunk weights.
+        """
+        path = Path(path)
+        facts = describe(path)
+        about = facts["trunk"]
+        trunk = Trunk(
+            about["name"], about["stages"], about["output_stride"], weights or about["weights"], device
+        )
+        if trunk.digest != about["digest"]:
+            raise ValueError(
+                f"{path}: fitted on trunk weights {about['digest'][:16]}, but those found are {trunk.digest[:16]}"
+            )
+        settings = dict(facts["settings"])
+        mining = MiningSettings(**settings.pop("mining"))
+        settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
+        detector = cls(trunk, mining=mining, **settings)
+        tensors = load_file(path)
+        matrix = (tensors["weights"].float() * tensors["largest"][..., None]).numpy()
+        offsets = tensors["offsets"].numpy()
+        detector.svms_ = LinearSVMs(np.ascontiguousarray(matrix[:, 0]), offsets[:, 0].copy())
+        detector.regressors_ = np.ascontiguousarray(matrix[:, 1:]), offsets[:, 1:].copy()
+        detector.feature_scale_, detector.classes_ = facts["feature_scale"], tuple(facts["classes"])
+        return detector
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Return what a detector file says of itself, without loading it.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is damaged, not a detector or of another version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: model file not found")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or not a model file ({error})") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: not an sppnet detector, found {metadata.get('format', 'no format mark')!r}"
+        )
+    if metadata.get("version") != VERSION:
+        raise ValueError(
+            f"{path}: detector format {metadata.get('version')!r} found, this sppnet reads {VERSION!r}"
+        )
+    facts: dict[str, Any] = json.loads(metadata["detector"])
+    return facts
+
+
+def shipped() -> Path:
+    """Return the path of the detector that is installed with sppnet."""
+    return Path(str(resources.files("sppnet") / "data" / "animals.safetensors"))
+
+
+def _blocks(windows: Boxes, size: int = 2000) -> Iterator[Boxes]:
+    """Yield at most `size` windows at a time, so that memory does not grow with their number."""
+    for start in range(0, len(windows), size):
+        yield windows[start : start + size]

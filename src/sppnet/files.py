@@ -1,0 +1,65 @@
+"""Files: written whole or not at all, read with the line number of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Lend a temporary file beside `path`, which takes its place when the ``with`` block ends well.
+
+    A block that raises leaves `path` as it was and removes the temporary file.
+
+    Parameters
+    ----------
+    path : path
+        The file to write; replaced if it exists. Its folder must exist.
+
+    Yields
+    ------
+    Path
+        An empty file in the folder of `path`, with its suffix.
+
+    Raises
+    ------
+    OSError
+        If the folder is missing or not writable, or `path` is something other than a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: found a folder or a device, expected the name of a file to write")
+    temporary = path.with_name(f".{path.stem[:100]}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        reason = f"{path}: cannot write ({error.strerror}), expected an existing, writable folder"
+        raise type(error)(reason) from None
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; what is not JSON is a `ValueError` that names file and line."""
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: found no JSON ({error.msg}), expected JSON") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: found bytes that are no text ({error.reason}), expected JSON") from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ``path:line`` and the stripped text of each line of a text file that is not blank."""
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
+        if line.strip():
+            yield f"{path}:{number}", line.strip()

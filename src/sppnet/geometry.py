@@ -1,0 +1,241 @@
+"""Where the cells of a feature map lie in the image: derived for any network, used for any window.
+
+A window of the image becomes a window of a map in two steps: choose the scale at which the window has the
+size that the network knows best, then take the cells whose centres it covers (paper section 4.1, appendix A).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sppnet.boxes import FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the cells of a map lie in the network's input.
+
+    Cell ``u`` is centred at ``stride * u + offset``, with pixel 0 centred at 0; the same in x and y.
+
+    Attributes
+    ----------
+    stride : float
+        Distance of neighbouring cells in input pixels.
+    offset : float
+        Centre of cell 0 in input pixels: the sum over the layers of ``((k - 1) / 2 - padding)`` times the
+        product of the earlier strides.
+    """
+
+    stride: float
+    offset: float
+
+    def through(self, kernel: int, stride: int, padding: int, dilation: int = 1) -> Geometry:
+        """Return the geometry after a convolution or pooling of these settings."""
+        shift = (kernel - 1) * dilation / 2 - padding
+        return Geometry(self.stride * stride, self.offset + shift * self.stride)
+
+    def cells(self, length: int) -> int:
+        """Return how many cells are centred inside an input of `length` pixels, at least 1."""
+        return max(1, int(np.floor((length - 0.5 - self.offset) / self.stride)) + 1)
+
+
+# The released code's second offset, in strides: 6.5 pixels at stride 16.
+SHRINK = 6.5 / 16
+
+# Height and width of the input on which geometry is derived: multiples of 32 with little in common, so that
+# the size of a map tells it from pooled vectors.
+_WALK = (7 * 32, 11 * 32)
+
+
+class _GeometryTracer(TorchDispatchMode):
+    """Follow the geometry of every intermediate tensor through the operators that a network runs."""
+
+    def __init__(self, source: Tensor) -> None:
+        super().__init__()
+        # By id: the tensor (kept alive, so that an id is never used twice), its geometry, its number of cells.
+        self._known: dict[int, tuple[Tensor, Geometry, int]] = {}
+        self._learn(source, Geometry(1.0, 0.0), source.shape[-2] * source.shape[-1])
+
+    def of(self, tensor: Tensor) -> Geometry | None:
+        known = self._known.get(id(tensor))
+        return (
+            known[1]
+            if known and tensor.ndim == 4 and tensor.shape[-2] * tensor.shape[-1] == known[2]
+            else None
+        )
+
+    def _learn(self, tensor: Tensor, geometry: Geometry, cells: int) -> None:
+        self._known[id(tensor)] = (tensor, geometry, cells)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        result = out[0] if isinstance(out, tuple | list) and out else out
+        if isinstance(result, Tensor):
+            self._follow(getattr(func, "overloadpacket", None), args, result)
+        return out
+
+    def _follow(self, operator: Any, args: tuple[Any, ...], result: Tensor) -> None:
+        aten = torch.ops.aten
+        sources = [self._known[id(t)] for t in _tensors(args) if id(t) in self._known]
+        if not sources:
+            return
+        _, geometry, cells = sources[0]
+        if operator is aten.convolution:
+            _, weight, _, stride, padding, dilation, transposed = args[:7]
+            if transposed:
+                raise ValueError(
+                    "a trunk with transposed convolutions was found, expected convolution and pooling"
+                )
+            geometry = geometry.through(weight.shape[-1], stride[-1], padding[-1], dilation[-1])
+        elif operator in (aten.max_pool2d_with_indices, aten.avg_pool2d):
+            kernel, stride, padding = (*args[1:4], [0])[:3] if len(args) > 2 else (args[1], args[1], [0])
+            dilation = args[4] if operator is aten.max_pool2d_with_indices and len(args) > 4 else [1]
+            geometry = geometry.through(kernel[-1], (stride or kernel)[-1], padding[-1], dilation[-1])
+        elif operator is aten.constant_pad_nd:
+            geometry = Geometry(geometry.stride, geometry.offset - args[1][0] * geometry.stride)
+        elif result.numel() % cells == 0:
+            # Everything else works cell by cell, in whatever layout. Where branches meet, the first argument
+            # wins: residual networks list the longer branch first.
+            self._learn(result, geometry, cells)
+            return
+        else:
+            return
+        self._learn(result, geometry, result.shape[-2] * result.shape[-1])
+
+
+def _tensors(args: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors among `args`, one level of lists included, in order."""
+    flat: list[Tensor] = []
+    for value in args:
+        flat += [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, Tensor)]
+    return flat
+
+
+def derive_geometry(
+    network: Callable[[Tensor], Sequence[Tensor]],
+) -> tuple[tuple[Geometry, ...], tuple[int, ...]]:
+    """Derive stride, offset and channels of each map that `network` returns, by following its operators.
+
+    Parameters
+    ----------
+    network : callable
+        Takes a (1, 3, H, W) float32 tensor and returns maps of shape (1, C, h, w).
+
+    Raises
+    ------
+    ValueError
+        If a map does not descend from the input by convolution and pooling alone (vision transformers).
+    """
+    source = torch.zeros(1, 3, *_WALK)
+    tracer = _GeometryTracer(source)
+    try:
+        with torch.no_grad(), tracer:
+            maps = network(source)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"the network does not take a {_WALK[0]} x {_WALK[1]} image: {error}") from error
+    found = [tracer.of(m) for m in maps]
+    if None in found:
+        raise ValueError("the place of the map's cells cannot be derived; expected a convolutional trunk")
+    return tuple(g for g in found if g is not None), tuple(m.shape[1] for m in maps)
+
+
+@dataclass(frozen=True)
+class FeatureMaps:
+    """The maps of one image at one scale: what every window query needs, and nothing else.
+
+    Attributes
+    ----------
+    stages : tuple of (C, h, w) tensors
+        One map per stage; only cells centred inside the image, never in the padding.
+    geometry : tuple of Geometry
+        Place of each stage's cells in the resized image.
+    factors : (float, float)
+        Resized pixels per original pixel, in x and y.
+    """
+
+    stages: tuple[Tensor, ...]
+    geometry: tuple[Geometry, ...]
+    factors: tuple[float, float]
+
+
+def covered_cells(
+    first: FloatArray, last: FloatArray, geometry: Geometry, shrink: float
+) -> tuple[FloatArray, FloatArray]:
+    """Return the first and last cell of a window given by its first and last pixel (released code, 5.4).
+
+    ``first cell = floor((first - offset + shrink) / stride + 1/2)``,
+    ``last cell = ceil((last - offset - shrink) / stride - 1/2)``: the cells centred inside the window, with a
+    tolerance of ``stride / 2 - shrink`` pixels. Where there is none, both become the middle of the two.
+
+    Parameters
+    ----------
+    first, last : float arrays of one shape
+        Pixels of the resized image, 0-based and inclusive.
+    geometry : Geometry
+    shrink : float
+        6.5 at stride 16 in the released code.
+    """
+    low = np.floor((first - geometry.offset + shrink) / geometry.stride + 0.5)
+    high = np.ceil((last - geometry.offset - shrink) / geometry.stride - 0.5)
+    middle, empty = np.floor((low + high) / 2), low > high
+    return np.where(empty, middle, low), np.where(empty, middle, high)
+
+
+def project(boxes: FloatArray, maps: FeatureMaps, stage: int = 0) -> IntArray:
+    """Project boxes of the image onto one of its maps.
+
+    The rule of the released code (`covered_cells`), with the offset derived from the network and the shrink
+    in proportion to its stride.
+
+    Parameters
+    ----------
+    boxes : (R, 4) float array
+        Original-image pixels, 0-based half-open.
+    maps : FeatureMaps
+    stage : int
+        Which of the maps.
+
+    Returns
+    -------
+    (R, 4) int64
+        Windows of the map, 0-based half-open cells, at least one cell, inside the map.
+    """
+    geometry = maps.geometry[stage]
+    factors = np.array(maps.factors)
+    scaled = np.asarray(boxes, dtype=np.float64)
+    # Resizing keeps pixel areas: the centre of pixel p moves to (p + 1/2) * factor - 1/2.
+    first, last = (scaled[:, :2] + 0.5) * factors - 0.5, (scaled[:, 2:] - 0.5) * factors - 0.5
+    low, high = covered_cells(first, last, geometry, SHRINK * geometry.stride)
+    limits = np.array([maps.stages[stage].shape[-1], maps.stages[stage].shape[-2]]) - 1
+    return np.concatenate([np.clip(low, 0, limits), np.clip(high, 0, limits) + 1], axis=1).astype(np.int64)
+
+
+def choose_scale(
+    boxes: FloatArray, height: int, width: int, sides: Sequence[int], reference: float = 208
+) -> IntArray:
+    """Choose for each box the scale at which it is nearest to `reference` pixels in side.
+
+    The released code's rule (specification 5.3): the shorter side that would give the box an area of
+    ``reference ** 2`` is ``reference * min(height, width) / sqrt(area)``, rounded; the scale nearest to it
+    wins, the smaller one on ties.
+
+    Returns
+    -------
+    (R,) int64
+        Indices into `sides`.
+    """
+    areas = np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1.0)
+    expected = np.rint(reference * min(height, width) / np.sqrt(areas))
+    order = np.argsort(sides, kind="stable")
+    gaps = np.abs(np.asarray(sides)[order][None, :] - expected[:, None])
+    result: IntArray = order[gaps.argmin(axis=1)].astype(np.int64)
+    return result

@@ -1,0 +1,260 @@
+"""Image files to pixels and back, and the resizing of pixels.
+
+An image is an ``(H, W, 3)`` uint8 array, RGB and upright. See docs/conventions.md.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from PIL.ImageFile import ImageFile
+
+from sppnet.files import atomic_path
+
+Pixels = npt.NDArray[np.uint8]
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
+
+_FORMATS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
+    ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),
+    ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
+    ((b"BM",), BmpImagePlugin.BmpImageFile),
+    ((b"II*\0", b"MM\0*"), TiffImagePlugin.TiffImageFile),
+    ((b"RIFF",), WebPImagePlugin.WebPImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
+    ((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf"), PpmImagePlugin.PpmImageFile),
+)
+_EXPECTED = "a JPEG, PNG, BMP, TIFF, WebP, GIF or PPM image"
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """A file that cannot be read as an image; one line: path, what was found, what was expected."""
+
+
+def read_image(path: str | Path, *, max_pixels: int = 50_000_000) -> Pixels:
+    """Read an image file.
+
+    The EXIF orientation is applied. Transparent pixels are composited on white. Of several frames the first
+    is taken. 16-bit grey is scaled to 8 bit; 32-bit integers are taken as 16-bit and floats as 0 to 1 where
+    all values fit, and else stretched from their minimum and maximum to 0 and 255. Colour profiles are not
+    applied.
+
+    Parameters
+    ----------
+    path : path
+        JPEG, PNG, BMP, TIFF, WebP, GIF or PPM, told by content and not by suffix.
+    max_pixels : int
+        Larger images are refused on the word of their header, before any pixel is decoded.
+
+    Returns
+    -------
+    (H, W, 3) uint8
+        RGB, upright.
+
+    Raises
+    ------
+    ImageError
+        If the file is empty, truncated, no image, a folder, or larger than `max_pixels`.
+    FileNotFoundError
+        If there is no such file.
+    """
+    with _opened(Path(path)) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(
+                f"{path}: found {width} x {height} = {width * height} pixels, "
+                f"expected at most {max_pixels} (max_pixels)"
+            )
+        orientation = _orientation(image)
+        image.load()
+        upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return _rgb(upright)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return the height and width that `read_image` would give, from the header alone.
+
+    Raises
+    ------
+    ImageError
+        If the header cannot be read.
+    FileNotFoundError
+        If there is no such file.
+    """
+    with _opened(Path(path)) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def image_files(sources: Sequence[str | Path]) -> list[Path]:
+    """List the image files that `sources` name, in their order and each once.
+
+    Parameters
+    ----------
+    sources : sequence of paths
+        A file is taken whatever its suffix. A folder gives the images directly inside it, a pattern (``*``,
+        ``?``, ``[ab]``, and ``**`` for folders at any depth) the images that match, both sorted and without
+        hidden files; there an image is a file with one of the suffixes jpg, jpeg, png, bmp, tif, tiff, webp,
+        gif.
+
+    Raises
+    ------
+    ValueError
+        If a source gives no image.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        matches = _matches(source)
+        if not matches:
+            raise ValueError(f"{source}: found no image, expected an image file, a folder or a pattern")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def resize(image: Pixels, height: int, width: int) -> Pixels:
+    """Resize an image to `height` x `width`.
+
+    Bilinear without antialiasing, as in the paper's released code; only where both sides shrink to less than
+    half, where bilinear would skip pixels, each new pixel is the mean of the area it covers.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    height, width : int
+        The new size, at least 1 x 1.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"found a new size of {height} x {width}, expected at least 1 x 1")
+    shrinks = image.shape[0] > 2 * height and image.shape[1] > 2 * width
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+
+
+def shorter_side_size(height: int, width: int, s: int) -> tuple[int, int]:
+    """Return the height and width that bring the shorter side to `s` and keep the aspect.
+
+    The longer side is rounded up, as in the paper's released code, and has no upper limit.
+    """
+    shorter = min(height, width)
+    return -(-height * s // shorter), -(-width * s // shorter)
+
+
+def write_image(path: str | Path, image: Pixels) -> None:
+    """Write an image in the format of the suffix of `path`; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        With one of the suffixes jpg, jpeg, png, bmp, tif, tiff, webp, gif. Its folder must exist.
+    image : (H, W, 3) uint8
+        RGB.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is another.
+    OSError
+        If the folder is missing or not writable.
+    """
+    if Path(path).suffix.lower() not in SUFFIXES:
+        allowed = ", ".join(sorted(SUFFIXES))
+        raise ValueError(f"{path}: found the suffix {Path(path).suffix!r}, expected one of {allowed}")
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, quality=95)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile]:
+    """Read a header; what fails here or in the ``with`` block is raised as an `ImageError`.
+
+    Pillow's own `Image.open` would warn about large images, or refuse them, by a limit that is global.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: found no such file, expected {_EXPECTED}")
+    if not path.is_file():
+        raise ImageError(f"{path}: found a folder or a device, expected {_EXPECTED}")
+    with path.open("rb") as file:
+        start = file.read(8)
+        plugin = next((plugin for magic, plugin in _FORMATS if start.startswith(magic)), None)
+        if plugin is None:
+            found = f"a file that starts with {start!r}" if start else "an empty file"
+            raise ImageError(f"{path}: found {found}, expected {_EXPECTED}")
+        file.seek(0)
+        try:
+            yield plugin(file)
+        except ImageError:
+            raise
+        except Exception as error:  # a damaged field can make Pillow raise anything
+            reason = str(error).strip() or type(error).__name__
+            raise ImageError(f"{path}: found a damaged file ({reason}), expected {_EXPECTED}") from None
+
+
+def _orientation(image: ImageFile) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8; 5 and above swap height and width."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1  # Pillow turns TIFF upright itself
+    try:
+        # Not image.getexif(): for PNG it would decode the pixels in search of late metadata.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    except Exception:  # metadata that cannot be read leaves the picture as it is
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """Return a decoded image of any mode as (H, W, 3) uint8."""
+    if image.mode.startswith(("I", "F")):
+        return np.repeat(_eight_bit(np.asarray(image))[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        visible = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible)
+    return np.array(image.convert("RGB"))
+
+
+def _eight_bit(values: npt.NDArray[Any]) -> Pixels:
+    """Scale (H, W) values to 0..255: from 0..65535 or (floats) 0..1 where they fit, else from min..max."""
+    if not np.isfinite(values).all():
+        raise ValueError("values that are not finite")
+    low, high = float(values.min()), float(values.max())
+    top = 65535.0 if np.issubdtype(values.dtype, np.integer) else 1.0
+    if low >= 0 and high <= top:
+        low, high = 0.0, top
+    scale = 255 / (high - low) if high > low else 0.0
+    return np.round((values.astype(np.float64) - low) * scale).astype(np.uint8)
+
+
+def _matches(source: str | Path) -> list[Path]:
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    names = path.iterdir() if path.is_dir() else map(Path, glob.glob(str(source), recursive=True))
+    shown = (p for p in names if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in shown if p.is_file())

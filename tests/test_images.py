@@ -1,0 +1,338 @@
+import os
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sppnet.files import atomic_path, numbered_lines, read_json
+from sppnet.images import (
+    ImageError,
+    image_files,
+    image_size,
+    read_image,
+    resize,
+    shorter_side_size,
+    write_image,
+)
+
+RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
+COLOUR = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)
+ORIENTATION = 0x0112
+
+
+def grey(values):
+    return np.repeat(np.asarray(values, np.uint8)[:, :, None], 3, axis=2)
+
+
+def png(path, width, height, data=b""):
+    """Write a PNG with the header of a width x height RGB image and any pixel data."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+class TestModes:
+    def read(self, tmp_path, image, suffix=".png", **options):
+        path = tmp_path / f"picture{suffix}"
+        image.save(path, **options)
+        pixels = read_image(path)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (*image_size(path), 3)
+        return pixels
+
+    def test_rgb(self, tmp_path):
+        np.testing.assert_array_equal(self.read(tmp_path, Image.fromarray(COLOUR)), COLOUR)
+
+    def test_grey(self, tmp_path):
+        np.testing.assert_array_equal(self.read(tmp_path, Image.fromarray(RAMP)), grey(RAMP))
+
+    def test_one_bit(self, tmp_path):
+        pixels = self.read(tmp_path, Image.fromarray(RAMP > 100))
+        np.testing.assert_array_equal(pixels, grey((RAMP > 100) * 255))
+
+    @pytest.mark.parametrize("suffix", [".png", ".tif", ".ppm"])
+    def test_16_bit_grey_is_scaled_not_clipped(self, tmp_path, suffix):
+        pixels = self.read(tmp_path, Image.fromarray(RAMP.astype(np.uint16) * 257), suffix)
+        np.testing.assert_array_equal(pixels, grey(RAMP))
+
+    def test_big_endian_16_bit_grey(self, tmp_path):
+        big = Image.frombytes("I;16B", (6, 4), (RAMP.astype(np.uint16) * 257).astype(">u2").tobytes())
+        np.testing.assert_array_equal(self.read(tmp_path, big, ".tif"), grey(RAMP))
+
+    def test_32_bit_integers(self, tmp_path):
+        fitting = Image.fromarray(RAMP.astype(np.int32) * 257)
+        np.testing.assert_array_equal(self.read(tmp_path, fitting, ".tif"), grey(RAMP))
+        wider = Image.fromarray(np.array([[-1000, 0, 254_000]], np.int32))
+        np.testing.assert_array_equal(self.read(tmp_path, wider, ".tif"), grey([[0, 1, 255]]))
+
+    def test_floats(self, tmp_path):
+        fitting = Image.fromarray(np.array([[0.0, 0.2, 1.0]], np.float32))
+        np.testing.assert_array_equal(self.read(tmp_path, fitting, ".tif"), grey([[0, 51, 255]]))
+        wider = Image.fromarray(np.array([[-10, 0, 500]], np.float32))
+        np.testing.assert_array_equal(self.read(tmp_path, wider, ".tif"), grey([[0, 5, 255]]))
+        constant = Image.fromarray(np.full((1, 2), 7, np.float32))
+        np.testing.assert_array_equal(self.read(tmp_path, constant, ".tif"), grey([[0, 0]]))
+        with pytest.raises(ImageError, match=r"picture.tif: found .*not finite"):
+            self.read(tmp_path, Image.fromarray(np.array([[0, np.nan]], np.float32)), ".tif")
+
+    def test_palette(self, tmp_path):
+        picture = Image.fromarray(COLOUR).quantize(24)
+        np.testing.assert_array_equal(self.read(tmp_path, picture), np.array(picture.convert("RGB")))
+
+    def test_palette_with_transparency_shows_white(self, tmp_path):
+        picture = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+        picture.putpalette([10, 20, 30, 40, 50, 60])
+        for suffix in (".png", ".gif"):
+            pixels = self.read(tmp_path, picture, suffix, transparency=0)
+            assert pixels.tolist() == [[[255, 255, 255], [40, 50, 60]]]
+
+    def test_alpha_is_composited_on_white(self, tmp_path):
+        picture = Image.fromarray(np.array([[[200, 0, 0, 255], [200, 0, 0, 0], [0, 0, 0, 51]]], np.uint8))
+        assert self.read(tmp_path, picture).tolist() == [[[200, 0, 0], [255, 255, 255], [204, 204, 204]]]
+
+    def test_grey_with_alpha(self, tmp_path):
+        picture = Image.fromarray(np.array([[[100, 255], [100, 0]]], np.uint8), "LA")
+        np.testing.assert_array_equal(self.read(tmp_path, picture), grey([[100, 255]]))
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+    def test_cmyk(self, tmp_path, suffix):
+        cmyk = Image.new("CMYK", (16, 8), (0, 255, 255, 0))
+        np.testing.assert_allclose(self.read(tmp_path, cmyk, suffix)[4, 8], [255, 0, 0], atol=3)
+
+    @pytest.mark.parametrize("suffix", [".gif", ".webp", ".tif", ".png"])
+    def test_first_frame_of_several(self, tmp_path, suffix):
+        frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
+        pixels = self.read(tmp_path, frames[0], suffix, save_all=True, append_images=frames[1:])
+        np.testing.assert_allclose(pixels[2, 3], [255, 0, 0], atol=3)
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_orientation(self, tmp_path, suffix, orientation):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        blocks = np.kron(COLOUR, np.ones((16, 16, 1), np.uint8))
+        turned = {1: blocks, 2: blocks[:, ::-1], 3: blocks[::-1, ::-1], 4: blocks[::-1]}
+        turned |= {5: blocks.transpose(1, 0, 2), 6: np.rot90(blocks, -1), 8: np.rot90(blocks)}
+        turned[7] = turned[5][::-1, ::-1]
+        options = {"lossless": True} if suffix == ".webp" else {"quality": 100}
+        pixels = self.read(tmp_path, Image.fromarray(blocks), suffix, exif=exif, **options)
+        assert pixels.shape == turned[orientation].shape
+        assert np.abs(pixels.astype(int) - turned[orientation]).mean() < 4
+
+    def test_metadata_that_cannot_be_read(self, tmp_path):
+        pixels = self.read(tmp_path, Image.fromarray(COLOUR), exif=b"Exif\0\0nonsense")
+        np.testing.assert_array_equal(pixels, COLOUR)
+
+    @pytest.mark.parametrize("size", [(1, 1), (30_000, 20)])
+    def test_extreme_sizes(self, tmp_path, size):
+        assert self.read(tmp_path, Image.new("RGB", size, "red")).shape == (size[1], size[0], 3)
+
+
+class TestBadFiles:
+    def test_missing(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"gone.jpg: found no such file, expected a JPEG"):
+            read_image(tmp_path / "gone.jpg")
+
+    def test_folder(self, tmp_path):
+        with pytest.raises(ImageError, match=f"{tmp_path}: found a folder"):
+            read_image(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            (b"", "an empty file"),
+            (b"%PDF-1.4 and so on", "starts with b'%PDF-1.4'"),
+            (b"\xff\xd8\xff\xe0 and no more", "a damaged file"),
+            (b"RIFF1234WAVEfmt ", "a damaged file"),
+        ],
+    )
+    def test_no_image(self, tmp_path, content, found):
+        path = tmp_path / "odd.jpg"
+        path.write_bytes(content)
+        for function in (read_image, image_size):
+            with pytest.raises(ImageError) as caught:
+                function(path)
+            message = str(caught.value)
+            assert message.startswith(f"{path}: found ")
+            assert found in message
+            assert "\n" not in message
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp", ".gif"])
+    @pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
+    def test_truncated(self, tmp_path, suffix, share):
+        path = tmp_path / f"cut{suffix}"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(path)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(ImageError, match=f"cut{suffix}: found a damaged file"):
+            read_image(path)
+
+    def test_pixel_limit_is_judged_by_the_header(self, tmp_path):
+        path = png(tmp_path / "bomb.png", 60_000, 50_000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(
+                ImageError, match=r"bomb.png: found 60000 x 50000 = 3000000000 pixels.*50000000"
+            ):
+                read_image(path)
+            assert image_size(path) == (50_000, 60_000)
+
+    def test_pixel_limit_is_the_callers(self, tmp_path):
+        path = png(tmp_path / "large.png", 12_000, 8_000)  # beyond the size at which Pillow warns
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ImageError, match="damaged"):
+                read_image(path, max_pixels=100_000_000)
+        small = png(tmp_path / "small.png", 3, 2, (b"\0" + bytes(9)) * 2)
+        assert read_image(small, max_pixels=6).shape == (2, 3, 3)
+        with pytest.raises(ImageError, match="found 3 x 2 = 6 pixels, expected at most 5"):
+            read_image(small, max_pixels=5)
+
+
+class TestImageFiles:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "deep").mkdir()
+        for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "x[1].webp", "deep/c.gif"):
+            (tmp_path / name).touch()
+        return tmp_path
+
+    def test_folder(self, folder):
+        assert [path.name for path in image_files([folder])] == ["a.png", "b.JPG", "x[1].webp"]
+
+    def test_file_of_any_suffix(self, folder):
+        assert image_files([folder / "notes.txt", folder / "x[1].webp"]) == [
+            folder / "notes.txt",
+            folder / "x[1].webp",
+        ]
+
+    def test_patterns(self, folder):
+        assert image_files([f"{folder}/*.p*"]) == [folder / "a.png"]
+        assert image_files([f"{folder}/**/*"])[-1] == folder / "x[1].webp"
+        assert folder / "deep/c.gif" in image_files([f"{folder}/**/*"])
+
+    def test_order_of_the_sources_and_each_once(self, folder):
+        found = image_files([folder / "b.JPG", folder, f"{folder}/a*"])
+        assert [path.name for path in found] == ["b.JPG", "a.png", "x[1].webp"]
+
+    @pytest.mark.parametrize("source", ["gone.jpg", "*.bmp", "none"])
+    def test_nothing_matched(self, folder, source):
+        (folder / "none").mkdir()
+        with pytest.raises(ValueError, match="found no image") as caught:
+            image_files([folder, folder / source])
+        assert str(folder / source) in str(caught.value)
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("size", "s", "expected"),
+        [
+            ((375, 500), 688, (688, 918)),
+            ((500, 333), 480, (721, 480)),
+            ((20, 30_000), 40, (40, 60_000)),
+            ((1, 1), 224, (224, 224)),
+            ((480, 640), 480, (480, 640)),
+        ],
+    )
+    def test_shorter_side_rounds_the_longer_up(self, size, s, expected):
+        assert shorter_side_size(*size, s) == expected
+
+    def test_enlarging_is_bilinear(self):
+        row = np.array([[[0, 0, 0], [100, 100, 100]]], np.uint8)
+        assert resize(row, 1, 4)[0, :, 0].tolist() == [0, 25, 75, 100]
+
+    def test_shrinking_below_half_takes_means(self):
+        stripes = np.tile(np.array([0, 200, 100], np.uint8)[None, :, None], (9, 3, 3))
+        assert (resize(stripes, 3, 3) == 100).all()
+
+    def test_long_images(self):
+        assert resize(np.zeros((20, 30_000, 3), np.uint8), *shorter_side_size(20, 30_000, 30)).shape == (
+            30,
+            45_000,
+            3,
+        )
+
+    def test_size_must_be_positive(self):
+        with pytest.raises(ValueError, match="found a new size of 0 x 4"):
+            resize(np.zeros((2, 2, 3), np.uint8), 0, 4)
+
+
+class TestWriting:
+    @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".TIFF"])
+    def test_round_trip(self, tmp_path, suffix):
+        write_image(tmp_path / f"out{suffix}", COLOUR)
+        np.testing.assert_array_equal(read_image(tmp_path / f"out{suffix}"), COLOUR)
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".gif"])
+    def test_lossy(self, tmp_path, suffix):
+        write_image(tmp_path / f"out{suffix}", np.full((8, 8, 3), 100, np.uint8))
+        np.testing.assert_allclose(read_image(tmp_path / f"out{suffix}"), 100, atol=2)
+
+    def test_unknown_suffix(self, tmp_path):
+        with pytest.raises(ValueError, match=r"out.xyz: found the suffix '.xyz', expected one of .bmp"):
+            write_image(tmp_path / "out.xyz", COLOUR)
+        assert not list(tmp_path.iterdir())
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(OSError, match=r"out.png: cannot write \(No such file or directory\)"):
+            write_image(tmp_path / "gone" / "out.png", COLOUR)
+        (tmp_path / "file").touch()
+        with pytest.raises(OSError, match=r"out.png: cannot write \(Not a directory\)"):
+            write_image(tmp_path / "file" / "out.png", COLOUR)
+
+    @pytest.mark.skipif(
+        not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind this user"
+    )
+    def test_unwritable_folder(self, tmp_path):
+        tmp_path.chmod(0o500)
+        with pytest.raises(PermissionError, match=r"out.png: cannot write"):
+            write_image(tmp_path / "out.png", COLOUR)
+
+    def test_a_failed_write_leaves_the_old_file_alone(self, tmp_path):
+        path = tmp_path / "state.txt"
+        path.write_text("old")
+
+        def fail():
+            with atomic_path(path) as temporary:
+                temporary.write_text("half")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            fail()
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("state.txt", "old")]
+        with atomic_path(path) as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("new")
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("state.txt", "new")]
+
+    def test_only_files_are_replaced(self, tmp_path):
+        with pytest.raises(OSError, match="found a folder or a device"), atomic_path(tmp_path):
+            pass
+
+
+class TestReadingText:
+    def test_json_errors_name_the_line(self, tmp_path):
+        path = tmp_path / "a.json"
+        path.write_text('{"a": 1,\n "b": }')
+        with pytest.raises(ValueError, match=r"a.json:2: found no JSON"):
+            read_json(path)
+        path.write_bytes(b'{"\xff": 1}')
+        with pytest.raises(ValueError, match=r"a.json: found bytes that are no text"):
+            read_json(path)
+
+    def test_lines_are_counted_with_the_blank_ones(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("\ufeffone\n\n  two \r\n", encoding="utf-8")
+        assert list(numbered_lines(path)) == [(f"{path}:1", "one"), (f"{path}:3", "two")]

@@ -1,0 +1,432 @@
+import math
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import roi_pool
+
+from sppnet.pooling import SpatialPyramidPooling, bin_bounds, pool_regions, pyramid_length, valid_levels
+
+LEVELS = [(6, 3, 2, 1), (1, 2, 3), (4, 3, 2, 1), (5,), (7, 1), (2, 2)]
+SIDES = [(1, 1), (1, 7), (5, 1), (2, 3), (6, 6), (13, 13), (10, 17), (60, 45)]
+
+
+def oracle(feature, window, levels, mode="max"):
+    """Pool one window of a (C, H, W) map bin by bin with NumPy's own maximum and mean."""
+    x1, y1, x2, y2 = (int(v) for v in window)
+    part = feature.float().numpy()[:, y1:y2, x1:x2]
+    reduce = np.max if mode == "max" else np.mean
+    height, width = y2 - y1, x2 - x1
+    vectors = []
+    for n in levels:
+        level = np.empty((len(part), n, n), np.float32)
+        for i in range(n):
+            for j in range(n):
+                rows = slice(math.floor(i * height / n), math.ceil((i + 1) * height / n))
+                columns = slice(math.floor(j * width / n), math.ceil((j + 1) * width / n))
+                level[:, i, j] = reduce(part[:, rows, columns], axis=(1, 2))
+        vectors.append(level.ravel())
+    return torch.from_numpy(np.concatenate(vectors))
+
+
+def some_windows(rng, count, height, width):
+    """Return 3 or more random windows: the first is the whole map, the next two are single cells."""
+    xs, ys = (
+        np.sort(rng.integers(0, side, (count, 2)), axis=1) + np.array([0, 1]) for side in (width, height)
+    )
+    windows = np.stack([xs[:, 0], ys[:, 0], xs[:, 1], ys[:, 1]], axis=1)
+    windows[:3] = [[0, 0, width, height], [0, 0, 1, 1], [width - 1, height - 1, width, height]]
+    return windows
+
+
+def whole(feature):
+    height, width = feature.shape[-2:]
+    return np.array([[0, 0, width, height]])
+
+
+@pytest.fixture
+def rng():
+    torch.manual_seed(0)
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Work in one thread, as the many small calls of the layer do best, unless a test says otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("height_width", SIDES)
+def test_the_window_that_is_the_whole_map_equals_the_layer(height_width, levels):
+    feature = torch.randn(7, *height_width)
+    assert torch.equal(
+        pool_regions(feature, whole(feature), levels)[0], SpatialPyramidPooling(levels)(feature)
+    )
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("height_width", SIDES)
+def test_the_layer_equals_the_loops(height_width, levels):
+    feature = torch.randn(3, *height_width)
+    assert torch.equal(SpatialPyramidPooling(levels)(feature), oracle(feature, whole(feature)[0], levels))
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("channels", [1, 3, 7, 64, 257])
+@pytest.mark.parametrize("mode", ["max", "average"])
+def test_regions_equal_the_loops(rng, channels, levels, mode):
+    for height, width in SIDES:
+        feature = torch.randn(channels, height, width)
+        windows = some_windows(rng, 4, height, width)
+        pooled = pool_regions(feature, windows, levels, mode=mode)
+        expected = torch.stack([oracle(feature, window, levels, mode) for window in windows])
+        if mode == "max":
+            assert torch.equal(pooled, expected)
+        else:
+            torch.testing.assert_close(pooled, expected)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("channels", [16, 64, 65, 257])
+def test_many_windows_equal_the_layer_on_each(rng, threads, channels, levels):
+    layer = SpatialPyramidPooling(levels)
+    for _ in range(3):
+        height, width = (int(side) for side in rng.integers(1, 60, 2))
+        feature = torch.randn(channels, height, width) - 2
+        windows = some_windows(rng, 100, height, width)
+        threads(1)
+        expected = [layer(feature[:, y1:y2, x1:x2]) for x1, y1, x2, y2 in windows]
+        threads(2)
+        assert torch.equal(pool_regions(feature, windows, levels), torch.stack(expected))
+
+
+def test_coarse_bins_are_unions_of_fine_ones():
+    for coarse, fine in [(1, 2), (1, 6), (2, 6), (3, 6), (2, 4), (3, 9)]:
+        k = fine // coarse
+        for size in range(1, 200):
+            starts, ends = bin_bounds(size, fine)
+            assert np.array_equal(bin_bounds(size, coarse), [starts[::k], ends[k - 1 :: k]])
+            assert (starts[1:] <= ends[:-1]).all()
+
+
+def test_bin_bounds_cover_every_cell_and_take_arrays():
+    for n in range(1, 9):
+        starts, ends = bin_bounds(np.arange(1, 70), n)
+        assert starts.shape == ends.shape == (69, n)
+        assert (starts < ends).all()
+        assert (starts[:, 0] == 0).all()
+        assert (ends[:, -1] == np.arange(1, 70)).all()
+
+
+@pytest.mark.parametrize("channels", [1, 64, 257])
+@pytest.mark.parametrize("mode", ["max", "average"])
+def test_memory_layout_does_not_matter(rng, channels, mode):
+    feature = torch.randn(1, channels, 12, 19)
+    windows = some_windows(rng, 20, 12, 19)
+    expected = pool_regions(feature, windows, mode=mode)
+    wide = torch.zeros(channels, 24, 38)
+    wide[:, ::2, ::2] = feature[0]
+    for same in (
+        feature.to(memory_format=torch.channels_last),
+        wide[:, ::2, ::2],
+        feature.mT.contiguous().mT,
+    ):
+        assert not same.is_contiguous() or channels == 1
+        assert torch.equal(pool_regions(same, windows, mode=mode), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_converted_first(rng, dtype):
+    feature = torch.randn(7, 9, 8).to(dtype)
+    windows = some_windows(rng, 10, 9, 8)
+    pooled = pool_regions(feature, windows)
+    assert pooled.dtype == torch.float32
+    assert torch.equal(pooled, pool_regions(feature.float(), windows))
+
+
+def test_a_vector_is_levels_then_channels_then_rows():
+    feature = torch.arange(2 * 4 * 4.0).reshape(2, 4, 4)
+    expected = [15, 31, 5, 7, 13, 15, 21, 23, 29, 31]
+    assert SpatialPyramidPooling((1, 2))(feature).tolist() == expected
+    assert pool_regions(feature, whole(feature), (1, 2))[0].tolist() == expected
+
+
+def test_several_maps(rng):
+    maps = [torch.randn(65, *sides) for sides in [(9, 4), (1, 1), (20, 30)]]
+    index = rng.integers(0, 3, 200)
+    windows = np.concatenate([some_windows(rng, 4, *maps[i].shape[1:])[[3]] for i in index])
+    expected = [pool_regions(maps[i], window[None])[0] for i, window in zip(index, windows, strict=True)]
+    assert torch.equal(pool_regions(maps, windows, index=index), torch.stack(expected))
+    assert torch.equal(
+        pool_regions(maps, torch.tensor(windows), index=torch.tensor(index)), torch.stack(expected)
+    )
+
+
+def test_a_batch_is_several_maps(rng):
+    batch = torch.randn(3, 5, 8, 9).to(memory_format=torch.channels_last)
+    windows, index = some_windows(rng, 12, 8, 9), np.arange(12) % 3
+    assert torch.equal(
+        pool_regions(batch, windows, index=index), pool_regions(list(batch), windows, index=index)
+    )
+
+
+def test_one_map_needs_no_index(rng):
+    feature = torch.randn(5, 8, 9)
+    windows = some_windows(rng, 6, 8, 9)
+    expected = pool_regions(feature, windows, index=np.zeros(6, int))
+    for same in (feature, feature[None], [feature]):
+        assert torch.equal(pool_regions(same, windows), expected)
+
+
+def test_no_windows():
+    for windows in (np.zeros((0, 4), int), torch.zeros(0, 4, dtype=torch.int64)):
+        assert pool_regions(torch.randn(5, 8, 9), windows).shape == (0, 250)
+    none = np.zeros(0, int)
+    assert pool_regions(torch.randn(2, 5, 8, 9), np.zeros((0, 4), int), index=none).shape == (0, 250)
+
+
+def test_output_of_the_caller(rng):
+    for channels in (5, 32):
+        feature = torch.randn(channels, 8, 9)
+        windows = some_windows(rng, 6, 8, 9)
+        expected = pool_regions(feature, windows)
+        tensor = torch.full_like(expected, math.nan)
+        assert pool_regions(feature, windows, out=tensor) is tensor
+        assert torch.equal(tensor, expected)
+        # A part of a larger array, at every offset from a cache line, and nothing beyond it changes.
+        for skip in range(1, 17):
+            memory = np.full(expected.numel() + 40, -7, np.float32)
+            part = memory[skip : skip + expected.numel()].reshape(expected.shape)
+            pooled = pool_regions(feature, windows, out=part)
+            assert np.shares_memory(pooled.numpy(), part)
+            assert np.array_equal(part, expected)
+            assert (memory[:skip] == -7).all()
+            assert (memory[skip + expected.numel() :] == -7).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_threads_do_not_change_the_result(rng, threads, count):
+    feature = torch.randn(257, 20, 30)
+    windows = some_windows(rng, 300, 20, 30)
+    expected = pool_regions(feature, windows)
+    threads(count)
+    assert torch.equal(pool_regions(feature, windows), expected)
+
+
+def test_callers_in_several_threads(rng, threads):
+    feature = torch.randn(64, 20, 30)
+    windows = some_windows(rng, 200, 20, 30)
+    expected = pool_regions(feature, windows)
+    threads(2)
+    results = []
+    callers = [
+        threading.Thread(target=lambda: results.append(pool_regions(feature, windows))) for _ in range(4)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 4
+    assert all(torch.equal(result, expected) for result in results)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_can_pool():
+    script = (
+        "import os, numpy as np, torch; from sppnet.pooling import pool_regions\n"
+        "pool = lambda: pool_regions(torch.ones(256, 9, 9), np.array([[0, 0, 9, 9]] * 200))\n"
+        "pool(); child = os.fork()\n"
+        "if child == 0: os._exit(0 if bool((pool() == 1).all()) else 1)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("mode", ["max", "average"])
+def test_nan_and_infinities_as_in_the_layer(rng, mode):
+    values = torch.tensor([math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-42, -1e-42, -1.0, 3e38])
+    feature = values[torch.from_numpy(rng.integers(0, len(values), (40, 9, 11)))]
+    feature[0] = -math.inf
+    feature[1] = math.nan
+    layer = SpatialPyramidPooling(mode=mode)
+    windows = some_windows(rng, 40, 9, 11)
+    expected = torch.stack([layer(feature[:, y1:y2, x1:x2]) for x1, y1, x2, y2 in windows])
+    assert expected.isnan().any()
+    assert (expected == -math.inf).any()
+    torch.testing.assert_close(pool_regions(feature, windows, mode=mode), expected, equal_nan=True)
+
+
+def test_average_of_the_whole_map_equals_the_layer():
+    feature = torch.rand(257, 31, 44)
+    layer = SpatialPyramidPooling(mode="average")
+    torch.testing.assert_close(pool_regions(feature, whole(feature), mode="average")[0], layer(feature))
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_torchvision_agrees_on_whole_cells(rng, n):
+    feature = torch.randn(1, 16, 43, 58)
+    windows = some_windows(rng, 200, 43, 58)
+    # roi_pool wants inclusive corners, after the number of the map.
+    rois = torch.from_numpy(np.pad(windows - [0, 0, 1, 1], ((0, 0), (1, 0)))).float()
+    assert torch.equal(pool_regions(feature, windows, (n,)), roi_pool(feature, rois, n).flatten(1))
+
+
+@pytest.mark.parametrize("mode", ["max", "average"])
+def test_gradients_of_the_layer(mode):
+    layer = SpatialPyramidPooling((3, 2, 1), mode=mode)
+    maps = torch.randperm(2 * 2 * 4 * 5).double().reshape(2, 2, 4, 5).requires_grad_()
+    assert torch.autograd.gradcheck(layer, maps)
+
+
+def test_the_layer_on_batches_and_single_maps():
+    layer = SpatialPyramidPooling()
+    maps = torch.randn(3, 5, 10, 17)
+    assert layer(maps).shape == (3, pyramid_length(5))
+    assert torch.equal(layer(maps)[1], layer(maps[1]))
+    assert layer(maps[:0]).shape == (0, 250)
+    assert layer(maps.bfloat16()).dtype == torch.bfloat16
+    assert repr(layer) == "SpatialPyramidPooling(levels=(6, 3, 2, 1), mode='max')"
+
+
+def test_length():
+    assert pyramid_length(256) == 12_800
+    assert pyramid_length(1280, (1, 2, 3)) == 17_920
+    assert valid_levels([np.int64(3), 1]) == (3, 1)
+
+
+@pytest.mark.parametrize("levels", [(), (0,), (3, -1), (2.0,), ("2",), (True, 2), 3, None, "321"])
+def test_bad_levels(levels):
+    for call in (
+        lambda: SpatialPyramidPooling(levels),
+        lambda: pyramid_length(3, levels),
+        lambda: pool_regions(torch.zeros(1, 2, 2), whole(torch.zeros(2, 2)), levels),
+    ):
+        with pytest.raises(ValueError, match="levels must be one or more positive integers"):
+            call()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 3), (2, 2, 3, 0), (3, 3), (1, 1, 1, 1, 1)])
+def test_bad_maps_for_the_layer(shape):
+    with pytest.raises(ValueError, match="maps must be of shape"):
+        SpatialPyramidPooling()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (torch.zeros(3, 3), "map 0 must be a tensor"),
+        (torch.zeros(2, 0, 3), "map 0 must be a tensor"),
+        (torch.zeros(0, 3, 3), "map 0 must be a tensor"),
+        ([np.zeros((1, 3, 3), np.float32)], "map 0 must be a tensor .* found ndarray"),
+        ([], "at least one map"),
+        (torch.zeros(0, 2, 3, 3), "at least one map"),
+        ([torch.zeros(1, 3, 3), torch.zeros(2, 3, 3)], "map 1 has 2 channels, map 0 has 1"),
+        (torch.zeros(1, 3, 3, dtype=torch.float64), "float32, float16 or bfloat16"),
+        (torch.zeros(1, 3, 3, dtype=torch.int32), "float32, float16 or bfloat16"),
+        (torch.zeros(1, 3, 3, device="meta"), "on meta; regions are pooled on the CPU only"),
+        (torch.zeros(1, 3, 3, requires_grad=True), "requires a gradient"),
+    ],
+)
+def test_bad_maps_for_regions(maps, message):
+    with pytest.raises(ValueError, match=message):
+        pool_regions(maps, np.array([[0, 0, 1, 1]]))
+
+
+def test_maps_that_require_a_gradient_pool_without_one():
+    feature = torch.randn(1, 3, 3, requires_grad=True)
+    with torch.no_grad():
+        assert torch.equal(pool_regions(feature, whole(feature), (1,))[0, 0], feature.max())
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        [-1, 0, 2, 2],
+        [0, -1, 2, 2],
+        [0, 0, 5, 2],
+        [0, 0, 2, 4],
+        [2, 0, 1, 2],
+        [0, 2, 2, 1],
+        [1, 0, 1, 2],
+        [0, 1, 2, 1],
+    ],
+)
+def test_windows_that_are_no_part_of_the_map(window):
+    windows = np.array([[0, 0, 4, 3], window, [9, 9, 9, 9]])
+    with pytest.raises(ValueError, match=r"windows\[1\] must be .* x2 <= 4 .* y2 <= 3, found \[") as error:
+        pool_regions(torch.zeros(1, 3, 4), windows)
+    assert str(window) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        np.zeros((2, 4), np.float32),
+        np.full((1, 4), np.nan),
+        torch.zeros(2, 4),
+        np.zeros((2, 4), bool),
+        np.zeros((2, 5), int),
+        np.zeros(4, int),
+        [],
+    ],
+)
+def test_windows_of_another_type_or_shape(windows):
+    with pytest.raises(ValueError, match=r"windows must be integers of shape \(R, 4\), found"):
+        pool_regions(torch.zeros(1, 3, 4), windows)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (None, "which of the 2 maps"),
+        ([0, 1, 2], r"index\[2\] must be from 0 to 1, found 2"),
+        ([0, -1, 1], r"index\[1\] must be from 0 to 1, found -1"),
+        ([0, 1], r"index must be integers of shape \(3,\), found int64 of shape \(2,\)"),
+        ([0.0, 1.0, 1.0], r"index must be integers"),
+    ],
+)
+def test_bad_index(index, message):
+    with pytest.raises(ValueError, match=message):
+        pool_regions(torch.zeros(2, 1, 3, 3), np.array([[0, 0, 1, 1]] * 3), index=index)
+
+
+def test_limits_are_those_of_the_map_of_the_window():
+    maps = [torch.zeros(1, 3, 4), torch.zeros(1, 2, 2)]
+    windows = np.array([[0, 0, 4, 3], [0, 0, 4, 3]])
+    with pytest.raises(ValueError, match=r"windows\[1\] must be .* x2 <= 2 .* y2 <= 2"):
+        pool_regions(maps, windows, index=[0, 1])
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        torch.zeros(1, 3),
+        torch.zeros(2, 3, dtype=torch.float64),
+        torch.zeros(3, 2).T,
+        torch.zeros(2, 3, requires_grad=True),
+        np.zeros((2, 3)),
+        np.zeros((2, 6), np.float32)[:, ::2],
+        np.broadcast_to(np.float32(0), (2, 3)),
+        [[0.0] * 3] * 2,
+    ],
+)
+def test_bad_output(out):
+    with pytest.raises(ValueError, match="out must be contiguous float32"):
+        pool_regions(torch.zeros(3, 2, 2), np.array([[0, 0, 1, 1]] * 2), (1,), out=out)
+
+
+def test_bad_mode():
+    for call in (
+        SpatialPyramidPooling,
+        lambda mode: pool_regions(torch.zeros(1, 1, 1), [[0, 0, 1, 1]], mode=mode),
+    ):
+        with pytest.raises(ValueError, match=r"mode must be one of .* found 'min'"):
+            call(mode="min")
