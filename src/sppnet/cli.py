@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from sppnet.boxes import Boxes, Detections
+    from sppnet.boxes import Boxes, Detections, Target
     from sppnet.clock import Clock
     from sppnet.datasets import Dataset
     from sppnet.detect import Detector
+    from sppnet.images import Pixels
+    from sppnet.metrics import ClassResult
+    from sppnet.proposals import Proposer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +33,9 @@ app.add_typer(detect, name="detect")
 
 SHIPPED = "-"
 PROPOSALS = "selective-search"
+PROPOSALS_HELP = (
+    "Candidate windows: a method (see sppnet propose --help) or a file that sppnet propose wrote."
+)
 
 Model = Annotated[str, typer.Argument(help="Detector file; - is the one installed with sppnet.")]
 Data = Annotated[Path, typer.Argument(help="VOC folder, COCO JSON or folder, or YOLO folder.")]
@@ -41,7 +47,8 @@ Weights = Annotated[str | None, typer.Option(help="Weights file of the trunk, if
 Windows = Annotated[
     str | None,
     typer.Option(
-        "--proposals", help="Candidate windows: a method (see sppnet propose --help) or a file that propose wrote."
+        "--proposals",
+        help="Candidate windows: a method (see sppnet propose --help) or a file that propose wrote.",
     ),
 ]
 
@@ -63,7 +70,9 @@ def _fail(message: str, status: int) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the annotated picture; made if missing.")] = Path("out"),
+    out: Annotated[Path, typer.Option(help="Folder for the annotated picture; made if missing.")] = Path(
+        "out"
+    ),
     device: Device = "cpu",
 ) -> None:
     """Detect a cat in a photo that comes with scikit-image, with the detector that comes with sppnet."""
@@ -90,14 +99,24 @@ def propose(
 
     Methods: selective-search, selective-search-quality, edge-boxes, dense; joined by +.
     """
-    from sppnet import proposals
-    from sppnet.images import image_files
+    from sppnet.files import check_writable
+    from sppnet.images import image_files, read_image
+    from sppnet.proposals import parse, write_windows
 
-    paths = image_files(images)
-    boxes, bad = _propose(paths, method, keep_going=True)
-    proposals.write_windows(out, [(p, b) for p, b in zip(paths, boxes, strict=True) if b is not None])
-    print(f"{len(paths) - bad} images, windows in {out}")
-    raise typer.Exit(int(bad > 0))
+    check_writable(out)
+    paths, proposer = image_files(images), parse(method)
+    found: list[tuple[Path, Boxes, Any]] = []
+    failures: list[str] = []
+    for path in _track(paths, "Proposing windows"):
+        try:
+            found.append((path, *proposer(read_image(path))))
+        except (ValueError, OSError) as error:
+            failures.append(str(error))
+    write_windows(out, found)
+    for failure in failures:
+        print(f"sppnet: {failure}", file=sys.stderr)
+    print(f"{out}: {sum(len(boxes) for _, boxes, _ in found)} windows of {len(found)} images")
+    raise typer.Exit(int(bool(failures)))
 
 
 @detect.command()
@@ -106,49 +125,413 @@ def train(
     out: Annotated[Path, typer.Option(help="Detector file to write.")],
     split: Split = None,
     classes: Annotated[str | None, typer.Option(help="Classes to learn, by commas; default: all.")] = None,
-    proposals: Windows = PROPOSALS,
-    scales: Annotated[
-        str, typer.Option(help="Shorter sides in pixels, by commas. One is faster, five are better.")
-    ] = "240,336,480,672,940",
+    proposals: Annotated[str, typer.Option(help=PROPOSALS_HELP)] = PROPOSALS,
+    scales: Annotated[str, typer.Option(help="Shorter sides in pixels, by commas.")] = "240,336,480,672,940",
     levels: Annotated[str, typer.Option(help="Pyramid levels, by commas.")] = "3,2,1",
     trunk: Annotated[str, typer.Option(help="timm model name.")] = "tf_efficientnet_lite0",
     stages: Annotated[str, typer.Option(help="Stages that feed the pyramid: 1 to 5, head.")] = "head",
     weights: Weights = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for feature maps, kept; default: beside OUT, removed at the end.")
+        Path | None,
+        typer.Option(help="Folder for feature maps, kept; default: OUT.cache, removed at the end."),
     ] = None,
     device: Device = "cpu",
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
 ) -> None:
-    """Fit a detector to annotated images; an interrupted fit goes on where it stopped."""
+    """Fit a detector to annotated images. An interrupted fit goes on when it is started again."""
     import shutil
 
     from sppnet.clock import Clock
     from sppnet.detect import Detector
-    from sppnet.files import atomic_path
+    from sppnet.files import check_writable
     from sppnet.networks import Trunk
 
-    with atomic_path(out.with_suffix(".probe")) as probe:  # fail before the work, not after it
-        probe.unlink()
-        probe.touch()
-    out.with_suffix(".probe").unlink()
+    check_writable(out)
+    sides, pyramid = _integers("--scales", scales), _integers("--levels", levels)
     dataset = _read(data, split)
-    names = _names(classes, dataset)
-    settings = {"sides": _integers("--scales", scales), "levels": _integers("--levels", levels)}
-    detector = Detector(Trunk(trunk, stages.split(","), weights=weights, device=device), seed=seed, **settings)
-    clock, folder = Clock(), cache or out.with_name(out.name + ".cache")
+    names = classes.split(",") if classes else list(dataset.classes)
+    network = Trunk(trunk, stages.split(","), weights=weights, device=device)
+    detector = Detector(network, sides=sides, levels=pyramid, seed=seed)
+    clock, folder = Clock(), cache or out.with_name(f"{out.name}.cache")
+    paths, targets = [s.path for s in dataset], [s.target for s in dataset]
     with clock("proposals"):
-        windows, _ = _propose([s.path for s in dataset], proposals or PROPOSALS)
+        windows = _cached_windows(paths, proposals)
     try:
-        detector.fit(
-            [s.path for s in dataset], windows, [s.target for s in dataset], names,
-            cache=folder, track=_track, clock=clock,
-        )
+        detector.fit(paths, windows, targets, names, cache=folder, track=_track, clock=clock)
     except KeyboardInterrupt:
-        print(f"feature maps so far are in {folder}; the same command goes on from them", file=sys.stderr)
+        print(
+            f"feature maps so far are kept in {folder}; the same command goes on from them", file=sys.stderr
+        )
         raise
-    detector.save(out, {"proposals": proposals or PROPOSALS, "images": len(dataset)})
+    detector.save(out, {"proposals": proposals, "images": len(dataset)})
     if cache is None:
         shutil.rmtree(folder)
-    _print_seconds(clock.seconds, "Seconds by stage")
-    print(f"{out}: {', '.join(names)}; {len(dataset)} images, {sum(clock.seconds.values()):.0f} s")
+    _print_seconds(clock.seconds)
+    print(f"{out}: {', '.join(names)} from {len(dataset)} images")
+
+
+@detect.command()
+def run(
+    model: Model,
+    images: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
+    out: Out = None,
+    json_file: Json = None,
+    threshold: Annotated[float, typer.Option(help="Least score; 0 is where the SVM is undecided.")] = 0.0,
+    proposals: Windows = None,
+    weights: Weights = None,
+    device: Device = "cpu",
+) -> None:
+    """Find objects in images; print them, draw them, write them as JSON."""
+    from sppnet.images import image_files
+
+    failed = _run_batch(model, image_files(images), out, json_file, threshold, proposals, device, weights)
+    raise typer.Exit(int(failed))
+
+
+@detect.command()
+def evaluate(
+    model: Model,
+    data: Data,
+    split: Split = None,
+    json_file: Json = None,
+    out: Out = None,
+    proposals: Windows = None,
+    regress: Annotated[bool, typer.Option(help="Move boxes by the box regression.")] = True,
+    weights: Weights = None,
+    device: Device = "cpu",
+) -> None:
+    """Measure a detector on a data set: precision, curves, best and worst images, seconds per image."""
+    from sppnet.clock import Clock
+
+    _make_folder(out)
+    dataset = _read(data, split)
+    detector, method = _load(model, proposals, weights, device)
+    unseen = sorted(set(dataset.classes) - set(detector.classes_))
+    if unseen:
+        print(f"left out, the detector does not know them: {', '.join(unseen)}")
+    clock = Clock()
+    detections: list[Detections] = []
+    with clock("wall"):
+        for result in _track(
+            _detected(detector, method, [s.path for s in dataset], clock, -1.5, regress), "Detecting"
+        ):
+            if isinstance(result, Exception):
+                raise result
+            detections.append(result[1])
+    seconds = {stage: total / len(dataset) for stage, total in clock.seconds.items()}
+    facts = {
+        "model": str(model),
+        "proposals": method.signature,
+        "regress": regress,
+        "seconds_per_image": seconds,
+    }
+    _report(dataset, detections, detector.classes_, json_file, out, facts)
+    _print_seconds(seconds, "Seconds per image (stages overlap; wall is what passed)")
+
+
+@detect.command()
+def score(
+    results: Annotated[
+        Path, typer.Argument(help="COCO results JSON, or folder of VOC comp4_det_*_CLASS.txt files.")
+    ],
+    data: Data,
+    split: Split = None,
+    json_file: Json = None,
+    out: Out = None,
+) -> None:
+    """Measure anyone's results file on a data set."""
+    from sppnet.results import read_results
+
+    _make_folder(out)
+    dataset = _read(data, split)
+    found = read_results(results, dataset)
+    classes = sorted({label for d in found.values() for label in d.labels} | set(dataset.classes))
+    _report(dataset, [found[s.name] for s in dataset], classes, json_file, out, {"results": str(results)})
+
+
+def _integers(option: str, text: str) -> tuple[int, ...]:
+    """Read positive integers between commas."""
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise ValueError(f"{option} {text}: expected positive integers between commas, such as 480,576")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _read(data: Path, split: str | None) -> Dataset:
+    """Read a data set and say what its reader noticed."""
+    from sppnet.datasets import read_dataset
+
+    dataset = read_dataset(data, split)
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return dataset
+
+
+def _make_folder(folder: Path | None) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _load(model: str, proposals: str | None, weights: str | None, device: str) -> tuple[Detector, Proposer]:
+    """Load a detector and the candidate windows it was fitted with, unless others are asked for."""
+    from sppnet.detect import Detector, describe, shipped
+    from sppnet.proposals import parse
+
+    path = shipped() if model == SHIPPED else Path(model)
+    method = parse(proposals or describe(path)["about"].get("proposals", PROPOSALS))
+    return Detector.load(path, weights=weights, device=device), method
+
+
+def _track(items: Sequence[Any], description: str) -> Iterator[Any]:
+    """Yield the items under a progress bar with the time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield from progress.track(items, total=len(items), description=description)
+
+
+def _cached_windows(paths: Sequence[Path], method: str) -> list[Boxes]:
+    """Compute the candidate windows of many images in parallel; a second time they come from the disk."""
+    from sppnet.proposals import cache_folder, parse, propose_all
+
+    stream = propose_all(paths, parse(method), cache_folder())
+    return [boxes for _, boxes, _ in _track(_Sized(stream, len(paths)), "Proposing windows")]
+
+
+class _Sized:
+    """An iterable that knows its length, for progress bars."""
+
+    def __init__(self, items: Iterable[Any], length: int) -> None:
+        self._items, self._length = items, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+
+def _detected(
+    detector: Detector,
+    method: Proposer,
+    paths: Sequence[Path],
+    clock: Clock,
+    threshold: float,
+    regress: bool = True,
+) -> _Sized:
+    """Detect in many images: for each, ``(pixels, detections)`` or the error that it gave.
+
+    The windows of the next image are computed while the trunk works on this one.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from sppnet.images import read_image
+
+    def prepare(path: Path) -> tuple[Pixels, Boxes]:
+        with clock("read"):
+            pixels = read_image(path)
+        with clock("proposals"):
+            return pixels, method(pixels)[0]
+
+    def results() -> Iterator[tuple[Pixels, Detections] | Exception]:
+        with ThreadPoolExecutor(1) as ahead:
+            waiting = [ahead.submit(prepare, path) for path in paths[:1]]
+            for following in [*paths[1:], None]:
+                current = waiting.pop()
+                try:
+                    pixels, windows = current.result()
+                except (ValueError, OSError) as error:
+                    result: tuple[Pixels, Detections] | Exception = error
+                else:
+                    result = pixels, windows
+                if following is not None:
+                    waiting.append(ahead.submit(prepare, following))
+                if not isinstance(result, Exception):
+                    found = detector.predict(
+                        pixels, windows, threshold=threshold, regress=regress, clock=clock
+                    )
+                    result = pixels, found
+                yield result
+
+    return _Sized(results(), len(paths))
+
+
+def _run_batch(
+    model: str,
+    paths: Sequence[Path],
+    out: Path | None,
+    json_file: Path | None,
+    threshold: float,
+    proposals: str | None,
+    device: str,
+    weights: str | None,
+) -> bool:
+    """Detect in every image, report each, and return whether any could not be read."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sppnet.clock import Clock
+    from sppnet.draw import draw_detections
+    from sppnet.files import check_writable
+    from sppnet.images import write_image
+
+    _make_folder(out)
+    if json_file is not None:
+        check_writable(json_file)
+    detector, method = _load(model, proposals, weights, device)
+    table = Table("image", "class", "score", "box (x1, y1, x2, y2)")
+    records: list[dict[str, Any]] = []
+    failures: list[str] = []
+    clock = Clock()
+    for path, result in zip(
+        paths, _track(_detected(detector, method, paths, clock, threshold), "Detecting"), strict=True
+    ):
+        if isinstance(result, Exception):
+            failures.append(str(result))
+            continue
+        pixels, found = result
+        rows = list(zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True))
+        for label, value, box in rows:
+            table.add_row(path.name, label, f"{value:.2f}", ", ".join(f"{edge:.0f}" for edge in box))
+        if not rows:
+            table.add_row(path.name, "-", "", f"nothing scores {threshold:g} or more")
+        records.append(
+            {
+                "image": str(path),
+                "height": pixels.shape[0],
+                "width": pixels.shape[1],
+                "detections": [{"label": n, "score": v, "box": b} for n, v, b in rows],
+            }
+        )
+        if out is not None:
+            write_image(_picture_path(out, path, paths), draw_detections(pixels, found, detector.classes_))
+    Console().print(table)
+    if json_file is not None:
+        _write_json(json_file, records)
+    if out is not None and records:
+        print(f"pictures in {out}")
+    for failure in failures:
+        print(f"sppnet: {failure}", file=sys.stderr)
+    if failures:
+        print(f"sppnet: {len(failures)} of {len(paths)} images could not be read", file=sys.stderr)
+    return bool(failures)
+
+
+def _picture_path(out: Path, path: Path, paths: Sequence[Path]) -> Path:
+    """Return where the picture of an image goes; images of one name in several folders get a number."""
+    twins = [p for p in paths if p.stem == path.stem]
+    number = f"-{twins.index(path) + 1}" if len(twins) > 1 else ""
+    return out / f"{path.stem}{number}.png"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    from sppnet.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _report(
+    dataset: Dataset,
+    detections: Sequence[Detections],
+    classes: Sequence[str],
+    json_file: Path | None,
+    out: Path | None,
+    facts: dict[str, Any],
+) -> None:
+    """Print, write and draw how good detections are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sppnet.metrics import mean_average_precision, voc_detection
+
+    targets = [s.target for s in dataset]
+    results = voc_detection(detections, targets, classes)
+    areas = voc_detection(detections, targets, classes, method="area")
+    table = Table("class", "objects", "AP (11-point)", "AP (area)", title=f"{len(dataset)} images, IoU 0.5")
+    for name, result in results.items():
+        values = (result.average_precision, areas[name].average_precision)
+        shown = [f"{100 * v:.1f}" if result.positives else "no objects" for v in values]
+        table.add_row(name, str(result.positives), *shown)
+    means = mean_average_precision(results), mean_average_precision(areas)
+    table.add_section()
+    table.add_row("mean", str(sum(r.positives for r in results.values())), *(f"{100 * m:.1f}" for m in means))
+    Console().print(table)
+    content = {
+        "mAP": means[0],
+        "AP": {n: r.average_precision if r.positives else None for n, r in results.items()},
+        "mAP_area": means[1],
+        "AP_area": {n: r.average_precision if r.positives else None for n, r in areas.items()},
+        "images": len(dataset),
+        "split": dataset.split,
+        **_coco_metrics(detections, targets, classes),
+        **facts,
+    }
+    if json_file is not None:
+        _write_json(json_file, content)
+    if out is not None:
+        _draw_report(dataset, detections, classes, results, out)
+        print(f"curves, best and worst images in {out}")
+
+
+def _coco_metrics(
+    detections: Sequence[Detections], targets: Sequence[Target], classes: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Return COCO's metrics where pycocotools is installed; nothing otherwise."""
+    from importlib.util import find_spec
+
+    from sppnet.metrics import coco_detection
+
+    if find_spec("pycocotools") is None:
+        print('note: COCO metrics need pip install "sppnet[coco]"', file=sys.stderr)
+        return {}
+    return {"coco": coco_detection(detections, targets, classes)}
+
+
+def _draw_report(
+    dataset: Dataset,
+    detections: Sequence[Detections],
+    classes: Sequence[str],
+    results: Mapping[str, ClassResult],
+    out: Path,
+) -> None:
+    """Draw the curves, and the images on which the detections are best and worst by F1 at score 0."""
+    from sppnet.draw import contact_sheet, draw_detections, plot_precision_recall
+    from sppnet.images import read_image, write_image
+    from sppnet.metrics import image_f1
+
+    plot_precision_recall(results, out / "precision-recall.png")
+    shown = [d.above(0.0) for d in detections]
+    quality = [image_f1(d, s.target, classes) for d, s in zip(shown, dataset, strict=True)]
+    order = sorted(range(len(dataset)), key=lambda i: (-quality[i], -float(detections[i].scores[:1].sum())))
+    for name, chosen in (("best", order[:12]), ("worst", order[::-1][:12])):
+        pictures = [
+            draw_detections(read_image(dataset[i].path), shown[i], classes, dataset[i].target) for i in chosen
+        ]
+        titles = [f"{dataset[i].name}  F1 {quality[i]:.2f}" for i in chosen]
+        write_image(out / f"{name}.png", contact_sheet(pictures, titles))
+
+
+def _print_seconds(seconds: Mapping[str, float], title: str = "Seconds by stage") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "seconds", title=title)
+    for stage, value in seconds.items():
+        table.add_row(stage, f"{value:.3g}")
+    Console().print(table)

@@ -20,7 +20,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from sppnet.boxes import Target, clip
 from sppnet.files import numbered_lines, read_json

@@ -255,7 +255,7 @@ class Detector:
         mining: MiningSettings = MiningSettings(),  # noqa: B008
         negative_iou: float = 0.3,
         regression_iou: float = 0.5,
-        regression_windows: int = 5000,
+        regression_windows: int = 4000,
         ridge: float = 1000,
         nms_iou: float = 0.3,
         seed: int = 0,
@@ -460,10 +460,8 @@ class Detector:
                 scale = 20.0 / float(norms.mean())
             with clock("box regression"):
                 ridges = [
-                    fit_ridge((features.float() * scale).numpy(), deltas, self.ridge)
-                    for features, deltas in track(regression, "Fitting box regression")
+                    self._regress(*regression.pop(0), scale) for _ in track(names, "Fitting box regression")
                 ]
-            del regression
             labels = np.concatenate([p.labels for p in plans])
             start_negative = np.concatenate([p.negative[p.start] for p in plans])
 
@@ -491,7 +489,7 @@ class Detector:
 
     def _gather(
         self, images: Sequence[Image], plans: Sequence[_Plan], store: MapCache, track: Track, clock: Clock
-    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Boxes]]]:
+    ) -> tuple[Tensor, Tensor, list[tuple[list[Tensor], Boxes]]]:
         """Pool what the first pass needs: positives, starting windows, and each class's regression examples."""
         positives, start = [], []
         count = plans[0].negative.shape[1]
@@ -511,8 +509,18 @@ class Detector:
                 mine = np.flatnonzero(plan.fitted[rest] == k)
                 regression[k][0].append(features[second:][torch.from_numpy(mine)])
                 regression[k][1].append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
-        joined = [(torch.cat(features), np.concatenate(deltas)) for features, deltas in regression]
-        return torch.cat(positives), torch.cat(start), joined
+        return torch.cat(positives), torch.cat(start), [(f, np.concatenate(d)) for f, d in regression]
+
+    def _regress(
+        self, features: list[Tensor], deltas: Boxes, scale: float
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Fit one class's box regression to half-precision features."""
+        wide = np.ones((len(deltas), features[0].shape[1] + 1), dtype=np.float32)
+        filled = 0
+        for part in features:
+            np.multiply(part.numpy(), np.float32(scale), out=wide[filled : filled + len(part), :-1])
+            filled += len(part)
+        return fit_ridge(wide, deltas, self.ridge)
 
     def _plan(
         self,

@@ -67,10 +67,17 @@ def draw_detections(
 
 def _corners(box: np.ndarray[tuple[int], np.dtype[np.float32]]) -> tuple[float, float, float, float]:
     """Return the inclusive corners that Pillow draws for a half-open box."""
-    return float(box[0]), float(box[1]), max(float(box[0]), float(box[2]) - 1), max(float(box[1]), float(box[3]) - 1)
+    return (
+        float(box[0]),
+        float(box[1]),
+        max(float(box[0]), float(box[2]) - 1),
+        max(float(box[1]), float(box[3]) - 1),
+    )
 
 
-def contact_sheet(pictures: Sequence[Pixels], titles: Sequence[str], columns: int = 4, side: int = 320) -> Pixels:
+def contact_sheet(
+    pictures: Sequence[Pixels], titles: Sequence[str], columns: int = 4, side: int = 320
+) -> Pixels:
     """Lay pictures out in rows, each shrunk into a `side` x `side` square above its title."""
     line = 18
     rows = -(-len(pictures) // columns)
@@ -97,7 +104,13 @@ def plot_precision_recall(results: Mapping[str, ClassResult], path: Path) -> Non
         colour = np.array(class_colour(name, list(results))) / 255
         label = f"{name}  {100 * result.average_precision:.1f}"
         axes.plot(result.recall, result.precision, color=tuple(colour * 0.85), label=label)
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall, IoU 0.5")
+    axes.set(
+        xlabel="recall",
+        ylabel="precision",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+        title="Precision and recall, IoU 0.5",
+    )
     axes.grid(alpha=0.3)
     axes.legend(title="average precision")
     with atomic_path(path) as temporary:

@@ -31,7 +31,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     OSError
         If the folder is missing or not writable, or `path` is something other than a file.
     """
-    path = Path(path)
+    temporary = _new_sibling(Path(path))
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise the `OSError` that writing `path` with `atomic_path` would raise, before long work is done for it."""
+    _new_sibling(Path(path)).unlink()
+
+
+def _new_sibling(path: Path) -> Path:
+    """Create an empty temporary file beside `path`."""
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: found a folder or a device, expected the name of a file to write")
     temporary = path.with_name(f".{path.stem[:100]}-{secrets.token_hex(4)}{path.suffix}")
@@ -40,12 +55,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         reason = f"{path}: cannot write ({error.strerror}), expected an existing, writable folder"
         raise type(error)(reason) from None
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    return temporary
 
 
 def read_json(path: Path) -> Any:

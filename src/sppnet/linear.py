@@ -1,13 +1,14 @@
 """The convex pieces that are fitted on frozen features: linear SVMs with hard-negative mining, box regression.
 
-Features are long and examples few, so both are solved in their dual form: an SVM through the matrix of inner
-products of its examples, a ridge regression through scikit-learn's kernel route. Nothing here knows images.
+Memory does not grow with the windows that were looked at, only with those that are hard. Nothing here knows
+images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from torch import Tensor
 from sppnet.boxes import FloatArray
 
 FloatVector = npt.NDArray[np.float32]
+Signs = npt.NDArray[np.int8]
+
+BIAS_FEATURE = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,11 @@ class MiningSettings:
     easy : float
         A negative that scores below this after a training leaves it.
     retrain : int
-        A class is trained anew when this many negatives have joined it.
+        All classes are trained anew when this many negatives have joined one of them.
+    tolerance : float
+        A training ends when no dual gradient is further than this from its optimum.
+    epochs : int
+        A training ends after so many rounds over its examples in any case.
     """
 
     C: float = 1e-3
@@ -42,91 +50,8 @@ class MiningSettings:
     hard: float = -1.0001
     easy: float = -1.2
     retrain: int = 2000
-
-
-@dataclass
-class _Pool:
-    """The windows that are in some class's training set, with their inner products.
-
-    Attributes
-    ----------
-    features : (n, D) float16 tensor
-    gram : (n, n) float32 tensor of inner products
-    signs : (n, K) int8
-        1 for a positive of the class, -1 for a negative, 0 for neither.
-    """
-
-    features: Tensor
-    gram: Tensor
-    signs: npt.NDArray[np.int8]
-    waiting: list[tuple[Tensor, npt.NDArray[np.int8]]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, features: Tensor, signs: npt.NDArray[np.int8]) -> _Pool:
-        pool = cls(features[:0].half(), torch.zeros(0, 0), signs[:0])
-        pool.waiting.append((features.half(), signs))
-        pool.join()
-        return pool
-
-    def join(self) -> None:
-        """Take in the waiting windows and drop those that no class needs any more."""
-        used = self.signs.any(axis=1)
-        kept = torch.from_numpy(np.flatnonzero(used))
-        features, gram = self.features[kept], self.gram[kept][:, kept]
-        new = torch.cat([f for f, _ in self.waiting]) if self.waiting else features[:0]
-        self.features = torch.cat([features, new])
-        cross = _products(new, self.features)
-        n, m = len(features), len(self.features)
-        self.gram = torch.empty(m, m)
-        self.gram[:n, :n], self.gram[n:], self.gram[:n, n:] = gram, cross, cross[:, :n].T
-        self.signs = np.concatenate([self.signs[used], *(s for _, s in self.waiting)])
-        self.waiting = []
-
-
-def _products(a: Tensor, b: Tensor, block: int = 1024) -> Tensor:
-    """Return the (A, B) float32 inner products of half-precision rows, a block of rows at a time."""
-    out = torch.empty(len(a), len(b))
-    wide = a.float()
-    for start in range(0, len(b), block):
-        torch.mm(wide, b[start : start + block].float().T, out=out[:, start : start + block])
-    return out
-
-
-def fit_hinge(
-    gram: FloatArray, signs: npt.NDArray[np.int8], C: float, positive_weight: float
-) -> tuple[FloatVector, float]:
-    """Fit one linear SVM from inner products.
-
-    Minimises ``|w|^2 / 2 + C (positive_weight * sum hinge(positives) + sum hinge(negatives))`` with LIBSVM.
-    The bias is free; the released code's liblinear punishes it by ``(b / 10)^2 / 2``.
-
-    Parameters
-    ----------
-    gram : (n, n) float array
-    signs : (n,) int8 of 1 and -1
-    C, positive_weight : float
-
-    Returns
-    -------
-    (n,) float32, float
-        Coefficients ``a`` and bias ``b``: the score of x is ``sum a_i <x_i, x> + b``.
-
-    Raises
-    ------
-    ValueError
-        If one of the two signs is missing.
-    """
-    from sklearn.svm import SVC
-
-    if not (signs > 0).any() or not (signs < 0).any():
-        raise ValueError(
-            f"an SVM needs examples of both signs, found {(signs > 0).sum()} positive of {len(signs)}"
-        )
-    svm = SVC(C=C, kernel="precomputed", class_weight={1: positive_weight}, cache_size=1000)
-    svm.fit(gram, signs)
-    coefficients = np.zeros(len(signs), dtype=np.float32)
-    coefficients[svm.support_] = svm.dual_coef_[0]
-    return coefficients, float(svm.intercept_[0])
+    tolerance: float = 0.02
+    epochs: int = 200
 
 
 @dataclass(frozen=True)
@@ -156,7 +81,7 @@ def mine_hard_negatives(
     start: Tensor,
     start_negative: npt.NDArray[np.bool_],
     candidates: Iterable[tuple[Tensor, npt.NDArray[np.bool_]]],
-    settings: MiningSettings = MiningSettings(),  # noqa: B008
+    settings: MiningSettings = MiningSettings(),
 ) -> LinearSVMs:
     """Fit one SVM per class, going once through all negatives and keeping the hard ones (section 4.1).
 
@@ -185,53 +110,103 @@ def mine_hard_negatives(
     """
     count = start_negative.shape[1]
     signs = np.concatenate([np.eye(count, dtype=np.int8)[labels], -start_negative.astype(np.int8)])
-    pool = _Pool.of(torch.cat([positives.half(), start.half()]), signs)
-    svms = LinearSVMs(np.zeros((count, positives.shape[1]), np.float32), np.zeros(count, np.float32))
-    svms = _train(pool, svms, range(count), settings)
+    for k in range(count):
+        if not (signs[:, k] > 0).any() or not (signs[:, k] < 0).any():
+            raise ValueError(f"class number {k} needs positive and negative examples, found one kind only")
+    training = TrainingSet(torch.cat([positives, start]).numpy(), signs, settings)
+    svms = training.fit()
     fresh = np.zeros(count, dtype=np.int64)
     for features, negative in candidates:
         hard = negative & (svms(features) > settings.hard)
         chosen = np.flatnonzero(hard.any(axis=1))
-        if len(chosen) == 0:
-            continue
-        pool.waiting.append((features[torch.from_numpy(chosen)].half(), -hard[chosen].astype(np.int8)))
+        training.add(features.numpy()[chosen], -hard[chosen].astype(np.int8))
         fresh += hard.sum(axis=0)
-        due = np.flatnonzero(fresh > settings.retrain)
-        if len(due):
-            svms = _train(pool, svms, due, settings)
-            fresh[due] = 0
-    return _train(pool, svms, range(count), settings)
+        if fresh.max() > settings.retrain:
+            svms = training.fit()
+            fresh[:] = 0
+    return training.fit()
 
 
-def _train(pool: _Pool, svms: LinearSVMs, classes: Iterable[int], settings: MiningSettings) -> LinearSVMs:
-    """Retrain `classes` on the pool and let their easy negatives go."""
-    pool.join()
-    weights, biases = svms.weights.copy(), svms.biases.copy()
-    for k in classes:
-        members = np.flatnonzero(pool.signs[:, k])
-        rows = torch.from_numpy(members)
-        gram = pool.gram[rows][:, rows].numpy()
-        coefficients, biases[k] = fit_hinge(
-            gram, pool.signs[members, k], settings.C, settings.positive_weight
+class TrainingSet:
+    """The examples of K linear SVMs, which share memory and are trained anew from where they stood.
+
+    Minimises, for each class, ``|w|^2 / 2 + (b / 10)^2 / 2 + C (positive_weight * sum hinge(positives) + sum
+    hinge(negatives))``, the objective of the released code, by dual coordinate descent with shrinking (Hsieh
+    et al., "A dual coordinate descent method for large-scale linear SVM", ICML 2008): liblinear's method, on
+    float32 features that the classes share and with a warm start, neither of which liblinear offers.
+
+    Parameters
+    ----------
+    features : (n, D) float32
+    signs : (n, K) int8
+        1 for a positive of the class, -1 for a negative, 0 for neither.
+    settings : MiningSettings
+    """
+
+    def __init__(self, features: FloatVector, signs: Signs, settings: MiningSettings) -> None:
+        self.settings = settings
+        self._features = np.array(features, dtype=np.float32, order="C")
+        self._signs, self._alphas = signs.copy(), np.zeros(signs.shape, dtype=np.float32)
+        self._size = len(signs)
+        # The bias is the weight of a constant feature, regularised like the others.
+        self._weights = np.zeros((signs.shape[1], features.shape[1]), dtype=np.float32)
+        self._bias = np.zeros(signs.shape[1], dtype=np.float32)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, features: FloatVector, signs: Signs) -> None:
+        """Take in (n, D) features with their (n, K) signs."""
+        end = self._size + len(signs)
+        if end > len(self._features):
+            room = max(end, len(self._features) * 5 // 4)
+            self._features.resize((room, self._features.shape[1]), refcheck=False)
+        self._features[self._size : end] = features
+        self._signs = np.concatenate([self._signs, signs])
+        self._alphas = np.concatenate([self._alphas, np.zeros(signs.shape, np.float32)])
+        self._size = end
+
+    def fit(self) -> LinearSVMs:
+        """Train all classes, then drop the negatives that have become easy."""
+        from sppnet.descent import descend
+
+        live = self._features[: self._size]
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            list(threads.map(lambda k: self._fit_class(descend, live, k), range(self._signs.shape[1])))
+        svms = LinearSVMs(self._weights.copy(), self._bias * BIAS_FEATURE)
+        scores = svms(torch.from_numpy(live))
+        # What still carries weight stays, or the solution would move.
+        easy = (self._signs < 0) & (scores < self.settings.easy) & (self._alphas == 0)
+        self._signs[easy] = 0
+        self._compact()
+        return svms
+
+    def _fit_class(self, descend: Callable[..., None], features: FloatVector, k: int) -> None:
+        rows = np.flatnonzero(self._signs[:, k])
+        signs, alphas = self._signs[rows, k].astype(np.float32), self._alphas[rows, k]
+        limits = np.where(signs > 0, self.settings.positive_weight, 1.0).astype(np.float32) * self.settings.C
+        bias = self._bias[k : k + 1]
+        descend(
+            features,
+            rows,
+            signs,
+            limits.astype(np.float32),
+            alphas,
+            self._weights[k],
+            bias,
+            np.float32(BIAS_FEATURE),
+            np.float32(self.settings.tolerance),
+            self.settings.epochs,
         )
-        support = np.flatnonzero(coefficients)
-        scores = gram[:, support] @ coefficients[support] + biases[k]
-        weights[k] = _combine(coefficients[support], pool.features, members[support])
-        easy = (pool.signs[members, k] < 0) & (scores < settings.easy)
-        pool.signs[members[easy], k] = 0
-    return LinearSVMs(weights, biases)
+        self._alphas[rows, k] = alphas
 
-
-def _combine(
-    coefficients: FloatVector, features: Tensor, rows: npt.NDArray[np.int64], block: int = 1024
-) -> FloatVector:
-    """Return the (D,) float32 sum of the given half-precision rows, weighted."""
-    total = torch.zeros(features.shape[1])
-    for start in range(0, len(rows), block):
-        part = slice(start, start + block)
-        total += torch.from_numpy(coefficients[part]) @ features[torch.from_numpy(rows[part])].float()
-    result: FloatVector = total.numpy()
-    return result
+    def _compact(self) -> None:
+        """Close the gaps of the examples that no class needs, in place."""
+        kept = np.flatnonzero(self._signs.any(axis=1))
+        for start in range(0, len(kept), 512):
+            part = kept[start : start + 512]
+            self._features[start : start + len(part)] = self._features[part]
+        self._signs, self._alphas, self._size = self._signs[kept], self._alphas[kept], len(kept)
 
 
 def fit_ridge(features: FloatArray, targets: FloatArray, penalty: float) -> tuple[FloatVector, FloatVector]:
@@ -243,13 +218,14 @@ def fit_ridge(features: FloatArray, targets: FloatArray, penalty: float) -> tupl
     Parameters
     ----------
     features : (n, D) float array
+        The last is the constant 1.
     targets : (n, 4) float array
     penalty : float
         lambda of the ridge.
 
     Returns
     -------
-    (4, D) float32, (4,) float32
+    (4, D - 1) float32, (4,) float32
         Weights and offsets that predict unwhitened targets.
     """
     from sklearn.linear_model import Ridge
@@ -259,8 +235,7 @@ def fit_ridge(features: FloatArray, targets: FloatArray, penalty: float) -> tupl
     values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
     root = np.sqrt(values + 1e-3)
     whiten, unwhiten = (vectors * (1 / root)) @ vectors.T, (vectors * root) @ vectors.T
-    extended = np.concatenate([features, np.ones((len(features), 1), features.dtype)], axis=1)
-    ridge = Ridge(alpha=penalty, fit_intercept=False, solver="cholesky")
-    ridge.fit(extended, (centred @ whiten).astype(features.dtype))
+    ridge = Ridge(alpha=penalty, fit_intercept=False, copy_X=False, solver="cholesky")
+    ridge.fit(features, (centred @ whiten).astype(features.dtype))
     weights = unwhiten.T @ np.atleast_2d(ridge.coef_)
     return weights[:, :-1].astype(np.float32), (weights[:, -1] + mean).astype(np.float32)

@@ -298,6 +298,35 @@ _COCO_NAMES = {
 }
 
 
+def image_f1(detections: Detections, target: Target, classes: Iterable[str], threshold: float = 0.5) -> float:
+    """Return the F1 measure of the detections in one image, all classes together.
+
+    Twice the true positives over the number of detections plus objects, with `match`'s verdicts; 1 where
+    there is nothing to find and nothing was found.
+
+    Parameters
+    ----------
+    detections : Detections
+    target : Target
+    classes : iterable of str
+        The classes that count.
+    threshold : float
+        Least IoU of a hit.
+    """
+    hits = counted = objects = 0
+    labels, found = np.array(target.labels, dtype=str), np.array(detections.labels, dtype=str)
+    for name in classes:
+        mine = labels == name
+        part = Target(
+            target.boxes[mine], (name,) * int(mine.sum()), target.difficult[mine], target.crowd[mine]
+        )
+        verdict = match(detections.boxes[found == name], part, threshold)
+        hits += int((verdict == TRUE_POSITIVE).sum())
+        counted += int((verdict != IGNORED).sum())
+        objects += int((~part.ignored).sum())
+    return 2 * hits / (counted + objects) if counted + objects else 1.0
+
+
 def _evaluate_class(
     name: str,
     detections: Sequence[Detections],

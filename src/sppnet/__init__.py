@@ -1,0 +1,58 @@
+"""Spatial pyramid pooling: one convolutional pass over an image of any size, then any window as a vector.
+
+Names are imported on first use, so that ``import sppnet`` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sppnet.boxes import Detections, Target
+    from sppnet.datasets import Dataset, Sample, read_dataset
+    from sppnet.detect import Detector, encode, pool_windows
+    from sppnet.geometry import FeatureMaps, Geometry
+    from sppnet.images import read_image
+    from sppnet.networks import Trunk
+    from sppnet.pooling import SpatialPyramidPooling, pool_regions
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Dataset",
+    "Detections",
+    "Detector",
+    "FeatureMaps",
+    "Geometry",
+    "Sample",
+    "SpatialPyramidPooling",
+    "Target",
+    "Trunk",
+    "encode",
+    "pool_regions",
+    "pool_windows",
+    "read_dataset",
+    "read_image",
+]
+
+_HOMES = {
+    "boxes": ("Detections", "Target"),
+    "datasets": ("Dataset", "Sample", "read_dataset"),
+    "detect": ("Detector", "encode", "pool_windows"),
+    "geometry": ("FeatureMaps", "Geometry"),
+    "images": ("read_image",),
+    "networks": ("Trunk",),
+    "pooling": ("SpatialPyramidPooling", "pool_regions"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"sppnet.{module}"), name)
+    raise AttributeError(f"module 'sppnet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
