@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sppnet.boxes import Detections, Target
     from sppnet.datasets import Dataset, Sample, read_dataset
-    from sppnet.detect import Detector, encode, pool_windows
+    from sppnet.detect import Detector, pool_windows
     from sppnet.geometry import FeatureMaps, Geometry
     from sppnet.images import read_image
+    from sppnet.maps import encode
     from sppnet.networks import Trunk
     from sppnet.pooling import SpatialPyramidPooling, pool_regions
 
@@ -39,8 +40,9 @@ __all__ = [
 _HOMES = {
     "boxes": ("Detections", "Target"),
     "datasets": ("Dataset", "Sample", "read_dataset"),
-    "detect": ("Detector", "encode", "pool_windows"),
+    "detect": ("Detector", "pool_windows"),
     "geometry": ("FeatureMaps", "Geometry"),
+    "maps": ("encode",),
     "images": ("read_image",),
     "networks": ("Trunk",),
     "pooling": ("SpatialPyramidPooling", "pool_regions"),

@@ -9,11 +9,13 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from sppnet.boxes import Boxes, Detections, Target
     from sppnet.clock import Clock
     from sppnet.datasets import Dataset
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from sppnet.images import Pixels
     from sppnet.metrics import ClassResult
     from sppnet.proposals import Proposer
+
+Result = TypeVar("Result")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +36,7 @@ detect = typer.Typer(no_args_is_help=True, help="Train, run and evaluate object 
 app.add_typer(detect, name="detect")
 
 SHIPPED = "-"
-PROPOSALS = "selective-search"
+PROPOSALS = "selective-search+edge-boxes"
 PROPOSALS_HELP = (
     "Candidate windows: a method (see sppnet propose --help) or a file that sppnet propose wrote."
 )
@@ -101,21 +105,22 @@ def propose(
     """
     from sppnet.files import check_writable
     from sppnet.images import image_files, read_image
-    from sppnet.proposals import parse, write_windows
+    from sppnet.proposals import image_key, parse, write_windows
 
     check_writable(out)
     paths, proposer = image_files(images), parse(method)
-    found: list[tuple[Path, Boxes, Any]] = []
+    entries: list[tuple[str, str, Boxes, Any]] = []
     failures: list[str] = []
     for path in _track(paths, "Proposing windows"):
         try:
-            found.append((path, *proposer(read_image(path))))
+            pixels = read_image(path)
+            entries.append((path.name, image_key(pixels), *proposer(pixels)))
         except (ValueError, OSError) as error:
             failures.append(str(error))
-    write_windows(out, found)
+    write_windows(out, entries)
     for failure in failures:
         print(f"sppnet: {failure}", file=sys.stderr)
-    print(f"{out}: {sum(len(boxes) for _, boxes, _ in found)} windows of {len(found)} images")
+    print(f"{out}: {sum(len(boxes) for _, _, boxes, _ in entries)} windows of {len(entries)} images")
     raise typer.Exit(int(bool(failures)))
 
 
@@ -281,7 +286,12 @@ def _load(model: str, proposals: str | None, weights: str | None, device: str) -
     return Detector.load(path, weights=weights, device=device), method
 
 
-def _track(items: Sequence[Any], description: str) -> Iterator[Any]:
+class _Sized(Protocol):
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+def _track(items: _Sized, description: str) -> Iterator[Any]:
     """Yield the items under a progress bar with the time left."""
     from rich.console import Console
     from rich.progress import (
@@ -310,10 +320,10 @@ def _cached_windows(paths: Sequence[Path], method: str) -> list[Boxes]:
     from sppnet.proposals import cache_folder, parse, propose_all
 
     stream = propose_all(paths, parse(method), cache_folder())
-    return [boxes for _, boxes, _ in _track(_Sized(stream, len(paths)), "Proposing windows")]
+    return [boxes for _, boxes, _ in _track(_Stream(stream, len(paths)), "Proposing windows")]
 
 
-class _Sized:
+class _Stream:
     """An iterable that knows its length, for progress bars."""
 
     def __init__(self, items: Iterable[Any], length: int) -> None:
@@ -333,7 +343,7 @@ def _detected(
     clock: Clock,
     threshold: float,
     regress: bool = True,
-) -> _Sized:
+) -> _Stream:
     """Detect in many images: for each, ``(pixels, detections)`` or the error that it gave.
 
     The windows of the next image are computed while the trunk works on this one.
@@ -352,23 +362,27 @@ def _detected(
         with ThreadPoolExecutor(1) as ahead:
             waiting = [ahead.submit(prepare, path) for path in paths[:1]]
             for following in [*paths[1:], None]:
-                current = waiting.pop()
-                try:
-                    pixels, windows = current.result()
-                except (ValueError, OSError) as error:
-                    result: tuple[Pixels, Detections] | Exception = error
-                else:
-                    result = pixels, windows
+                result = _outcome(waiting.pop())
                 if following is not None:
                     waiting.append(ahead.submit(prepare, following))
-                if not isinstance(result, Exception):
+                if isinstance(result, Exception):
+                    yield result
+                else:
+                    pixels, windows = result
                     found = detector.predict(
-                        pixels, windows, threshold=threshold, regress=regress, clock=clock
+                        pixels, windows, regress=regress, threshold=threshold, clock=clock
                     )
-                    result = pixels, found
-                yield result
+                    yield pixels, found
 
-    return _Sized(results(), len(paths))
+    return _Stream(results(), len(paths))
+
+
+def _outcome(future: Future[Result]) -> Result | Exception:
+    """Return what a future holds: its result, or the error that one unreadable file gives."""
+    try:
+        return future.result()
+    except (ValueError, OSError) as error:
+        return error
 
 
 def _run_batch(

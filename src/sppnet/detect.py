@@ -6,11 +6,10 @@ frozen features of a pretrained trunk. Windows are data here; `sppnet.proposals`
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,49 +22,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sppnet.boxes import (
-    Boxes,
-    Detections,
-    IntArray,
-    Target,
-    area,
-    clip,
-    decode_deltas,
-    encode_deltas,
-    intersection,
-    iou,
-    nms,
-)
+from sppnet.boxes import Boxes, Detections, Target, area, clip, decode_deltas, encode_deltas, nms
 from sppnet.clock import Clock
 from sppnet.files import atomic_path
 from sppnet.geometry import FeatureMaps, choose_scale, project
-from sppnet.images import Pixels, read_image
+from sppnet.images import read_image
 from sppnet.linear import LinearSVMs, MiningSettings, fit_ridge, mine_hard_negatives
+from sppnet.maps import Image, MapCache, encode
 from sppnet.networks import Trunk
-from sppnet.pooling import pool_regions, pyramid_length
+from sppnet.pooling import pool_regions
+from sppnet.sampling import Plan, SamplingRules, plan_images
 
 FORMAT, VERSION = "sppnet-detector", "1"
 
-Image = Path | Pixels
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
-
-
-def encode(trunk: Trunk, image: Pixels, sides: Sequence[int]) -> tuple[FeatureMaps, ...]:
-    """Compute the feature maps of an image at every scale: the one expensive step (paper section 4.1).
-
-    Parameters
-    ----------
-    trunk : Trunk
-    image : (H, W, 3) uint8 RGB
-    sides : sequence of int
-        Shorter sides of the scales, in pixels.
-
-    Returns
-    -------
-    tuple of FeatureMaps
-        One per side.
-    """
-    return tuple(trunk(image, side) for side in sides)
 
 
 def pool_windows(
@@ -99,108 +69,13 @@ def pool_windows(
         For each stage in turn, the pyramid in the order of `sppnet.pooling.pool_regions`.
     """
     scale = choose_scale(boxes, *shape, sides, reference)
-    stages = range(len(maps[0].stages))
-    lengths = [pyramid_length(maps[0].stages[t].shape[0], levels) for t in stages]
     pooled = []
-    for t in stages:
+    for t in range(len(maps[0].stages)):
         windows = np.zeros((len(boxes), 4), dtype=np.int64)
         for s in np.unique(scale):
             windows[scale == s] = project(boxes[scale == s], maps[s], t)
         pooled.append(pool_regions([m.stages[t] for m in maps], windows, levels, index=scale))
-    return pooled[0] if len(lengths) == 1 else torch.cat(pooled, dim=1)
-
-
-class MapCache:
-    """Feature maps on disk in half precision, keyed by the image's content, the trunk and the scales.
-
-    Parameters
-    ----------
-    folder : Path
-        Created if missing. Entries that are damaged are computed anew.
-    trunk : Trunk
-    sides : sequence of int
-    """
-
-    def __init__(self, folder: Path, trunk: Trunk, sides: Sequence[int]) -> None:
-        self.folder, self.trunk, self.sides = folder, trunk, tuple(sides)
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, image: Image, clock: Clock) -> tuple[tuple[FeatureMaps, ...], tuple[int, int]]:
-        """Return the maps of an image, and its height and width."""
-        content = image.read_bytes() if isinstance(image, Path) else np.ascontiguousarray(image).tobytes()
-        shape = b"" if isinstance(image, Path) else repr(image.shape).encode()
-        key = hashlib.sha256(content + shape + repr((self.trunk.signature, self.sides)).encode()).hexdigest()
-        path = self.folder / f"{key}.safetensors"
-        with clock("maps from cache"):
-            cached = self._read(path)
-        if cached is not None:
-            return cached
-        with clock("trunk"):
-            pixels = read_image(image) if isinstance(image, Path) else image
-            maps = encode(self.trunk, pixels, self.sides)
-        with clock("maps to cache"):
-            height, width = pixels.shape[:2]
-            self._write(path, maps, (height, width))
-        return maps, (height, width)
-
-    def _write(self, path: Path, maps: tuple[FeatureMaps, ...], shape: tuple[int, int]) -> None:
-        tensors = {
-            f"{s}.{t}": stage.permute(1, 2, 0).half().contiguous()
-            for s, scale in enumerate(maps)
-            for t, stage in enumerate(scale.stages)
-        }
-        about = {"factors": [m.factors for m in maps], "shape": shape}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"about": json.dumps(about)})
-
-    def _read(self, path: Path) -> tuple[tuple[FeatureMaps, ...], tuple[int, int]] | None:
-        if not path.is_file():
-            return None
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["about"])
-                maps = tuple(
-                    FeatureMaps(
-                        tuple(
-                            file.get_tensor(f"{s}.{t}").float().permute(2, 0, 1)
-                            for t in range(len(self.trunk.geometry))
-                        ),
-                        self.trunk.geometry,
-                        (factors[0], factors[1]),
-                    )
-                    for s, factors in enumerate(about["factors"])
-                )
-        except (SafetensorError, KeyError, TypeError, ValueError):
-            return None
-        return maps, (about["shape"][0], about["shape"][1])
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What one training image contributes, decided before any feature is computed.
-
-    Attributes
-    ----------
-    boxes : (R, 4) float32
-        Ground truth of the classes, then the candidate windows.
-    labels : (G,) int64
-        Class index of the first G boxes, the positives.
-    negative : (R, K) bool
-        For which classes a box is a negative.
-    start : (S,) int64
-        Boxes that the first SVMs are trained with.
-    fitted : (R,) int64
-        Class whose box regression learns from a box, or -1.
-    truth : (R, 4) float32
-        The ground truth that each box overlaps most.
-    """
-
-    boxes: Boxes
-    labels: IntArray
-    negative: npt.NDArray[np.bool_]
-    start: IntArray
-    fitted: IntArray
-    truth: Boxes
+    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
 
 def _no_track(items: Sequence[Any], description: str) -> Iterable[Any]:
@@ -448,7 +323,13 @@ class Detector:
         track: Track,
         clock: Clock,
     ) -> tuple[LinearSVMs, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], float]:
-        plans = self._plan(images, windows, targets, names)
+        if not len(images) == len(windows) == len(targets) > 0:
+            raise ValueError(
+                "images, windows and targets must have one length of at least 1, "
+                f"got {len(images)}, {len(windows)} and {len(targets)}"
+            )
+        rules = SamplingRules(self.negative_iou, self.regression_iou, self.regression_windows)
+        plans = plan_images(windows, targets, names, rules, self.seed)
         folder: AbstractContextManager[Any] = (
             TemporaryDirectory(prefix="sppnet-") if cache is None else nullcontext(cache)
         )
@@ -488,9 +369,9 @@ class Detector:
         return svms, (weights, offsets), scale
 
     def _gather(
-        self, images: Sequence[Image], plans: Sequence[_Plan], store: MapCache, track: Track, clock: Clock
+        self, images: Sequence[Image], plans: Sequence[Plan], store: MapCache, track: Track, clock: Clock
     ) -> tuple[Tensor, Tensor, list[tuple[list[Tensor], Boxes]]]:
-        """Pool what the first pass needs: positives, starting windows, and each class's regression examples."""
+        """Pool the positives, the windows to start with, and each class's regression examples."""
         positives, start = [], []
         count = plans[0].negative.shape[1]
         regression: list[tuple[list[Tensor], list[Boxes]]] = [([], []) for _ in range(count)]
@@ -521,67 +402,6 @@ class Detector:
             np.multiply(part.numpy(), np.float32(scale), out=wide[filled : filled + len(part), :-1])
             filled += len(part)
         return fit_ridge(wide, deltas, self.ridge)
-
-    def _plan(
-        self,
-        images: Sequence[Image],
-        windows: Sequence[Boxes],
-        targets: Sequence[Target],
-        names: Sequence[str],
-    ) -> list[_Plan]:
-        """Decide what every image contributes; check that every class can be learned."""
-        if not len(images) == len(windows) == len(targets) > 0:
-            raise ValueError(
-                "images, windows and targets must have one length of at least 1, "
-                f"got {len(images)}, {len(windows)} and {len(targets)}"
-            )
-        counts = {
-            n: sum(((np.array(t.labels) == n) & ~t.ignored).sum() for t in targets if t.labels) for n in names
-        }
-        missing = [n for n, c in counts.items() if c == 0]
-        if missing or not names:
-            raise ValueError(
-                f"no example of {', '.join(missing) or 'any class'} in {len(images)} images (difficult ones do not count)"
-            )
-        rng = np.random.default_rng(self.seed)
-        # About 2,000 windows in all, so that the first SVMs and the mean norm are good for any number of images.
-        sample = int(np.clip(2000 // len(images), 2, 200))
-        plans = [self._plan_image(w, t, names, sample, rng) for w, t in zip(windows, targets, strict=True)]
-        for k in range(len(names)):
-            self._thin(plans, k, rng)
-        return plans
-
-    def _plan_image(
-        self, windows: Boxes, target: Target, names: Sequence[str], sample: int, rng: np.random.Generator
-    ) -> _Plan:
-        index = {n: k for k, n in enumerate(names)}
-        classes = np.array([index.get(n, -1) for n in target.labels], dtype=np.int64)
-        learnable = (classes >= 0) & ~target.ignored
-        truth = target.boxes[learnable]
-        boxes = np.concatenate([truth, np.asarray(windows, dtype=np.float32).reshape(-1, 4)])
-        overlap = iou(boxes, target.boxes)
-        if target.crowd.any():
-            covered = intersection(boxes, target.boxes[target.crowd]) / np.maximum(area(boxes), 1e-6)[:, None]
-            overlap[:, target.crowd] = np.maximum(overlap[:, target.crowd], covered)
-        negative = np.stack(
-            [overlap[:, classes == k].max(axis=1, initial=0) < self.negative_iou for k in range(len(names))],
-            axis=1,
-        )
-        best = iou(boxes, truth) if len(truth) else np.zeros((len(boxes), 1), np.float32)
-        nearest = best.argmax(axis=1)
-        teaches = best.max(axis=1) > self.regression_iou
-        fitted = np.where(teaches, classes[learnable][nearest] if len(truth) else -1, -1)
-        start = rng.choice(len(boxes), min(sample, len(boxes)), replace=False)
-        matched = truth[nearest] if len(truth) else boxes
-        return _Plan(boxes, classes[learnable], negative, start.astype(np.int64), fitted, matched)
-
-    def _thin(self, plans: Sequence[_Plan], k: int, rng: np.random.Generator) -> None:
-        """Leave at most `regression_windows` examples of class k, drawn at random from all images."""
-        where = [(i, j) for i, p in enumerate(plans) for j in np.flatnonzero(p.fitted == k)]
-        surplus = len(where) - self.regression_windows
-        for drop in rng.choice(len(where), max(surplus, 0), replace=False):
-            i, j = where[drop]
-            plans[i].fitted[j] = -1
 
     def save(self, path: str | Path, about: dict[str, Any] | None = None) -> None:
         """Write the detector to one safetensors file that says everything needed to run it.
@@ -658,7 +478,7 @@ class Detector:
         )
         if trunk.digest != about["digest"]:
             raise ValueError(
-                f"{path}: fitted on trunk weights {about['digest'][:16]}, but those found are {trunk.digest[:16]}"
+                f"{path}: fitted on trunk weights {about['digest'][:16]}, found {trunk.digest[:16]}"
             )
         settings = dict(facts["settings"])
         mining = MiningSettings(**settings.pop("mining"))

@@ -41,7 +41,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise the `OSError` that writing `path` with `atomic_path` would raise, before long work is done for it."""
+    """Raise now, before long work, the `OSError` that `atomic_path` would raise for `path` after it."""
     _new_sibling(Path(path)).unlink()
 
 

@@ -54,12 +54,12 @@ SHRINK = 6.5 / 16
 _WALK = (7 * 32, 11 * 32)
 
 
-class _GeometryTracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follow the geometry of every intermediate tensor through the operators that a network runs."""
 
     def __init__(self, source: Tensor) -> None:
-        super().__init__()
-        # By id: the tensor (kept alive, so that an id is never used twice), its geometry, its number of cells.
+        super().__init__()  # type: ignore[no-untyped-call]
+        # By id: the tensor (kept alive, so that no id is used twice), its geometry, its number of cells.
         self._known: dict[int, tuple[Tensor, Geometry, int]] = {}
         self._learn(source, Geometry(1.0, 0.0), source.shape[-2] * source.shape[-1])
 
@@ -136,7 +136,7 @@ def derive_geometry(
         If a map does not descend from the input by convolution and pooling alone (vision transformers).
     """
     source = torch.zeros(1, 3, *_WALK)
-    tracer = _GeometryTracer(source)
+    tracer = _Tracer(source)
     try:
         with torch.no_grad(), tracer:
             maps = network(source)

@@ -1,4 +1,4 @@
-"""The convex pieces that are fitted on frozen features: linear SVMs with hard-negative mining, box regression.
+"""The convex pieces fitted on frozen features: linear SVMs with hard-negative mining, box regression.
 
 Memory does not grow with the windows that were looked at, only with those that are hard. Nothing here knows
 images.

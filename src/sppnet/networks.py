@@ -73,7 +73,8 @@ class Trunk:
     @property
     def signature(self) -> str:
         """Text that identifies everything the maps depend on, for caches and model files."""
-        return f"{self.name} stages={','.join(self.stages)} stride={self.output_stride} weights={self.digest[:16]}"
+        stages = ",".join(self.stages)
+        return f"{self.name} stages={stages} stride={self.output_stride} weights={self.digest[:16]}"
 
     @cached_property
     def _run(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
@@ -135,7 +136,7 @@ class _Stages(nn.Module):
         unknown = [s for s in stages if s not in allowed]
         if unknown or not stages or len(set(stages)) != len(stages):
             raise ValueError(
-                f"stages {','.join(stages) or '(none)'} found, expected distinct ones among {', '.join(allowed)}"
+                f"stages {','.join(stages) or '(none)'} found, expected distinct ones of {', '.join(allowed)}"
             )
         config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         self.mean, self.std = config["mean"], config["std"]
@@ -161,7 +162,7 @@ def _create(name: str, output_stride: int) -> nn.Module:
         )
     # timm announces unused pretrained tags on its logger; nothing is downloaded here.
     logging.getLogger("timm").setLevel(logging.ERROR)
-    options = {} if output_stride == 32 else {"output_stride": output_stride}
+    options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
     except (TypeError, NotImplementedError, AssertionError) as error:
@@ -193,7 +194,8 @@ def _load_weights(model: nn.Module, name: str, weights: str | None) -> str:
     wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
     if wrong:
         raise ValueError(
-            f"{path}: these are not weights of {name}: {len(wrong)} of {len(expected)} tensors are missing or of another shape, first {wrong[0]}"
+            f"{path}: these are not weights of {name}: {len(wrong)} of {len(expected)} tensors are missing "
+            f"or of another shape, first {wrong[0]}"
         )
     model.load_state_dict(state, strict=False)
     return _digest(model)
@@ -236,7 +238,7 @@ def _fix_same_padding(model: nn.Module) -> None:
     There the total padding of a layer is ``dilation * (k - 1) + 1 - stride``, the smaller half on the left:
     constant, so stride and offset exist and the network can be compiled for all sizes.
     """
-    from timm.layers import Conv2dSame
+    from timm.layers.conv2d_same import Conv2dSame
     from timm.layers.pool2d_same import MaxPool2dSame
 
     for parent in list(model.modules()):
@@ -247,9 +249,9 @@ def _fix_same_padding(model: nn.Module) -> None:
                 v if isinstance(v, int) else v[0] for v in (child.kernel_size, child.stride, child.dilation)
             )
             total = max(dilation * (kernel - 1) + 1 - stride, 0)
-            layer = nn.Conv2d if isinstance(child, Conv2dSame) else nn.MaxPool2d
+            layer: type[nn.Module] = nn.Conv2d if isinstance(child, Conv2dSame) else nn.MaxPool2d
             # The layer itself stays, with its plain forward: only its padding moves in front of it.
-            child.__class__ = layer
+            child.__class__ = layer  # type: ignore[assignment]
             child.padding = (0, 0)
             fill = 0.0 if layer is nn.Conv2d else -torch.inf
             setattr(

@@ -1,0 +1,103 @@
+"""Feature maps of images: computed once, kept on disk in half precision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sppnet.clock import Clock
+from sppnet.files import atomic_path
+from sppnet.geometry import FeatureMaps
+from sppnet.images import Pixels, read_image
+from sppnet.networks import Trunk
+
+Image = Path | Pixels
+
+
+def encode(trunk: Trunk, image: Pixels, sides: Sequence[int]) -> tuple[FeatureMaps, ...]:
+    """Compute the feature maps of an image at every scale: the one expensive step (paper section 4.1).
+
+    Parameters
+    ----------
+    trunk : Trunk
+    image : (H, W, 3) uint8 RGB
+    sides : sequence of int
+        Shorter sides of the scales, in pixels.
+
+    Returns
+    -------
+    tuple of FeatureMaps
+        One per side.
+    """
+    return tuple(trunk(image, side) for side in sides)
+
+
+class MapCache:
+    """Feature maps on disk in half precision, keyed by the image's content, the trunk and the scales.
+
+    Parameters
+    ----------
+    folder : Path
+        Created if missing. Entries that are damaged are computed anew.
+    trunk : Trunk
+    sides : sequence of int
+    """
+
+    def __init__(self, folder: Path, trunk: Trunk, sides: Sequence[int]) -> None:
+        self.folder, self.trunk, self.sides = folder, trunk, tuple(sides)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, image: Image, clock: Clock) -> tuple[tuple[FeatureMaps, ...], tuple[int, int]]:
+        """Return the maps of an image, and its height and width."""
+        content = image.read_bytes() if isinstance(image, Path) else np.ascontiguousarray(image).tobytes()
+        shape = b"" if isinstance(image, Path) else repr(image.shape).encode()
+        key = hashlib.sha256(content + shape + repr((self.trunk.signature, self.sides)).encode()).hexdigest()
+        path = self.folder / f"{key}.safetensors"
+        with clock("maps from cache"):
+            cached = self._read(path)
+        if cached is not None:
+            return cached
+        with clock("trunk"):
+            pixels = read_image(image) if isinstance(image, Path) else image
+            maps = encode(self.trunk, pixels, self.sides)
+        with clock("maps to cache"):
+            height, width = pixels.shape[:2]
+            self._write(path, maps, (height, width))
+        return maps, (height, width)
+
+    def _write(self, path: Path, maps: tuple[FeatureMaps, ...], shape: tuple[int, int]) -> None:
+        tensors = {
+            f"{s}.{t}": stage.permute(1, 2, 0).half().contiguous()
+            for s, scale in enumerate(maps)
+            for t, stage in enumerate(scale.stages)
+        }
+        about = {"factors": [m.factors for m in maps], "shape": shape}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {"about": json.dumps(about)})
+
+    def _read(self, path: Path) -> tuple[tuple[FeatureMaps, ...], tuple[int, int]] | None:
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()["about"])
+                maps = tuple(
+                    FeatureMaps(
+                        tuple(
+                            file.get_tensor(f"{s}.{t}").float().permute(2, 0, 1)
+                            for t in range(len(self.trunk.geometry))
+                        ),
+                        self.trunk.geometry,
+                        (factors[0], factors[1]),
+                    )
+                    for s, factors in enumerate(about["factors"])
+                )
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            return None
+        return maps, (about["shape"][0], about["shape"][1])

@@ -1,0 +1,127 @@
+"""Which windows of the training images teach what, decided before any feature is computed (section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sppnet.boxes import Boxes, IntArray, Target, area, intersection, iou
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one training image contributes, decided before any feature is computed.
+
+    Attributes
+    ----------
+    boxes : (R, 4) float32
+        Ground truth of the classes, then the candidate windows.
+    labels : (G,) int64
+        Class index of the first G boxes, the positives.
+    negative : (R, K) bool
+        For which classes a box is a negative.
+    start : (S,) int64
+        Boxes that the first SVMs are trained with.
+    fitted : (R,) int64
+        Class whose box regression learns from a box, or -1.
+    truth : (R, 4) float32
+        The ground truth that each box overlaps most.
+    """
+
+    boxes: Boxes
+    labels: IntArray
+    negative: npt.NDArray[np.bool_]
+    start: IntArray
+    fitted: IntArray
+    truth: Boxes
+
+
+@dataclass(frozen=True)
+class SamplingRules:
+    """How windows are told apart by their overlap with the ground truth.
+
+    Attributes
+    ----------
+    negative_iou : float
+        Windows that overlap a class by less are its negatives (paper: 0.3).
+    regression_iou : float
+        Windows that overlap an object by more teach its class's box regression (paper: 0.5).
+    regression_windows : int
+        At most so many windows, drawn at random, teach each class's box regression.
+    """
+
+    negative_iou: float
+    regression_iou: float
+    regression_windows: int
+
+
+def plan_images(
+    windows: Sequence[Boxes], targets: Sequence[Target], names: Sequence[str], rules: SamplingRules, seed: int
+) -> list[Plan]:
+    """Decide what every image contributes to the detectors of `names`.
+
+    Raises
+    ------
+    ValueError
+        If a class has no example that is neither difficult nor a crowd.
+    """
+    counts = {
+        name: sum(
+            label == name and not ignored
+            for t in targets
+            for label, ignored in zip(t.labels, t.ignored, strict=True)
+        )
+        for name in names
+    }
+    missing = [name for name, count in counts.items() if count == 0]
+    if missing or not names:
+        raise ValueError(
+            f"no example of {', '.join(missing) or 'any class'} in {len(targets)} images; "
+            "difficult and crowd boxes do not count"
+        )
+    rng = np.random.default_rng(seed)
+    # About 2,000 windows in all, so that the first SVMs and the mean norm are good for any number of images.
+    sample = int(np.clip(2000 // len(targets), 2, 200))
+    plans = [_plan_image(w, t, names, rules, sample, rng) for w, t in zip(windows, targets, strict=True)]
+    for k in range(len(names)):
+        _thin(plans, k, rules.regression_windows, rng)
+    return plans
+
+
+def _plan_image(
+    windows: Boxes,
+    target: Target,
+    names: Sequence[str],
+    rules: SamplingRules,
+    sample: int,
+    rng: np.random.Generator,
+) -> Plan:
+    index = {name: k for k, name in enumerate(names)}
+    classes = np.array([index.get(name, -1) for name in target.labels], dtype=np.int64)
+    learnable = (classes >= 0) & ~target.ignored
+    truth = target.boxes[learnable]
+    boxes = np.concatenate([truth, np.asarray(windows, dtype=np.float32).reshape(-1, 4)])
+    overlap = iou(boxes, target.boxes)
+    if target.crowd.any():
+        covered = intersection(boxes, target.boxes[target.crowd]) / np.maximum(area(boxes), 1e-6)[:, None]
+        overlap[:, target.crowd] = np.maximum(overlap[:, target.crowd], covered)
+    closest = [overlap[:, classes == k].max(axis=1, initial=0) for k in range(len(names))]
+    negative = np.stack(closest, axis=1) < rules.negative_iou
+    start = rng.choice(len(boxes), min(sample, len(boxes)), replace=False).astype(np.int64)
+    if len(truth) == 0:
+        return Plan(boxes, classes[learnable], negative, start, np.full(len(boxes), -1), boxes)
+    best = iou(boxes, truth)
+    nearest = best.argmax(axis=1)
+    fitted = np.where(best.max(axis=1) > rules.regression_iou, classes[learnable][nearest], -1)
+    return Plan(boxes, classes[learnable], negative, start, fitted, truth[nearest])
+
+
+def _thin(plans: Sequence[Plan], k: int, limit: int, rng: np.random.Generator) -> None:
+    """Leave at most `limit` regression examples of class k, drawn at random from all images."""
+    where = [(i, j) for i, plan in enumerate(plans) for j in np.flatnonzero(plan.fitted == k)]
+    for drop in rng.choice(len(where), max(len(where) - limit, 0), replace=False):
+        i, j = where[drop]
+        plans[i].fitted[j] = -1
