@@ -148,7 +148,10 @@ def nms(boxes: FloatArray, scores: FloatArray, threshold: float = 0.3) -> IntArr
     # torchvision's own sort is not stable; strictly falling stand-in scores fix the order.
     rank = torch.arange(len(order), 0, -1, dtype=torch.float32)
     kept = torchvision_nms(
-        torch.from_numpy(np.ascontiguousarray(boxes[order], dtype=np.float32)), rank, threshold
+        torch.from_numpy(np.ascontiguousarray(boxes[order], dtype=np.float32)),
+        rank,
+        # It compares in float64: an IoU of just 0.3, rounded to float32, would be greater than 0.3.
+        float(np.float32(threshold)),
     )
     result: IntArray = order[kept.numpy()].astype(np.int64)
     return result

@@ -131,7 +131,7 @@ def train(
     split: Split = None,
     classes: Annotated[str | None, typer.Option(help="Classes to learn, by commas; default: all.")] = None,
     proposals: Annotated[str, typer.Option(help=PROPOSALS_HELP)] = PROPOSALS,
-    scales: Annotated[str, typer.Option(help="Shorter sides in pixels, by commas.")] = "240,336,480,672,940",
+    scales: Annotated[str, typer.Option(help="Shorter sides in pixels, by commas.")] = "240,336,480,672",
     levels: Annotated[str, typer.Option(help="Pyramid levels, by commas.")] = "3,2,1",
     trunk: Annotated[str, typer.Option(help="timm model name.")] = "tf_efficientnet_lite0",
     stages: Annotated[str, typer.Option(help="Stages that feed the pyramid: 1 to 5, head.")] = "head",

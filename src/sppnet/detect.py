@@ -125,7 +125,7 @@ class Detector:
         trunk: Trunk,
         *,
         levels: tuple[int, ...] = (3, 2, 1),
-        sides: tuple[int, ...] = (240, 336, 480, 672, 940),
+        sides: tuple[int, ...] = (240, 336, 480, 672),
         reference: float = 208,
         mining: MiningSettings = MiningSettings(),  # noqa: B008
         negative_iou: float = 0.3,
@@ -259,20 +259,40 @@ class Detector:
         Detections
             After suppression class by class, by falling score; boxes clipped to the image.
         """
-        self._check_fitted()
         clock = clock or Clock()
         pixels = read_image(image) if isinstance(image, Path) else image
-        height, width = pixels.shape[:2]
         with clock("trunk"):
             maps = encode(self.trunk, pixels, self.sides)
+        return self.predict_maps(
+            maps, pixels.shape[:2], windows, regress=regress, threshold=threshold, limit=limit, clock=clock
+        )
+
+    def predict_maps(
+        self,
+        maps: Sequence[FeatureMaps],
+        shape: tuple[int, int],
+        windows: Boxes,
+        *,
+        regress: bool = True,
+        threshold: float = -1.5,
+        limit: int = 100,
+        clock: Clock | None = None,
+    ) -> Detections:
+        """Detect objects in an image whose maps `sppnet.maps.encode` computed at the detector's `sides`.
+
+        Any number of sets of windows can be tried on the same maps. `shape` is the height and width of the
+        original image; all else is as in `predict`.
+        """
+        self._check_fitted()
+        clock = clock or Clock()
         found: list[tuple[Boxes, npt.NDArray[np.float32]]] = []
         for part in _blocks(np.asarray(windows, dtype=np.float32)):
             with clock("pooling"):
-                features = self._pool(maps, part, (height, width)) * self.feature_scale_
+                features = self._pool(maps, part, shape) * self.feature_scale_
             with clock("scoring"):
                 found.append((self._move(part, features) if regress else part[:, None], self.svms_(features)))
         with clock("scoring"):
-            return self._select(found, (height, width), threshold, limit)
+            return self._select(found, shape, threshold, limit)
 
     def _select(
         self,

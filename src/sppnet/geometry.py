@@ -89,6 +89,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not sources:
             return
         _, geometry, cells = sources[0]
+        moves = operator in (
+            aten.convolution,
+            aten.max_pool2d_with_indices,
+            aten.avg_pool2d,
+            aten.constant_pad_nd,
+        )
+        if moves and self.of(args[0]) is None:
+            return  # The cells were regrouped or multiplied on the way (pixel unshuffle, upsampling).
         if operator is aten.convolution:
             _, weight, _, stride, padding, dilation, transposed = args[:7]
             if transposed:
@@ -234,7 +242,7 @@ def choose_scale(
         Indices into `sides`.
     """
     areas = np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1.0)
-    expected = np.rint(reference * min(height, width) / np.sqrt(areas))
+    expected = np.floor(reference * min(height, width) / np.sqrt(areas) + 0.5)
     order = np.argsort(sides, kind="stable")
     gaps = np.abs(np.asarray(sides)[order][None, :] - expected[:, None])
     result: IntArray = order[gaps.argmin(axis=1)].astype(np.int64)

@@ -26,7 +26,7 @@ from platformdirs import user_cache_path
 
 from sppnet.boxes import Boxes, FloatArray, area, clip, nms
 from sppnet.files import atomic_path
-from sppnet.images import Pixels, read_image, resize
+from sppnet.images import Pixels, read_image
 
 Windows = tuple[Boxes, npt.NDArray[np.float32]]
 """Boxes and scores, best first."""
@@ -151,8 +151,8 @@ class EdgeBoxes(Proposer):
     blur: float = 1.5
     min_edge: float = 0.15
     alpha: float = 0.65
-    beta: float = 0.9
-    eta: float = 0.9996
+    beta: float = 0.95
+    eta: float = 0.9993
     min_side: int = 20
 
     def __call__(self, image: Pixels) -> Windows:
@@ -467,7 +467,8 @@ def _side(image: Pixels) -> float:
 def _shrink(image: Pixels, side: int) -> Pixels:
     scale = min(1.0, side / _side(image))
     height, width = image.shape[:2]
-    return resize(image, max(1, round(scale * height)), max(1, round(scale * width)))
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _enlarge(boxes: npt.NDArray[Any], small: Pixels, image: Pixels) -> FloatArray:
@@ -499,7 +500,7 @@ def _edges(image: Pixels, blur: float) -> tuple[FloatArray, FloatArray]:
     before = cv2.remap(strength, x - step_x, y - step_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     behind = cv2.remap(strength, x + step_x, y + step_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     edge = (strength > 1.001 * before) & (strength >= behind)
-    top = max(float(strength.max()) / 2, 1e-6)
+    top = max(float(np.percentile(strength, 99.5)), float(strength.max()) / 4, 1e-6)
     return np.where(edge, np.minimum(strength / top, 1), 0).astype(np.float32), np.mod(direction, np.pi)
 
 

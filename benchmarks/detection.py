@@ -1,0 +1,136 @@
+"""Average precision and seconds of a detector for several scales and kinds of candidate windows, in one pass.
+
+Every image is encoded once for each set of scales; every kind of window is pooled from those maps. Run as::
+
+    python benchmarks/detection.py MODEL DATA --split val --scales 240,336,480,672 --scales 480 \\
+        --proposals selective-search+edge-boxes --proposals dense --json results.json
+
+The stages run one after another on all cores but the proposals, which take one; nothing overlaps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from sppnet.boxes import Detections
+from sppnet.clock import Clock
+from sppnet.datasets import read_dataset
+from sppnet.detect import Detector, shipped
+from sppnet.images import read_image
+from sppnet.maps import encode
+from sppnet.metrics import mean_average_precision, proposal_recall, voc_detection
+from sppnet.proposals import parse
+
+
+@dataclass
+class Variant:
+    sides: tuple[int, ...]
+    proposals: str
+    regress: bool
+    found: list[Detections] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+
+
+def measure(detector: Detector, dataset, scales, kinds) -> tuple[list[Variant], dict]:
+    methods = {kind: parse(kind) for kind in kinds}
+    proposal_clock, encode_clock = Clock(), Clock()
+    windows: dict[str, list] = {kind: [] for kind in kinds}
+    variants = [Variant(s, k, r) for s in scales for k in kinds for r in (False, True)]
+    for sample in track(dataset, description="Detecting"):
+        image = read_image(sample.path)
+        for kind, method in methods.items():
+            with proposal_clock(kind):
+                windows[kind].append(method(image)[0])
+        for sides in scales:
+            detector.sides = sides
+            with encode_clock(str(sides)):
+                maps = encode(detector.trunk, image, sides)
+            for v in variants:
+                if v.sides == sides:
+                    boxes = windows[v.proposals][-1]
+                    v.found.append(
+                        detector.predict_maps(maps, image.shape[:2], boxes, regress=v.regress, clock=v.clock)
+                    )
+    for v in variants:
+        v.clock.seconds |= {
+            "proposals": proposal_clock.seconds[v.proposals],
+            "trunk": encode_clock.seconds[str(v.sides)],
+        }
+    return variants, windows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="detector file, or - for the shipped one")
+    parser.add_argument("data")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--scales", action="append", help="shorter sides by commas; default: the detector's")
+    parser.add_argument("--proposals", action="append", required=True)
+    parser.add_argument("--images", type=int, help="only so many, evenly spread")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    detector = Detector.load(shipped() if args.model == "-" else args.model)
+    scales = [tuple(map(int, s.split(","))) for s in args.scales] if args.scales else [detector.sides]
+    dataset = list(read_dataset(args.data, args.split))
+    dataset = dataset[:: max(1, len(dataset) // args.images)] if args.images else dataset
+    targets = [s.target for s in dataset]
+    detector.predict(read_image(dataset[0].path), parse(args.proposals[0])(read_image(dataset[0].path))[0])
+
+    variants, windows = measure(detector, dataset, scales, args.proposals)
+    rows = []
+    for v in variants:
+        results = voc_detection(v.found, targets, detector.classes_)
+        recall = proposal_recall(windows[v.proposals], targets, classes=detector.classes_)
+        rows.append(
+            {
+                "scales": v.sides,
+                "proposals": v.proposals,
+                "regress": v.regress,
+                "mAP": mean_average_precision(results),
+                "AP": {name: r.average_precision for name, r in results.items()},
+                "recall_50": float(recall.recall[0]),
+                "average_recall": recall.average_recall,
+                "windows": recall.mean_windows,
+                "seconds": {stage: s / len(dataset) for stage, s in v.clock.seconds.items()},
+            }
+        )
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+    print(f"\n{len(dataset)} images of {args.split}; {machine}; commit {commit}\n")
+    names = detector.classes_
+    print(
+        "| scales | windows | boxes | mAP |",
+        " | ".join(names),
+        "| proposals s | trunk s | pooling s | scoring s | total s |",
+    )
+    print("|---" * (9 + len(names)) + "|")
+    for row in rows:
+        s = row["seconds"]
+        stages = [s[stage] for stage in ("proposals", "trunk", "pooling", "scoring")]
+        cells = [
+            ", ".join(map(str, row["scales"])),
+            row["proposals"],
+            "moved" if row["regress"] else "as proposed",
+            f"{100 * row['mAP']:.1f}",
+            *(f"{100 * row['AP'][n]:.1f}" for n in names),
+            *(f"{value:.3f}" for value in [*stages, sum(stages)]),
+        ]
+        print("|", " | ".join(cells), "|")
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine, "commit": commit, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

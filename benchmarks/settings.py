@@ -1,0 +1,80 @@
+"""Compare detector settings on held-out images of the train split; the test split is never looked at.
+
+Run as::
+
+    python benchmarks/settings.py DATA --train 300 --held 200 --classes cat,cow,dog,horse,person,sheep \\
+        --variant sides=480 --variant "sides=480 levels=6,3,2,1" --variant "sides=240,336,480,672 ridge=4000"
+
+A variant names arguments of `sppnet.Detector`; what it does not name keeps its default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from rich.progress import track
+
+from sppnet import Detector, Trunk, read_dataset
+from sppnet.metrics import mean_average_precision, voc_detection
+from sppnet.proposals import cache_folder, parse, propose_all
+
+
+def settings(text: str) -> dict:
+    values = dict(part.split("=") for part in text.split())
+    read = {
+        "sides": lambda v: tuple(map(int, v.split(","))),
+        "levels": lambda v: tuple(map(int, v.split(","))),
+    }
+    return {name: read.get(name, float)(value) for name, value in values.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data")
+    parser.add_argument("--train", type=int, default=300)
+    parser.add_argument("--held", type=int, default=200)
+    parser.add_argument("--classes", required=True)
+    parser.add_argument("--variant", action="append", required=True)
+    parser.add_argument("--proposals", default="selective-search+edge-boxes")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    data, names = read_dataset(args.data, "train"), args.classes.split(",")
+    order = np.random.default_rng(args.seed).permutation(len(data))
+    chosen = [data[i] for i in order[: args.train + args.held]]
+    stream = propose_all([s.path for s in chosen], parse(args.proposals), cache_folder())
+    windows = [boxes for _, boxes, _ in track(stream, "Windows", total=len(chosen))]
+    fit, held = slice(args.train), slice(args.train, None)
+    targets = [s.target for s in chosen]
+
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    print(f"{args.train} images to fit, {args.held} held out of train, seed {args.seed}; commit {commit}\n")
+    print("| variant | SVM | + box regression | fit s |\n|---|---|---|---|", flush=True)
+    trunk = Trunk()
+    for variant in args.variant:
+        detector = Detector(trunk, **settings(variant))
+        start = time.perf_counter()
+        with TemporaryDirectory() as folder:
+            paths = [s.path for s in chosen]
+            detector.fit(paths[fit], windows[fit], targets[fit], names, cache=Path(folder))
+        seconds = time.perf_counter() - start
+        means = []
+        for regress in (False, True):
+            found = [
+                detector.predict(s.path, boxes, regress=regress)
+                for s, boxes in zip(chosen[held], windows[held], strict=True)
+            ]
+            means.append(100 * mean_average_precision(voc_detection(found, targets[held], names)))
+        print(f"| {variant} | {means[0]:.1f} | {means[1]:.1f} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

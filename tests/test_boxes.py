@@ -1,0 +1,195 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from sppnet.boxes import (
+    Detections,
+    Target,
+    area,
+    clip,
+    decode_deltas,
+    encode_deltas,
+    intersection,
+    iou,
+    nms,
+)
+
+
+def some_boxes(rng, count, extent=12, empty=True):
+    """Return boxes with small integer corners, so that many touch, agree or (if `empty`) have no area."""
+    corners = rng.integers(0, extent, (count, 2, 2))
+    low, high = corners.min(axis=1), corners.max(axis=1) + (0 if empty else 1)
+    return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def shared_pixels(a, b):
+    """Count the pixels that two boxes with integer corners both cover, one by one."""
+    return sum(
+        1
+        for y in range(int(max(a[1], b[1])), int(min(a[3], b[3])))
+        for x in range(int(max(a[0], b[0])), int(min(a[2], b[2])))
+    )
+
+
+def exact_iou(a, b):
+    shared = shared_pixels(a, b)
+    union = shared_pixels(a, a) + shared_pixels(b, b) - shared
+    return Fraction(shared, union) if union else Fraction(0)
+
+
+def greedy(boxes, scores, threshold):
+    """Suppress in plain loops with exact fractions; `threshold` is a Fraction."""
+    order = sorted(range(len(boxes)), key=lambda i: -scores[i])  # sorted() keeps the order of ties
+    kept = []
+    for i in order:
+        if all(exact_iou(boxes[i], boxes[j]) <= threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_area_counts_pixels_and_inverted_boxes_as_nothing():
+    boxes = np.array([[0, 0, 3, 2], [1, 1, 1, 5], [4, 0, 2, 3], [4, 4, 2, 2]], np.float32)
+    np.testing.assert_array_equal(area(boxes), [6, 0, 0, 0])
+
+
+def test_intersection_and_iou_count_pixels(rng):
+    a, b = some_boxes(rng, 40), some_boxes(rng, 30)
+    shared = [[shared_pixels(p, q) for q in b] for p in a]
+    np.testing.assert_array_equal(intersection(a, b), shared)
+    np.testing.assert_allclose(iou(a, b), [[float(exact_iou(p, q)) for q in b] for p in a], rtol=1e-6)
+
+
+def test_iou_of_boxes_that_only_touch_and_of_empty_and_inverted_ones_is_0():
+    box = np.array([[2, 2, 5, 5]], np.float32)
+    others = [[5, 2, 8, 5], [2, 5, 5, 8], [5, 5, 6, 6], [3, 3, 3, 3], [4, 4, 3, 3]]
+    np.testing.assert_array_equal(iou(box, np.array(others, np.float32)), np.zeros((1, 5)))
+    empty = np.array([[3, 3, 3, 3]], np.float32)
+    np.testing.assert_array_equal(iou(empty, empty), [[0]])
+
+
+def test_iou_takes_either_side_without_boxes(rng):
+    some, none = some_boxes(rng, 3), np.zeros((0, 4), np.float32)
+    assert iou(some, none).shape == (3, 0)
+    assert iou(none, some).shape == (0, 3)
+
+
+def test_clip_limits_each_coordinate_and_leaves_its_argument(rng):
+    boxes = rng.normal(20, 40, (50, 4)).astype(np.float32)
+    before = boxes.copy()
+    expected = [[min(max(v, 0), (30, 45)[i % 2]) for i, v in enumerate(box)] for box in boxes.tolist()]
+    clipped = clip(boxes, width=30, height=45)
+    assert clipped.dtype == np.float32
+    np.testing.assert_allclose(clipped, expected, rtol=1e-6)
+    np.testing.assert_array_equal(boxes, before)
+
+
+@pytest.mark.parametrize("threshold", ["0", "0.2", "0.3", "0.5", "0.6", "0.7", "1"])
+def test_suppression_equals_the_greedy_loop(rng, threshold):
+    for count in (1, 2, 15, 60):
+        for _ in range(5):
+            # Small boxes: many pairs overlap by exactly the threshold. Few scores: many ties.
+            boxes = some_boxes(rng, count, extent=int(rng.integers(3, 9)))
+            scores = rng.integers(-3, 4, count).astype(np.float32)
+            kept = nms(boxes, scores, float(threshold))
+            assert kept.dtype == np.int64
+            assert kept.tolist() == greedy(boxes, scores, Fraction(threshold))
+
+
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_an_overlap_of_just_the_threshold_is_kept(tenths):
+    boxes = np.array([[0, 0, 10, 1], [0, 0, tenths, 1]], np.float32)
+    scores = np.array([2, 1], np.float32)
+    assert nms(boxes, scores, tenths / 10).tolist() == [0, 1]
+    assert nms(boxes, scores, tenths / 10 - 0.001).tolist() == [0]
+
+
+def test_suppression_of_ties_keeps_their_order():
+    boxes = np.tile(np.array([[0, 0, 4, 4]], np.float32), (100, 1))
+    apart = boxes + 10 * np.arange(100, dtype=np.float32)[:, None]
+    scores = np.zeros(100, np.float32)
+    assert nms(boxes, scores).tolist() == [0]
+    assert nms(apart, scores).tolist() == list(range(100))
+
+
+def test_suppression_of_nothing_is_nothing():
+    assert nms(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)).tolist() == []
+
+
+def test_deltas_by_hand():
+    window = np.array([[10, 20, 30, 60]], np.float32)  # 20 x 40, centre 20, 40
+    truth = np.array([[20, 30, 60, 50]], np.float32)  # 40 x 20, centre 40, 40
+    expected = [[(40 - 20) / 20, (40 - 40) / 40, math.log(40 / 20), math.log(20 / 40)]]
+    np.testing.assert_allclose(encode_deltas(window, truth), expected, rtol=1e-6)
+    np.testing.assert_allclose(decode_deltas(window, np.array(expected)), truth, atol=1e-4)
+
+
+def test_deltas_of_a_window_that_is_the_truth_are_0(rng):
+    boxes = some_boxes(rng, 20, empty=False)
+    np.testing.assert_array_equal(encode_deltas(boxes, boxes), np.zeros((20, 4)))
+    np.testing.assert_array_equal(decode_deltas(boxes, np.zeros((20, 4), np.float32)), boxes)
+
+
+def test_decoding_undoes_encoding(rng):
+    windows, truth = (some_boxes(rng, 500, extent=700, empty=False) for _ in range(2))
+    ratio = (truth[:, 2:] - truth[:, :2]) / (windows[:, 2:] - windows[:, :2])
+    within = (np.abs(np.log(ratio)) < math.log(16)).all(axis=1)  # larger factors are cut, see below
+    moved = decode_deltas(windows, encode_deltas(windows, truth))
+    assert within.sum() > 300
+    np.testing.assert_allclose(moved[within], truth[within], atol=0.02)
+
+
+def test_decoded_boxes_grow_at_most_16_fold():
+    window = np.array([[0, 0, 10, 10]], np.float32)
+    wild = np.array([[0, 0, 1e6, -1e6]], np.float32)
+    np.testing.assert_allclose(decode_deltas(window, wild), [[-75, 5 - 10 / 32, 85, 5 + 10 / 32]], rtol=1e-5)
+
+
+def test_target_of_lists():
+    target = Target.of([[1, 2, 3, 4], [5, 6, 7, 8]], ["cat", "dog"], crowd=[False, True])
+    assert target.boxes.dtype == np.float32
+    assert target.boxes.shape == (2, 4)
+    assert target.labels == ("cat", "dog")
+    assert target.difficult.tolist() == [False, False]
+    assert target.ignored.tolist() == [False, True]
+    hard = Target.of([[1, 2, 3, 4]], ["cat"], difficult=[1])
+    assert hard.difficult.dtype == bool
+    assert hard.ignored.tolist() == [True]
+
+
+def test_target_without_boxes():
+    target = Target.of([], [])
+    assert target.boxes.shape == (0, 4)
+    assert target.labels == ()
+    assert target.ignored.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("labels", "difficult", "crowd", "lengths"),
+    [
+        (["cat"], None, None, "2, 1, 2 and 2"),
+        (["cat", "cat"], [True], None, "2, 2, 1 and 2"),
+        (["cat", "cat"], None, [True] * 3, "2, 2, 2 and 3"),
+    ],
+)
+def test_target_of_lengths_that_disagree(labels, difficult, crowd, lengths):
+    with pytest.raises(ValueError, match=f"must have one length, got {lengths}"):
+        Target.of([[0, 0, 1, 1], [0, 0, 2, 2]], labels, difficult, crowd)
+
+
+def test_detections_above_a_threshold_include_it():
+    boxes = np.arange(12, dtype=np.float32).reshape(3, 4)
+    detections = Detections(boxes, np.array([0.5, 0.25, -1], np.float32), ("a", "b", "a"))
+    kept = detections.above(0.25)
+    np.testing.assert_array_equal(kept.boxes, boxes[:2])
+    assert kept.scores.tolist() == [0.5, 0.25]
+    assert kept.labels == ("a", "b")
+    none = detections.above(1)
+    assert none.boxes.shape == (0, 4)
+    assert none.labels == ()

