@@ -26,15 +26,14 @@ def summing(network):
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
+            kind = type(child).__name__
             if isinstance(child, nn.Conv2d):
                 mean = 1 / child.weight[0, 0].numel()
                 child.weight = nn.Parameter(torch.full((1, 1, *child.kernel_size), mean))
                 child.bias, child.groups = None, 1
             elif isinstance(child, nn.MaxPool2d):
                 setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
-            elif "Norm" in type(child).__name__ or "SqueezeExcite" in type(child).__name__:
-                setattr(parent, name, nn.Identity())
-            elif isinstance(child, nn.ReLU | nn.ReLU6 | nn.Hardswish):
+            elif any(word in kind for word in ("Norm", "SqueezeExcite", "ReLU", "Hardswish")):
                 setattr(parent, name, nn.Identity())
     return network.requires_grad_(False)
 
@@ -101,7 +100,7 @@ def test_derived_geometry_is_where_cells_look(name, stages, output_stride, weigh
     trunk = Trunk(name, stages, output_stride, weights)
     assert len(trunk.geometry) == len(stages)
     # Odd and even multiples of 32: TensorFlow's own padding would differ between sizes that are not.
-    check_geometry(summing(trunk.network).double(), trunk.geometry, (2304, 2336, 3232))
+    check_geometry(summing(trunk.network).double(), trunk.geometry, (2304, 2336))
 
 
 def test_derived_geometry_by_hand():
@@ -109,7 +108,7 @@ def test_derived_geometry_by_hand():
         geometry = Trunk(stages=("1", "2", "3", "4", "5", "head"), output_stride=output_stride).geometry
         return [(g.stride, g.offset) for g in geometry]
 
-    # SAME padding of a stride-2 layer on an even side: kernel 3 pads 0 before, 5 pads 1, both centre at 2u + 1.
+    # SAME padding of a stride-2 layer on an even side: kernel 3 pads 0 before, 5 pads 1: centred at 2u + 1.
     assert stages(32) == [(2, 1), (4, 3), (8, 7), (16, 15), (32, 31), (32, 31)]
     assert stages(16) == [(2, 1), (4, 3), (8, 7), (16, 15), (16, 15), (16, 15)]
     # PyTorch's symmetric padding: all at 2u.
@@ -141,8 +140,8 @@ class Odd(nn.Module):
 def test_derived_geometry_of_odd_paddings():
     network = Odd().eval()
     geometry, channels = derive_geometry(network)
-    # 1.5 - 2 - 1; then 2 * (1 + 2 - 4); then 4 * 0.5 + 8 * 2 and a crop of one cell of 24.
-    expected = [(2, -1.5), (4, -1.5 - 2), (24, -3.5 + 2 + 16 + 24)]
+    # 1.5 - 2 - 1; then 2 * 1 + 4 * (2 - 4); then 4 * 0.5 + 8 * 2 and a crop of one cell of 24.
+    expected = [(2, -1.5), (4, -1.5 + 2 - 8), (24, -7.5 + 2 + 16 + 24)]
     assert geometry == tuple(Geometry(*g) for g in expected)
     assert channels == (4, 4, 4)
     check_geometry(summing(network).double(), geometry, (500, 501, 507))
@@ -170,8 +169,7 @@ def test_a_patch_in_an_image_is_answered_where_the_geometry_says(height_width):
             rows, columns = np.indices(answer.shape)
             middle = np.array([(answer * columns).sum(), (answer * rows).sum()]) / answer.sum()
             misses.append(place.stride * middle + place.offset - centre)
-    print(np.array(misses))
-    np.testing.assert_allclose(misses, 0, atol=0.5)
+    np.testing.assert_allclose(misses, 0, atol=0.2)
 
 
 def original(trunk, **options):
@@ -183,15 +181,16 @@ def original(trunk, **options):
 
 
 @pytest.mark.parametrize("output_stride", [16, 32])
-@pytest.mark.parametrize("height_width", [(96, 160), (224, 224)])
-def test_fixed_padding_changes_nothing_on_full_strides(height_width, output_stride):
+def test_fixed_padding_changes_nothing_on_full_strides(output_stride):
     torch.manual_seed(0)
     trunk = Trunk(stages=("2", "5", "head"), output_stride=output_stride)
-    x = torch.randn(1, 3, *height_width)
-    with torch.no_grad():
-        final, maps = original(trunk, output_stride=output_stride).forward_intermediates(x, indices=[1, 4])
-        for ours, theirs in zip(trunk.network(x), (*maps, final), strict=True):
-            torch.testing.assert_close(ours, theirs)
+    model = original(trunk, output_stride=output_stride)
+    for height_width in [(96, 160), (224, 192), (32, 32)]:
+        x = torch.randn(1, 3, *height_width)
+        with torch.no_grad():
+            final, maps = model.forward_intermediates(x, indices=[1, 4])
+            for ours, theirs in zip(trunk.network(x), (*maps, final), strict=True):
+                torch.testing.assert_close(ours, theirs)
 
 
 def test_fixed_padding_of_pooling():
@@ -261,7 +260,6 @@ def test_tiny_images_have_maps(lite0, small, rng, height_width):
             assert m.shape[0] == channels
             assert min(m.shape) >= 1
             assert torch.isfinite(m).all()
-    assert lite0(picture(rng, *height_width), 1).stages[0].shape[1] >= 1
 
 
 def test_pixels_far_from_a_cell_leave_it_alone_and_maps_do_not_share_memory(lite0, rng):
@@ -283,33 +281,26 @@ def test_the_installed_weights_are_those_of_the_package(lite0):
         assert torch.equal(a, b)
 
 
-def test_the_signature_tells_trunks_apart():
-    def signature(*args):
-        torch.manual_seed(0)
-        return Trunk(*args).signature
-
-    different = {
-        signature(LITE0, ("head",), 16),
-        signature(LITE0, ("head",), 32),
-        signature(LITE0, ("4", "head"), 16),
-        signature(LITE0, ("head", "4"), 16),
-        signature(LITE0, ("head",), 16, "random"),
-        signature(SMALL, ("head",), 32, "random"),
-    }
-    assert len(different) == 6
-    assert signature(LITE0) == signature(LITE0, ("head",), 16)
-    assert (
-        Trunk(SMALL, output_stride=32, weights="random").digest
-        != Trunk(SMALL, output_stride=32, weights="random").digest
-    )
+def test_the_signature_tells_trunks_apart(lite0, small):
+    torch.manual_seed(0)
+    same, other = (Trunk(SMALL, ("2", "head"), 32, "random") for _ in range(2))
+    torch.manual_seed(0)
+    swapped = Trunk(SMALL, ("head", "2"), 32, "random")
+    assert same.signature == small.signature
+    assert same.digest == swapped.digest != other.digest
+    assert len({t.signature for t in (lite0, small, other, swapped)}) == 4
+    assert Trunk(stages=lite0.stages).signature == lite0.signature
+    assert Trunk(stages=lite0.stages, output_stride=32).signature != lite0.signature
 
 
-def test_the_order_of_stages_is_the_order_of_maps(rng):
-    image = picture(rng, 64, 64)
-    one, other = (Trunk(stages=s)(image, 64) for s in (("3", "head"), ("head", "3")))
-    assert torch.equal(one.stages[0], other.stages[1])
-    assert torch.equal(one.stages[1], other.stages[0])
-    assert one.geometry == other.geometry[::-1]
+def test_the_order_of_stages_is_the_order_of_maps(small):
+    torch.manual_seed(0)
+    swapped = Trunk(SMALL, ("head", "2"), 32, "random")
+    x = torch.randn(1, 3, 64, 96)
+    for a, b in zip(small.network(x), swapped.network(x)[::-1], strict=True):
+        assert torch.equal(a, b)
+    assert swapped.geometry == small.geometry[::-1]
+    assert swapped.channels == small.channels[::-1]
 
 
 @pytest.fixture(scope="module")
@@ -394,7 +385,7 @@ def test_there_are_installed_weights_for_one_trunk_only():
     [
         (
             ("resnet_18", ("head",), 16),
-            "unknown trunk 'resnet_18', expected a timm model name such as resnet",
+            "unknown trunk 'resnet_18', expected a timm model name such as .*resnet",
         ),
         (("zzz",), "unknown trunk 'zzz', expected a timm model name$"),
         (("",), "unknown trunk ''"),
@@ -404,11 +395,9 @@ def test_there_are_installed_weights_for_one_trunk_only():
         ((LITE0, ("4", "4")), "stages 4,4 found, expected distinct ones"),
         ((LITE0, ("head", "body")), "stages head,body found"),
         ((SMALL, ("head",), 16, "random"), f"trunk '{SMALL}' cannot be built with output stride 16"),
-        ((LITE0, ("head",), 7), f"trunk '{LITE0}' cannot be built with output stride 7"),
         (("vit_tiny_patch16_224", ("head",), 16, "random"), "'vit_tiny_patch16_224' cannot be built with"),
         (("vit_tiny_patch16_224", ("head",), 32, "random"), "does not take a 224 x 352 image"),
         (("mixer_s16_224", ("head",), 32, "random"), "does not take a 224 x 352 image"),
-        (("tresnet_m", ("head",), 32, "random"), "cannot be derived; expected a convolutional trunk"),
     ],
 )
 def test_trunks_that_cannot_be_made(arguments, match):
@@ -419,7 +408,7 @@ def test_trunks_that_cannot_be_made(arguments, match):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there(rng):
     with pytest.raises(ValueError, match="device 'cuda' was asked for, but PyTorch finds no CUDA device"):
-        Trunk(device="cuda")(picture(rng, 32, 32), 32)
+        Trunk(SMALL, ("head",), 32, "random", "cuda")(picture(rng, 32, 32), 32)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -6,8 +6,11 @@ Heavy modules are imported inside the commands, so that ``sppnet --help`` answer
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
@@ -16,13 +19,15 @@ import typer
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from rich.table import Table
+
     from sppnet.boxes import Boxes, Detections, Target
     from sppnet.clock import Clock
     from sppnet.datasets import Dataset
     from sppnet.detect import Detector
     from sppnet.images import Pixels
     from sppnet.metrics import ClassResult
-    from sppnet.proposals import Proposer
+    from sppnet.proposals import Proposer, Windows
 
 Result = TypeVar("Result")
 
@@ -48,7 +53,7 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write the results to 
 Out = Annotated[Path | None, typer.Option(help="Folder for pictures; made if missing.")]
 Device = Annotated[str, typer.Option(help="cpu, or a PyTorch device such as cuda, for the trunk.")]
 Weights = Annotated[str | None, typer.Option(help="Weights file of the trunk, if not the installed ones.")]
-Windows = Annotated[
+Candidates = Annotated[
     str | None,
     typer.Option(
         "--proposals",
@@ -61,8 +66,10 @@ def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and exit status 1."""
     try:
         app()
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except SystemExit as end:
+        if end.code == 130:  # what Typer makes of Ctrl-C
+            _fail("interrupted", 130)
+        raise
     except (ValueError, OSError) as error:
         _fail(str(error), 1)
 
@@ -107,6 +114,8 @@ def propose(
     from sppnet.images import image_files, read_image
     from sppnet.proposals import image_key, parse, write_windows
 
+    if out.suffix != ".npz":
+        raise ValueError(f"{out}: found the suffix {out.suffix!r}, expected .npz for a file of windows")
     check_writable(out)
     paths, proposer = image_files(images), parse(method)
     entries: list[tuple[str, str, Boxes, Any]] = []
@@ -114,12 +123,14 @@ def propose(
     for path in _track(paths, "Proposing windows"):
         try:
             pixels = read_image(path)
-            entries.append((path.name, image_key(pixels), *proposer(pixels)))
+            entries.append((path.name, image_key(pixels), *_propose(proposer, path, pixels)))
         except (ValueError, OSError) as error:
             failures.append(str(error))
-    write_windows(out, entries)
-    for failure in failures:
-        print(f"sppnet: {failure}", file=sys.stderr)
+    if entries:
+        write_windows(out, entries)
+    _print_failures(failures, len(paths))
+    if not entries:
+        raise typer.Exit(1)
     print(f"{out}: {sum(len(boxes) for _, _, boxes, _ in entries)} windows of {len(entries)} images")
     raise typer.Exit(int(bool(failures)))
 
@@ -144,20 +155,25 @@ def train(
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
 ) -> None:
     """Fit a detector to annotated images. An interrupted fit goes on when it is started again."""
-    import shutil
-
     from sppnet.clock import Clock
     from sppnet.detect import Detector
     from sppnet.files import check_writable
     from sppnet.networks import Trunk
 
     check_writable(out)
+    folder = cache or out.with_name(f"{out.name}.cache")
+    _check_folder(folder)
     sides, pyramid = _integers("--scales", scales), _integers("--levels", levels)
     dataset = _read(data, split)
-    names = classes.split(",") if classes else list(dataset.classes)
+    names = list(dataset.classes) if classes is None else _names(classes)
+    unknown = [name for name in names if name not in dataset.classes]
+    if unknown or not names:
+        found = f"no object of {', '.join(map(repr, unknown))}" if unknown else "no object"
+        there = ", ".join(dataset.classes) or "annotated objects"
+        raise ValueError(f"{data}: found {found} in {len(dataset)} images, expected {there}")
     network = Trunk(trunk, stages.split(","), weights=weights, device=device)
     detector = Detector(network, sides=sides, levels=pyramid, seed=seed)
-    clock, folder = Clock(), cache or out.with_name(f"{out.name}.cache")
+    clock = Clock()
     paths, targets = [s.path for s in dataset], [s.target for s in dataset]
     with clock("proposals"):
         windows = _cached_windows(paths, proposals)
@@ -170,7 +186,7 @@ def train(
         raise
     detector.save(out, {"proposals": proposals, "images": len(dataset)})
     if cache is None:
-        shutil.rmtree(folder)
+        _remove_maps(folder)
     _print_seconds(clock.seconds)
     print(f"{out}: {', '.join(names)} from {len(dataset)} images")
 
@@ -182,7 +198,7 @@ def run(
     out: Out = None,
     json_file: Json = None,
     threshold: Annotated[float, typer.Option(help="Least score; 0 is where the SVM is undecided.")] = 0.0,
-    proposals: Windows = None,
+    proposals: Candidates = None,
     weights: Weights = None,
     device: Device = "cpu",
 ) -> None:
@@ -200,7 +216,7 @@ def evaluate(
     split: Split = None,
     json_file: Json = None,
     out: Out = None,
-    proposals: Windows = None,
+    proposals: Candidates = None,
     regress: Annotated[bool, typer.Option(help="Move boxes by the box regression.")] = True,
     weights: Weights = None,
     device: Device = "cpu",
@@ -208,7 +224,7 @@ def evaluate(
     """Measure a detector on a data set: precision, curves, best and worst images, seconds per image."""
     from sppnet.clock import Clock
 
-    _make_folder(out)
+    _check_places(json_file, out)
     dataset = _read(data, split)
     detector, method = _load(model, proposals, weights, device)
     unseen = sorted(set(dataset.classes) - set(detector.classes_))
@@ -241,17 +257,26 @@ def score(
     ],
     data: Data,
     split: Split = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes, by commas, that the results may hold but the split does not.")
+    ] = None,
     json_file: Json = None,
     out: Out = None,
 ) -> None:
     """Measure anyone's results file on a data set."""
     from sppnet.results import read_results
 
-    _make_folder(out)
+    _check_places(json_file, out)
     dataset = _read(data, split)
-    found = read_results(results, dataset)
-    classes = sorted({label for d in found.values() for label in d.labels} | set(dataset.classes))
-    _report(dataset, [found[s.name] for s in dataset], classes, json_file, out, {"results": str(results)})
+    more = [] if classes is None else _names(classes)
+    found = read_results(results, dataset, more)
+    names = sorted({label for d in found.values() for label in d.labels} | {*dataset.classes, *more})
+    _report(dataset, [found[s.name] for s in dataset], names, json_file, out, {"results": str(results)})
+
+
+def _names(text: str) -> list[str]:
+    """Read names between commas, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def _integers(option: str, text: str) -> tuple[int, ...]:
@@ -271,9 +296,32 @@ def _read(data: Path, split: str | None) -> Dataset:
     return dataset
 
 
+def _check_places(json_file: Path | None, out: Path | None) -> None:
+    """Raise now, before long work, what could not be written after it."""
+    from sppnet.files import check_writable
+
+    if json_file is not None:
+        check_writable(json_file)
+    if out is not None:
+        _check_folder(out)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OSError(f"{folder}: found a file, expected a folder, or nothing yet")
+
+
 def _make_folder(folder: Path | None) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def _remove_maps(folder: Path) -> None:
+    """Remove the feature maps of a fit, and their folder if nothing else lies there."""
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _load(model: str, proposals: str | None, weights: str | None, device: str) -> tuple[Detector, Proposer]:
@@ -356,7 +404,7 @@ def _detected(
         with clock("read"):
             pixels = read_image(path)
         with clock("proposals"):
-            return pixels, method(pixels)[0]
+            return pixels, _propose(method, path, pixels)[0]
 
     def results() -> Iterator[tuple[Pixels, Detections] | Exception]:
         with ThreadPoolExecutor(1) as ahead:
@@ -375,6 +423,14 @@ def _detected(
                     yield pixels, found
 
     return _Stream(results(), len(paths))
+
+
+def _propose(method: Proposer, path: Path, pixels: Pixels) -> Windows:
+    """Propose windows for an image; an error names its file."""
+    try:
+        return method(pixels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _outcome(future: Future[Result]) -> Result | Exception:
@@ -396,25 +452,26 @@ def _run_batch(
     weights: str | None,
 ) -> bool:
     """Detect in every image, report each, and return whether any could not be read."""
-    from rich.console import Console
     from rich.table import Table
 
     from sppnet.clock import Clock
     from sppnet.draw import draw_detections
-    from sppnet.files import check_writable
     from sppnet.images import write_image
 
-    _make_folder(out)
-    if json_file is not None:
-        check_writable(json_file)
+    _check_places(json_file, out)
+    pictures = [] if out is None else _picture_paths(out, paths)
+    sources = {path.resolve() for path in paths}
+    for target in (*pictures, *([] if json_file is None else [json_file])):
+        if target.resolve() in sources:
+            raise ValueError(f"{target}: found an image to be read, expected another place for the results")
     detector, method = _load(model, proposals, weights, device)
+    _make_folder(out)
     table = Table("image", "class", "score", "box (x1, y1, x2, y2)")
     records: list[dict[str, Any]] = []
     failures: list[str] = []
     clock = Clock()
-    for path, result in zip(
-        paths, _track(_detected(detector, method, paths, clock, threshold), "Detecting"), strict=True
-    ):
+    results = _track(_detected(detector, method, paths, clock, threshold), "Detecting")
+    for i, (path, result) in enumerate(zip(paths, results, strict=True)):
         if isinstance(result, Exception):
             failures.append(str(result))
             continue
@@ -432,32 +489,58 @@ def _run_batch(
                 "detections": [{"label": n, "score": v, "box": b} for n, v, b in rows],
             }
         )
-        if out is not None:
-            write_image(_picture_path(out, path, paths), draw_detections(pixels, found, detector.classes_))
-    Console().print(table)
+        if pictures:
+            write_image(pictures[i], draw_detections(pixels, found, detector.classes_))
+    _print_table(table)
     if json_file is not None:
         _write_json(json_file, records)
     if out is not None and records:
         print(f"pictures in {out}")
-    for failure in failures:
-        print(f"sppnet: {failure}", file=sys.stderr)
-    if failures:
-        print(f"sppnet: {len(failures)} of {len(paths)} images could not be read", file=sys.stderr)
+    _print_failures(failures, len(paths))
     return bool(failures)
 
 
-def _picture_path(out: Path, path: Path, paths: Sequence[Path]) -> Path:
-    """Return where the picture of an image goes; images of one name in several folders get a number."""
-    twins = [p for p in paths if p.stem == path.stem]
-    number = f"-{twins.index(path) + 1}" if len(twins) > 1 else ""
-    return out / f"{path.stem}{number}.png"
+def _print_failures(failures: Sequence[str], total: int) -> None:
+    for failure in failures:
+        print(f"sppnet: {failure}", file=sys.stderr)
+    if failures and total > 1:
+        print(f"sppnet: {len(failures)} of {total} images failed", file=sys.stderr)
+
+
+def _print_table(table: Table) -> None:
+    """Print a table; names of files and classes are text, whatever brackets or colons they hold."""
+    from rich.console import Console
+
+    Console(markup=False, emoji=False).print(table)
+
+
+def _picture_paths(out: Path, paths: Sequence[Path]) -> list[Path]:
+    """Return where the picture of each image goes; images of one name in several folders get a number."""
+    counts = Counter(path.stem for path in paths)
+    taken, pictures = set(counts), []
+    for path in paths:
+        name = path.stem
+        if counts[name] > 1:
+            name = next(n for i in count(1) if (n := f"{path.stem}-{i}") not in taken)
+            taken.add(name)
+        pictures.append(out / f"{name}.png")
+    return pictures
 
 
 def _write_json(path: Path, content: Any) -> None:
     from sppnet.files import atomic_path
 
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(content: Any) -> Any:
+    """Return what JSON can hold: null for numbers that are not."""
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _report(
@@ -469,7 +552,6 @@ def _report(
     facts: dict[str, Any],
 ) -> None:
     """Print, write and draw how good detections are."""
-    from rich.console import Console
     from rich.table import Table
 
     from sppnet.metrics import mean_average_precision, voc_detection
@@ -485,7 +567,7 @@ def _report(
     means = mean_average_precision(results), mean_average_precision(areas)
     table.add_section()
     table.add_row("mean", str(sum(r.positives for r in results.values())), *(f"{100 * m:.1f}" for m in means))
-    Console().print(table)
+    _print_table(table)
     content = {
         "mAP": means[0],
         "AP": {n: r.average_precision if r.positives else None for n, r in results.items()},
@@ -499,6 +581,7 @@ def _report(
     if json_file is not None:
         _write_json(json_file, content)
     if out is not None:
+        _make_folder(out)
         _draw_report(dataset, detections, classes, results, out)
         print(f"curves, best and worst images in {out}")
 
@@ -542,10 +625,9 @@ def _draw_report(
 
 
 def _print_seconds(seconds: Mapping[str, float], title: str = "Seconds by stage") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("stage", "seconds", title=title)
     for stage, value in seconds.items():
         table.add_row(stage, f"{value:.3g}")
-    Console().print(table)
+    _print_table(table)

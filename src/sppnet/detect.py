@@ -34,6 +34,7 @@ from sppnet.pooling import pool_regions
 from sppnet.sampling import Plan, SamplingRules, plan_images
 
 FORMAT, VERSION = "sppnet-detector", "1"
+_FACTS = {"classes", "feature_scale", "trunk", "settings", "about"}
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
@@ -472,6 +473,7 @@ class Detector:
             save_file(
                 tensors, temporary, {"format": FORMAT, "version": VERSION, "detector": json.dumps(facts)}
             )
+            _sort_metadata(temporary)
 
     @classmethod
     def load(cls, path: str | Path, *, weights: str | None = None, device: str = "cpu") -> Detector:
@@ -505,6 +507,8 @@ class Detector:
         settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
         detector = cls(trunk, mining=mining, **settings)
         tensors = load_file(path)
+        if not tensors.keys() >= {"weights", "largest", "offsets"}:
+            raise ValueError(f"{path}: damaged, found the tensors {', '.join(tensors)}, expected a detector")
         matrix = (tensors["weights"].float() * tensors["largest"][..., None]).numpy()
         offsets = tensors["offsets"].numpy()
         detector.svms_ = LinearSVMs(np.ascontiguousarray(matrix[:, 0]), offsets[:, 0].copy())
@@ -537,13 +541,29 @@ def describe(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: detector format {metadata.get('version')!r} found, this sppnet reads {VERSION!r}"
         )
-    facts: dict[str, Any] = json.loads(metadata["detector"])
+    try:
+        facts: dict[str, Any] = json.loads(metadata.get("detector", ""))
+    except ValueError:
+        facts = {}
+    if not isinstance(facts, dict) or not facts.keys() >= _FACTS:
+        raise ValueError(f"{path}: damaged, found no {', '.join(sorted(_FACTS))}, expected a detector")
     return facts
 
 
 def shipped() -> Path:
     """Return the path of the detector that is installed with sppnet."""
     return Path(str(resources.files("sppnet") / "data" / "animals.safetensors"))
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, written in random order: equal models, equal files."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def _blocks(windows: Boxes, size: int = 2000) -> Iterator[Boxes]:

@@ -112,6 +112,7 @@ def plot_precision_recall(results: Mapping[str, ClassResult], path: Path) -> Non
         title="Precision and recall, IoU 0.5",
     )
     axes.grid(alpha=0.3)
-    axes.legend(title="average precision")
+    if drawn:
+        axes.legend(title="average precision")
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, dpi=120)

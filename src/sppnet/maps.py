@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,8 @@ class MapCache:
             maps = encode(self.trunk, pixels, self.sides)
         with clock("maps to cache"):
             height, width = pixels.shape[:2]
+            # Rounded as they will be read: a fit that goes on with maps of the disk gives the same detector.
+            maps = tuple(replace(m, stages=tuple(s.half().float() for s in m.stages)) for m in maps)
             self._write(path, maps, (height, width))
         return maps, (height, width)
 

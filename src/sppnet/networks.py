@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -23,6 +24,8 @@ from sppnet.geometry import FeatureMaps, derive_geometry
 from sppnet.images import Pixels, resize, shorter_side_size
 
 HEAD = "head"
+# Longer strips are shrunk to the area of one of this aspect, or a few rows of pixels would fill the memory.
+MAX_ASPECT = 16
 RANDOM = "random"
 
 
@@ -61,6 +64,7 @@ class Trunk:
     ) -> None:
         self.name, self.stages, self.output_stride = name, tuple(stages), output_stride
         self.weights, self.device = weights, device
+        _check_device(device)
         model = _create(name, output_stride)
         self.digest = _load_weights(model, name, weights)
         _fix_same_padding(model)
@@ -80,8 +84,6 @@ class Trunk:
     def _run(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
         if self.device == "cpu":
             return _compile_openvino(self.network)
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device {self.device!r} was asked for, but PyTorch finds no CUDA device")
         network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         def run(batch: Tensor) -> tuple[Tensor, ...]:
@@ -98,7 +100,8 @@ class Trunk:
         ----------
         image : (H, W, 3) uint8 RGB
         side : int
-            Shorter side in pixels; the aspect ratio is kept (paper section 4.1).
+            Shorter side in pixels; the aspect ratio is kept (paper section 4.1). An image longer than
+            `MAX_ASPECT` times its shorter side gets a smaller one, to have no more pixels than that.
 
         Returns
         -------
@@ -107,6 +110,9 @@ class Trunk:
         """
         height, width = image.shape[:2]
         h, w = shorter_side_size(height, width, side)
+        if max(h, w) > MAX_ASPECT * min(h, w):
+            shrink = side * math.sqrt(MAX_ASPECT / (h * w))
+            h, w = max(1, round(h * shrink)), max(1, round(w * shrink))
         maps = self._run(self._normalise(resize(image, h, w)))
         inside = tuple(
             m[0, : g.cells(h), : g.cells(w)].permute(2, 0, 1)
@@ -149,6 +155,18 @@ class _Stages(nn.Module):
         final, maps = model.forward_intermediates(x, indices=self.indices)
         by_name = dict(zip((str(i + 1) for i in self.indices), maps, strict=True)) | {HEAD: final}
         return tuple(by_name[name] for name in self.names)
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but PyTorch finds no CUDA device")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"found the device {device!r} ({reason}), expected cpu or one that PyTorch can use"
+        ) from None
 
 
 def _create(name: str, output_stride: int) -> nn.Module:

@@ -1,9 +1,9 @@
 """Candidate windows: boxes that may hold an object, whatever its class.
 
-A method is a frozen record of settings. Called on an image it returns ``(R, 4)`` boxes and ``(R,)`` scores, best
-first: no box twice, every box inside the image and the whole image always the first. The scores tell the rank and
-nothing more: they fall evenly from 1 towards 0, so that those of several methods can be merged. Equal pixels and
-settings give equal windows.
+A method is a frozen record of settings. Called on an image it returns ``(R, 4)`` boxes and ``(R,)`` scores,
+best first: no box twice, every box inside the image, the whole image always the first. The scores tell the
+rank and nothing more: they fall evenly from 1 towards 0, so that those of several methods can be merged.
+Equal pixels and settings give equal windows.
 """
 
 from __future__ import annotations
@@ -59,11 +59,9 @@ class Proposer(Protocol):
 class SelectiveSearch(Proposer):
     """Selective search: segments of the image, merged by likeness until one is left (Uijlings et al., 2013).
 
-    Many segmentations of a small copy find more objects, sooner, than few of a large one; see the measurements
-    in ``benchmarks/proposals.py``. ``SelectiveSearch(433, ("hsv", "lab"), (50, 100), 50, 0.8, ("CTSF", "TSF"))``
-    is close to the "fast" mode of the paper, 2,000 windows in more than a second.
-
-    The windows come in an order shuffled by a fixed seed: the search itself knows no better.
+    The defaults search a small copy of the image in many ways, which finds more objects and sooner than a
+    large one in few ways (measured by ``benchmarks/proposals.py``). The windows come shuffled, always the
+    same way: the search itself has no better order.
 
     Attributes
     ----------
@@ -146,7 +144,7 @@ class EdgeBoxes(Proposer):
         Lower or narrower windows are dropped; pixels of the original image.
     """
 
-    max_boxes: int = 600
+    max_boxes: int = 450
     side: int = 220
     blur: float = 1.5
     min_edge: float = 0.15
@@ -186,11 +184,14 @@ class DenseWindows(Proposer):
         Widths over heights.
     step : float
         Distance of neighbours, at most, as a share of their width and height.
+    min_side : int
+        Lower or narrower windows are dropped; in pixels.
     """
 
     scales: tuple[float, ...] = (0.71, 0.5, 0.35, 0.25)
     aspects: tuple[float, ...] = (0.5, 1.0, 2.0)
     step: float = 0.4
+    min_side: int = 20
 
     def __call__(self, image: Pixels) -> Windows:
         """Return (R, 4) boxes and (R,) scores, best first, of an (H, W, 3) uint8 RGB image."""
@@ -205,16 +206,17 @@ class DenseWindows(Proposer):
                     _grid(image.shape[0] - height, self.step * height),
                 )
                 boxes.append(np.stack([x, y, x + width, y + height], axis=-1).reshape(-1, 4))
-        return _ranked(np.concatenate(boxes), image)
+        return _ranked(_drop_small(np.concatenate(boxes), self.min_side), image)
 
 
 @dataclass(frozen=True)
 class Combined(Proposer):
-    """The windows of several methods, taken by rank: the best of each, the second of each in proportion, and so on.
+    """The windows of several methods, merged by rank, in proportion to their numbers.
 
     Attributes
     ----------
     methods : tuple of Proposer
+        At least one.
     """
 
     methods: tuple[Proposer, ...]
@@ -259,7 +261,7 @@ class WindowsFromFile(Proposer):
 
 METHODS: Mapping[str, Proposer] = {
     "selective-search": SelectiveSearch(),
-    "selective-search-quality": SelectiveSearch(side=200, k=(75, 150)),
+    "selective-search-quality": SelectiveSearch(side=200, k=(100, 250), min_segment=50),
     "edge-boxes": EdgeBoxes(),
     "dense": DenseWindows(),
 }
@@ -297,7 +299,7 @@ def parse(text: str) -> Proposer:
 def image_key(image: Pixels) -> str:
     """Return 32 hexadecimal digits that stand for the size and the pixels of an image."""
     key = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-    key.update(np.ascontiguousarray(image))
+    key.update(image.tobytes())
     return key.hexdigest()
 
 
@@ -305,8 +307,8 @@ def write_windows(path: str | Path, entries: Iterable[tuple[str, str, Boxes, Flo
     """Write candidate windows to a file, for `read_windows` or anything else that knows NumPy.
 
     The file is an ordinary ``.npz`` of five arrays. With N images and R windows in all they are ``names`` and
-    ``keys`` (N strings each), ``counts`` (N integers that sum to R), ``boxes`` (R, 4) and ``scores`` (R,), the
-    windows of the first image first.
+    ``keys`` (N strings each), ``counts`` (N integers that sum to R), ``boxes`` (R, 4) and ``scores`` (R,),
+    the windows of the first image first.
 
     Parameters
     ----------
@@ -359,7 +361,8 @@ def read_windows(path: str | Path) -> WindowsFromFile:
         raise ValueError(f"{path}: found {error}, expected a file that sppnet propose wrote") from None
     if boxes.shape != (counts.sum(), 4) or scores.shape != (counts.sum(),) or not np.isfinite(boxes).all():
         raise ValueError(
-            f"{path}: found boxes {boxes.shape} and scores {scores.shape}, expected {counts.sum()} finite windows"
+            f"{path}: found boxes {boxes.shape} and scores {scores.shape}, "
+            f"expected {counts.sum()} finite windows"
         )
     return WindowsFromFile(str(path), hashlib.blake2b(content, digest_size=8).hexdigest(), windows)
 
@@ -382,10 +385,10 @@ def propose_all(
     paths : sequence of paths
     method : Proposer
     cache : path, optional
-        Folder to keep windows in, made if missing. They are found again by the bytes of the image file and the
-        `Proposer.signature` of the method, wherever the file lies; a damaged entry is computed again.
+        Folder to keep windows in, made if missing. They are found again by the bytes of the image file,
+        whatever its name, and the `Proposer.signature` of the method; a damaged entry is computed again.
     workers : int, optional
-        Number of threads; by default one for each core. OpenCV sets Python free to run the others.
+        Number of threads; by default one for each core. (OpenCV works without holding Python's lock.)
 
     Yields
     ------
@@ -461,7 +464,8 @@ def _side(image: Pixels) -> float:
     That bounds the work on strips.
     """
     height, width = image.shape[:2]
-    return max(math.sqrt(height * width), max(height, width) / 10)
+    side: float = max(math.sqrt(height * width), height / 10, width / 10)
+    return side
 
 
 def _shrink(image: Pixels, side: int) -> Pixels:

@@ -66,7 +66,7 @@ def plan_images(
     Raises
     ------
     ValueError
-        If a class has no example that is neither difficult nor a crowd.
+        If a class has no example that is neither difficult nor a crowd, or no negative to start with.
     """
     counts = {
         name: sum(
@@ -86,6 +86,13 @@ def plan_images(
     # About 2,000 windows in all, so that the first SVMs and the mean norm are good for any number of images.
     sample = int(np.clip(2000 // len(targets), 2, 200))
     plans = [_plan_image(w, t, names, rules, sample, rng) for w, t in zip(windows, targets, strict=True)]
+    started = np.any([plan.negative[plan.start].any(axis=0) for plan in plans], axis=0)
+    alone = [name for name, there in zip(names, started, strict=True) if not there]
+    if alone:
+        raise ValueError(
+            f"found no background for {', '.join(alone)} in {len(targets)} images, "
+            f"expected windows that overlap it by less than {rules.negative_iou:g}"
+        )
     for k in range(len(names)):
         _thin(plans, k, rules.regression_windows, rng)
     return plans

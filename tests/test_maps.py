@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import torch
+
+import trees
+from sppnet.clock import Clock
+from sppnet.geometry import FeatureMaps, Geometry
+from sppnet.maps import MapCache, encode
+
+
+class Squares:
+    """A trunk of arithmetic: two maps, the mean colour of squares of 8 and of 16 pixels."""
+
+    geometry = (Geometry(8, 3.5), Geometry(16, 7.5))
+
+    def __init__(self, signature="squares"):
+        self.signature, self.calls = signature, 0
+
+    def __call__(self, image, side):
+        self.calls += 1
+        maps = []
+        for size in (8, 16):
+            h, w = image.shape[0] // size, image.shape[1] // size
+            tiles = image[: h * size, : w * size].reshape(h, size, w, size, 3)
+            maps.append(
+                torch.from_numpy(tiles.mean(axis=(1, 3), dtype=np.float64)).float().permute(2, 0, 1) / 7
+            )
+        return FeatureMaps(tuple(maps), self.geometry, (side / 96, side / 97))
+
+
+@pytest.fixture
+def image():
+    return trees.scene(1).image
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    for p, q in zip(a, b, strict=True):
+        assert (p.geometry, p.factors) == (q.geometry, q.factors)
+        assert len(p.stages) == len(q.stages)
+        for s, t in zip(p.stages, q.stages, strict=True):
+            assert s.dtype == t.dtype == torch.float32
+            assert torch.equal(s, t)
+    return True
+
+
+def test_encoding_gives_maps_of_every_side(image):
+    trunk = Squares()
+    maps = encode(trunk, image, (96, 200))
+    assert [m.factors for m in maps] == [(1, 96 / 97), (200 / 96, 200 / 97)]
+    assert trunk.calls == 2
+
+
+def test_maps_come_back_from_the_disk_as_they_were_given(tmp_path, image):
+    trunk, clock = Squares(), Clock()
+    cache = MapCache(tmp_path / "deep" / "cache", trunk, (96, 192))
+    given, shape = cache(image, clock)
+    assert trunk.calls == 2
+    again, same_shape = MapCache(tmp_path / "deep" / "cache", trunk, (96, 192))(image, clock)
+    assert trunk.calls == 2
+    assert shape == same_shape == (96, 128)
+    assert same(given, again)
+    assert set(clock.seconds) == {"trunk", "maps to cache", "maps from cache"}
+    # Half precision keeps three digits, and the layout that pooling is fast on.
+    for a, b in zip(again, encode(trunk, image, (96, 192)), strict=True):
+        for s, t in zip(a.stages, b.stages, strict=True):
+            torch.testing.assert_close(s, t, rtol=1e-3, atol=0)
+            assert s.stride(0) == 1
+
+
+def test_a_file_and_its_pixels_give_the_same_maps(tmp_path, image):
+    trees.save(tmp_path / "a.png", image)
+    cache = MapCache(tmp_path / "cache", Squares(), (96,))
+    from_file, shape = cache(tmp_path / "a.png", Clock())
+    from_pixels, other = cache(image, Clock())
+    assert shape == other
+    assert same(from_file, from_pixels)
+
+
+def test_the_same_file_elsewhere_is_the_same_entry(tmp_path, image):
+    trunk = Squares()
+    cache = MapCache(tmp_path / "cache", trunk, (96,))
+    for name in ("a.png", "b.png"):
+        trees.save(tmp_path / name, image)
+        cache(tmp_path / name, Clock())
+    assert trunk.calls == 1
+    trees.save(tmp_path / "a.png", trees.scene(2).image)  # new content under an old name
+    cache(tmp_path / "a.png", Clock())
+    assert trunk.calls == 2
+
+
+def test_entries_differ_by_image_trunk_and_sides(tmp_path, image):
+    other = image.copy()
+    other[0, 0, 0] += 1
+    turned = image.reshape(128, 96, 3)  # the same bytes
+    trunks = Squares(), Squares("circles")
+    count = 0
+    for pixels in (image, other, turned):
+        for trunk in trunks:
+            for sides in [(96,), (128,), (96, 128), (128, 96)]:
+                MapCache(tmp_path, trunk, sides)(pixels, Clock())
+                count += 1
+                assert len(list(tmp_path.iterdir())) == count
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "text", "other"])
+def test_a_damaged_entry_is_computed_again(tmp_path, image, damage):
+    trunk = Squares()
+    cache = MapCache(tmp_path, trunk, (96, 192))
+    given, _ = cache(image, Clock())
+    (entry,) = tmp_path.iterdir()
+    content = entry.read_bytes()
+    if damage == "other":
+        # A sound file, but of one side and stage too few.
+        class One(Squares):
+            geometry = Squares.geometry[:1]
+
+            def __call__(self, image, side):
+                maps = super().__call__(image, side)
+                return FeatureMaps(maps.stages[:1], self.geometry, maps.factors)
+
+        MapCache(tmp_path / "one", One(), (96,))(image, Clock())
+        (wrong,) = (tmp_path / "one").iterdir()
+        content = wrong.read_bytes()
+    else:
+        content = {"half": content[: len(content) // 2], "empty": b"", "text": b"no maps here"}[damage]
+    entry.write_bytes(content)
+    again, shape = cache(image, Clock())
+    assert trunk.calls == 4
+    assert shape == (96, 128)
+    assert same(given, again)
+    cache(image, Clock())
+    assert trunk.calls == 4, "the entry is sound again"
+
+
+def test_a_failed_encoding_leaves_no_entry(tmp_path, image):
+    class Failing(Squares):
+        def __call__(self, image, side):
+            raise ValueError("no maps")
+
+    with pytest.raises(ValueError, match="no maps"):
+        MapCache(tmp_path, Failing(), (96,))(image, Clock())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+
+from sppnet.boxes import Target
+from sppnet.sampling import SamplingRules, plan_images
+
+RULES = SamplingRules(negative_iou=0.3, regression_iou=0.5, regression_windows=1000)
+BOX = [10, 10, 30, 30]
+
+
+def boxes(*rows):
+    return np.array(rows, np.float32).reshape(-1, 4)
+
+
+def plan(windows, target, names=("cat", "dog"), rules=RULES):
+    """Plan one image, beside another that gives every class a positive and a negative."""
+    other = Target.of([BOX] * len(names), names)
+    plans = plan_images([windows, boxes([50, 50, 60, 60])], [target, other], names, rules, seed=0)
+    return plans[0]
+
+
+def test_ground_truth_comes_first_then_the_windows():
+    windows = boxes([0, 0, 5, 5], [1, 1, 9, 9])
+    target = Target.of([BOX, [0, 0, 8, 8]], ["dog", "cat"])
+    planned = plan(windows, target)
+    np.testing.assert_array_equal(planned.boxes, np.concatenate([target.boxes, windows]))
+    assert planned.labels.tolist() == [1, 0]
+
+
+def test_negatives_overlap_a_class_by_less_than_the_limit():
+    # IoU with the box of 20 x 20: 0.3 exactly (6 of 20 rows), below (5 of 20), none, and all of it.
+    windows = boxes([10, 10, 30, 16], [10, 10, 30, 15], [60, 60, 70, 70], BOX)
+    planned = plan(windows, Target.of([BOX], ["cat"]))
+    assert planned.negative[:, 0].tolist() == [False, False, True, True, False]
+    assert planned.negative[:, 1].all(), "there is no dog in the image"
+
+
+@pytest.mark.parametrize("flag", ["difficult", "crowd"])
+def test_difficult_and_crowd_boxes_are_neither_positives_nor_negatives(flag):
+    target = Target.of([BOX, [60, 60, 90, 90]], ["cat", "cat"], **{flag: [True, False]})
+    windows = boxes(BOX, [11, 10, 30, 30], [60, 60, 90, 89], [100, 100, 120, 120])
+    planned = plan(windows, target)
+    np.testing.assert_array_equal(planned.boxes[: len(planned.labels)], boxes([60, 60, 90, 90]))
+    assert planned.labels.tolist() == [0]
+    # The good box, the two windows on the ignored one, the window on the good one, one apart.
+    assert planned.negative[:, 0].tolist() == [False, False, False, False, True]
+    assert planned.negative[:, 1].tolist() == [True] * 5, "for dogs they are background"
+    # Nor do they teach box regression.
+    assert planned.fitted.tolist() == [0, -1, -1, 0, -1]
+
+
+def test_windows_inside_a_crowd_are_no_negatives_however_small():
+    windows = boxes([40, 40, 50, 50], [95, 40, 105, 50], [97, 40, 107, 50], [98, 40, 108, 50])
+    target = Target.of([[0, 0, 100, 100]], ["cat"], crowd=[True])
+    # Covered by 100, 50, 30 and 20 %.
+    assert plan(windows, target).negative[:, 0].tolist() == [False, False, False, True]
+    plain = Target.of([[0, 0, 100, 100]], ["cat"], difficult=[True])
+    assert plan(windows, plain).negative[:, 0].all()
+
+
+def test_boxes_of_other_classes_are_background():
+    planned = plan(boxes(BOX), Target.of([BOX], ["bird"]))
+    assert len(planned.labels) == 0
+    assert planned.negative.all()
+    assert planned.fitted.tolist() == [-1]
+
+
+def test_regression_learns_from_what_overlaps_by_more_than_the_limit():
+    cat, dog = BOX, [12, 10, 32, 30]
+    # Half of the cat exactly; just above half; nearer the dog; nothing.
+    windows = boxes([10, 10, 30, 20], [10, 10, 30, 21], [13, 10, 33, 30], [70, 70, 80, 80])
+    planned = plan(windows, Target.of([cat, dog], ["cat", "dog"]))
+    assert planned.fitted.tolist() == [0, 1, -1, 0, 1, -1]
+    np.testing.assert_array_equal(planned.truth[[0, 1, 3, 4]], boxes(cat, dog, cat, dog))
+
+
+def test_regression_examples_are_thinned_over_all_images():
+    windows = boxes(*[[10, 10, 30, 30 + i % 3] for i in range(50)])
+    rules = SamplingRules(0.3, 0.5, regression_windows=40)
+    targets = [Target.of([BOX, [50, 50, 70, 70]], ["cat", "dog"])] * 4
+
+    def fitted(seed):
+        return np.stack([p.fitted for p in plan_images([windows] * 4, targets, ["cat", "dog"], rules, seed)])
+
+    drawn = fitted(0)
+    assert (drawn == 0).sum() == 40  # of 4 * 51
+    assert (drawn == 1).sum() == 4
+    assert ((drawn == 0).sum(axis=1) > 2).all(), "from all images"
+    np.testing.assert_array_equal(drawn, fitted(0))
+    assert (drawn != fitted(1)).any()
+
+
+@pytest.mark.parametrize(("images", "each"), [(1, 200), (5, 200), (20, 100), (500, 4), (1500, 2)])
+def test_about_2000_windows_start(images, each):
+    windows = boxes(*[[i, 0, i + 5, 5] for i in range(250)])
+    targets = [Target.of([[300, 0, 310, 10]], ["cat"])] * images
+    for planned in plan_images([windows] * images, targets, ["cat"], RULES, seed=0):
+        assert len(planned.start) == len(set(planned.start)) == each
+        assert planned.start.max() < 251
+
+
+def test_images_without_objects_or_windows():
+    names = ["cat"]
+    targets = [Target.of([], []), Target.of([], []), Target.of([BOX], names)]
+    windows = [boxes(), boxes([0, 0, 9, 9]), boxes()]
+    empty, background, object_only = plan_images(windows, targets, names, RULES, seed=0)
+    assert empty.boxes.shape == (0, 4)
+    assert len(empty.start) == len(empty.labels) == len(empty.fitted) == 0
+    assert background.negative.tolist() == [[True]]
+    assert background.fitted.tolist() == [-1]
+    assert object_only.negative.tolist() == [[False]]
+    assert object_only.fitted.tolist() == [0]
+
+
+def test_a_class_without_an_example_is_an_error():
+    windows = [boxes([0, 0, 9, 9])]
+    cat = Target.of([BOX, BOX], ["cat", "dog"], difficult=[False, True])
+    with pytest.raises(
+        ValueError, match="no example of dog, bird in 1 images; difficult and crowd boxes do not"
+    ):
+        plan_images(windows, [cat], ["cat", "dog", "bird"], RULES, 0)
+    with pytest.raises(ValueError, match="no example of any class"):
+        plan_images(windows, [cat], [], RULES, 0)
+
+
+def test_a_class_without_background_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"no background for cat in 1 images, .* overlap it by less than 0.3"
+    ):
+        plan_images([boxes(BOX)], [Target.of([BOX], ["cat"])], ["cat"], RULES, 0)
