@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,21 +11,29 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Clock:
-    """Adds up wall-clock seconds by the name of a stage.
+    """Adds up wall-clock seconds by the name of a stage; several threads may use it.
+
+    A stage that runs inside another one of the same thread counts for itself alone.
 
     Attributes
     ----------
     seconds : dict of str to float
-        In the order in which the stages first ran.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _running: threading.local = field(default_factory=threading.local, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Count the time spent in the ``with`` block towards `stage`."""
+        outer = getattr(self._running, "inside", 0.0)
+        self._running.inside = 0.0
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            passed = time.perf_counter() - start
+            with self._lock:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + passed - self._running.inside
+            self._running.inside = outer + passed

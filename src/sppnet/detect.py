@@ -356,43 +356,48 @@ class Detector:
         )
         with folder as place:
             store = MapCache(Path(place), self.trunk, self.sides)
-            positives, start, regression = self._gather(images, plans, store, track, clock)
+            examples, regression = self._gather(images, plans, store, track, clock)
+            # From here on the maps come from the disk.
+            self.trunk.release()
             if scale is None:
-                norms = torch.linalg.vector_norm(start.float(), dim=1)
-                scale = 20.0 / float(norms.mean())
+                scale = 20.0 / float(torch.linalg.vector_norm(examples[1].float(), dim=1).mean())
             with clock("box regression"):
                 ridges = [
                     self._regress(*regression.pop(0), scale) for _ in track(names, "Fitting box regression")
                 ]
-            labels = np.concatenate([p.labels for p in plans])
-            start_negative = np.concatenate([p.negative[p.start] for p in plans])
-
-            def candidates() -> Iterator[tuple[Tensor, npt.NDArray[np.bool_]]]:
-                for image, plan in track(list(zip(images, plans, strict=True)), "Mining hard negatives"):
-                    maps, shape = store(image, clock)
-                    with clock("pooling"):
-                        features = self._pool(maps, plan.boxes, shape) * scale
-                    yield features, plan.negative
-
-            before = sum(clock.seconds.values())
             with clock("SVMs"):
                 svms = mine_hard_negatives(
-                    positives.float() * scale,
-                    labels,
-                    start.float() * scale,
-                    start_negative,
-                    candidates(),
+                    # Popped, so that nothing holds them while they are not needed any more.
+                    examples.pop(0).float() * scale,
+                    np.concatenate([p.labels for p in plans]),
+                    examples.pop(0).float() * scale,
+                    np.concatenate([p.negative[p.start] for p in plans]),
+                    self._candidates(images, plans, store, scale, track, clock),
                     self.mining,
                 )
-            inside = sum(clock.seconds.values()) - before - clock.seconds["SVMs"]
-            clock.seconds["SVMs"] -= inside
         weights, offsets = (np.stack(parts) for parts in zip(*ridges, strict=True))
         return svms, (weights, offsets), scale
 
+    def _candidates(
+        self,
+        images: Sequence[Image],
+        plans: Sequence[Plan],
+        store: MapCache,
+        scale: float,
+        track: Track,
+        clock: Clock,
+    ) -> Iterator[tuple[Tensor, npt.NDArray[np.bool_]]]:
+        """Yield the features of all windows image by image, and for which classes each is a negative."""
+        for image, plan in track(list(zip(images, plans, strict=True)), "Mining hard negatives"):
+            maps, shape = store(image, clock)
+            with clock("pooling"):
+                features = self._pool(maps, plan.boxes, shape) * scale
+            yield features, plan.negative
+
     def _gather(
         self, images: Sequence[Image], plans: Sequence[Plan], store: MapCache, track: Track, clock: Clock
-    ) -> tuple[Tensor, Tensor, list[tuple[list[Tensor], Boxes]]]:
-        """Pool the positives, the windows to start with, and each class's regression examples."""
+    ) -> tuple[list[Tensor], list[tuple[list[Tensor], Boxes]]]:
+        """Pool the positives and the windows to start with, and each class's regression examples."""
         positives, start = [], []
         count = plans[0].negative.shape[1]
         regression: list[tuple[list[Tensor], list[Boxes]]] = [([], []) for _ in range(count)]
@@ -411,7 +416,7 @@ class Detector:
                 mine = np.flatnonzero(plan.fitted[rest] == k)
                 regression[k][0].append(features[second:][torch.from_numpy(mine)])
                 regression[k][1].append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
-        return torch.cat(positives), torch.cat(start), [(f, np.concatenate(d)) for f, d in regression]
+        return [torch.cat(positives), torch.cat(start)], [(f, np.concatenate(d)) for f, d in regression]
 
     def _regress(
         self, features: list[Tensor], deltas: Boxes, scale: float

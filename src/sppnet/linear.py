@@ -114,6 +114,7 @@ def mine_hard_negatives(
         if not (signs[:, k] > 0).any() or not (signs[:, k] < 0).any():
             raise ValueError(f"class number {k} needs positive and negative examples, found one kind only")
     training = TrainingSet(torch.cat([positives, start]).numpy(), signs, settings)
+    del positives, start  # copied; mining takes long, and memory is short
     svms = training.fit()
     fresh = np.zeros(count, dtype=np.int64)
     for features, negative in candidates:

@@ -93,6 +93,10 @@ class Trunk:
 
         return run
 
+    def release(self) -> None:
+        """Free the compiled network and its buffers; it is compiled again when it is next used."""
+        self.__dict__.pop("_run", None)
+
     def __call__(self, image: Pixels, side: int) -> FeatureMaps:
         """Compute the maps of one image whose shorter side is resized to `side`.
 
