@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,9 +32,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     OSError
         If the folder is missing or not writable, or `path` is something other than a file.
     """
-    temporary = _new_sibling(Path(path))
+    path = Path(path)
+    temporary = _new_sibling(path)
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        # Some writers make a file of their own that only its owner may read.
+        temporary.chmod(stat.S_IMODE(mode))
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

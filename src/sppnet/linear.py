@@ -38,7 +38,8 @@ class MiningSettings:
     easy : float
         A negative that scores below this after a training leaves it.
     retrain : int
-        All classes are trained anew when this many negatives have joined one of them.
+        All classes are trained anew when more windows than this have joined (released code: 2,000 for each
+        class); bounds the memory.
     tolerance : float
         A training ends when no dual gradient is further than this from its optimum.
     epochs : int
@@ -49,7 +50,7 @@ class MiningSettings:
     positive_weight: float = 2.0
     hard: float = -1.0001
     easy: float = -1.2
-    retrain: int = 2000
+    retrain: int = 4000
     tolerance: float = 0.02
     epochs: int = 200
 
@@ -116,15 +117,14 @@ def mine_hard_negatives(
     training = TrainingSet(torch.cat([positives, start]).numpy(), signs, settings)
     del positives, start  # copied; mining takes long, and memory is short
     svms = training.fit()
-    fresh = np.zeros(count, dtype=np.int64)
+    joined = 0
     for features, negative in candidates:
         hard = negative & (svms(features) > settings.hard)
         chosen = np.flatnonzero(hard.any(axis=1))
         training.add(features.numpy()[chosen], -hard[chosen].astype(np.int8))
-        fresh += hard.sum(axis=0)
-        if fresh.max() > settings.retrain:
-            svms = training.fit()
-            fresh[:] = 0
+        joined += len(chosen)
+        if joined > settings.retrain:
+            svms, joined = training.fit(), 0
     return training.fit()
 
 

@@ -1,0 +1,559 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import trees
+from sppnet import detect
+from sppnet.boxes import Target, iou
+from sppnet.clock import Clock
+from sppnet.detect import Detector, describe, pool_windows
+from sppnet.geometry import FeatureMaps, Geometry, choose_scale, project
+from sppnet.metrics import mean_average_precision, voc_detection
+from sppnet.networks import Trunk
+from sppnet.pooling import pool_regions
+
+SIDES = (96, 160)
+SETTINGS = {"levels": (2, 1), "sides": SIDES, "reference": 96}
+
+
+def grid(height=96, width=128):
+    """Return squares of five sizes all over an image."""
+    return np.array(
+        [
+            (x, y, x + side, y + side)
+            for side in (24, 32, 40, 48, 56)
+            for y in range(0, height - side + 1, 8)
+            for x in range(0, width - side + 1, 8)
+        ],
+        np.float32,
+    )
+
+
+def drawn(numbers):
+    """Return images, windows and targets of the scenes of these numbers."""
+    scenes = [trees.scene(n) for n in numbers]
+    targets = [Target.of(s.boxes, s.labels) for s in scenes]
+    return [s.image for s in scenes], [grid()] * len(scenes), targets
+
+
+def fields(detector):
+    return (*detector.regressors_, detector.svms_.weights, detector.svms_.biases)
+
+
+def same(a, b):
+    assert a.classes_ == b.classes_
+    assert a.feature_scale_ == b.feature_scale_
+    return all(np.array_equal(p, q) for p, q in zip(fields(a), fields(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    return Trunk()
+
+
+@pytest.fixture(scope="module")
+def training():
+    return drawn(range(1, 21))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The maps of all images here, computed once for all tests that do not count."""
+    return tmp_path_factory.mktemp("maps")
+
+
+@pytest.fixture(scope="module")
+def detector(trunk, training, cache):
+    return Detector(trunk, **SETTINGS).fit(*training, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Three images with all three shapes, for quick fits."""
+    numbers = [n for n in range(1, 60) if len(trees.scene(n).labels) == 2]
+    chosen = next(
+        (a, b, c)
+        for a, b, c in zip(numbers, numbers[1:], numbers[2:], strict=False)
+        if {*trees.scene(a).labels, *trees.scene(b).labels, *trees.scene(c).labels} == set(trees.SHAPES)
+    )
+    return drawn(chosen)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count how often a trunk is run."""
+    made = []
+    plain = Trunk.__call__
+
+    def counted(self, image, side):
+        made.append(side)
+        return plain(self, image, side)
+
+    monkeypatch.setattr(Trunk, "__call__", counted)
+    return made
+
+
+def test_shapes_are_found_in_pictures_not_seen_before(detector):
+    images, windows, targets = drawn(range(101, 113))
+    results = {}
+    for regress in (False, True):
+        found = [detector.predict(i, w, regress=regress) for i, w in zip(images, windows, strict=True)]
+        results[regress] = mean_average_precision(voc_detection(found, targets, detector.classes_))
+        best = [d.labels[0] in t.labels for d, t in zip(found, targets, strict=True)]
+        assert np.mean(best) > 0.8, "the best detection is of a shape that is there"
+    print(results)
+    assert results[True] > 0.7  # of three shapes at any place and size; the chance level is below 0.1
+    assert detector.classes_ == ("disc", "square", "triangle")
+
+
+def test_regression_moves_windows_nearer_to_the_truth(detector, training):
+    images, windows, targets = training
+    overlaps = {False: [], True: []}
+    for image, window, target in zip(images[:6], windows, targets, strict=False):
+        for regress, found in overlaps.items():
+            best = detector.predict(image, window, regress=regress, limit=1)
+            for name in set(target.labels):
+                mine = best.boxes[[label == name for label in best.labels]]
+                truth = target.boxes[[label == name for label in target.labels]]
+                found.append(iou(mine, truth).max())
+    print({k: np.mean(v) for k, v in overlaps.items()})
+    assert np.mean(overlaps[True]) > np.mean(overlaps[False])
+
+
+def test_mean_feature_norm_is_20(detector, trunk, training):
+    images, windows, _ = training
+    norms = []
+    for image, boxes in zip(images, windows, strict=True):
+        maps = [trunk(image, side) for side in SIDES]
+        features = pool_windows(maps, boxes, image.shape[:2], SIDES, (2, 1), 96)
+        norms.append(torch.linalg.vector_norm(features * detector.feature_scale_, dim=1))
+    assert float(torch.cat(norms).mean()) == pytest.approx(20, rel=0.05)  # measured on a sample
+
+
+def test_fits_are_equal_by_seed(trunk, few, cache):
+    one, twin = (Detector(trunk, **SETTINGS, seed=3).fit(*few, cache=cache) for _ in range(2))
+    assert same(one, twin)
+    other = Detector(trunk, **SETTINGS, seed=4).fit(*few, cache=cache)
+    assert not np.array_equal(one.svms_.weights, other.svms_.weights)
+
+
+def test_files_and_pixels_with_and_without_a_cache_give_the_same_detector(trunk, few, cache, tmp_path):
+    images, windows, targets = few
+    paths = [tmp_path / f"{i}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        trees.save(path, image)
+    from_files = Detector(trunk, **SETTINGS).fit(paths, windows, targets)
+    from_pixels = Detector(trunk, **SETTINGS).fit(*few, cache=cache)
+    assert same(from_files, from_pixels)
+    found = [from_files.predict(source, windows[0]) for source in (paths[0], images[0])]
+    np.testing.assert_array_equal(found[0].boxes, found[1].boxes)
+    np.testing.assert_array_equal(found[0].scores, found[1].scores)
+
+
+def test_a_fit_goes_on_with_the_maps_on_the_disk(trunk, few, tmp_path, calls):
+    images = few[0]
+    first = Detector(trunk, **SETTINGS).fit(*few, cache=tmp_path)
+    assert sorted(calls) == sorted(SIDES * len(images)), "each image once per side, in both passes"
+    calls.clear()
+    second = Detector(trunk, **SETTINGS).fit(*few, cache=tmp_path)
+    assert calls == []
+    assert same(first, second)
+    # A fit that broke off, with a damaged entry, a missing one and a sound one.
+    entries = sorted(tmp_path.iterdir())
+    entries[0].write_bytes(entries[0].read_bytes()[:1000])
+    entries[1].unlink()
+    third = Detector(trunk, **SETTINGS).fit(*few, cache=tmp_path)
+    assert sorted(calls) == sorted(SIDES * 2)
+    assert same(first, third)
+
+
+def test_images_are_tracked_and_stages_timed(trunk, few, cache):
+    seen, clock = [], Clock()
+
+    def track(items, description):
+        for item in items:
+            seen.append(description)
+            yield item
+
+    fitted = Detector(trunk, **SETTINGS).fit(*few, cache=cache, track=track, clock=clock)
+    for description in ("Computing feature maps", "Mining hard negatives", "Fitting box regression"):
+        assert seen.count(description) == 3
+    assert {"maps from cache", "pooling", "SVMs", "box regression"} <= set(clock.seconds)
+    assert all(seconds >= 0 for seconds in clock.seconds.values())
+    clock = Clock()
+    fitted.predict(few[0][0], grid(), clock=clock)
+    assert list(clock.seconds) == ["trunk", "pooling", "scoring"]
+
+
+def test_classes_are_those_asked_for_in_their_order(trunk, few, cache):
+    fitted = Detector(trunk, **SETTINGS).fit(*few, ["triangle", "disc", "triangle"], cache=cache)
+    assert fitted.classes_ == ("triangle", "disc")
+    assert set(fitted.predict(few[0][0], grid(), threshold=-9).labels) == {"triangle", "disc"}
+
+
+def test_one_image_is_enough(trunk):
+    images, windows, targets = drawn([1])
+    fitted = Detector(trunk, **SETTINGS).fit(images, windows, targets)
+    found = fitted.predict(images[0], np.concatenate([windows[0], targets[0].boxes]), regress=False)
+    for name in set(targets[0].labels):
+        best = found.boxes[found.labels.index(name)]
+        truth = targets[0].boxes[[label == name for label in targets[0].labels]]
+        assert iou(best[None], truth).max() > 0.5
+
+
+def test_images_without_objects_or_windows_take_part(trunk, few, cache):
+    images, windows, targets = few
+    none = np.zeros((0, 4), np.float32)
+    more = Detector(trunk, **SETTINGS).fit(
+        [*images, images[0][:, ::-1].copy(), images[1][::-1].copy()],
+        [*windows, grid(), none],
+        [*targets, Target.of([], []), Target.of([], [])],
+        cache=cache,
+    )
+    assert more.classes_ == tuple(sorted(trees.SHAPES))
+
+
+def test_difficult_and_crowd_boxes_are_neither_positive_nor_negative(trunk, few, cache, monkeypatch):
+    images, windows, targets = few
+    given = []
+    plain = detect.mine_hard_negatives
+
+    def spied(positives, labels, start, start_negative, candidates, settings):
+        def kept():
+            for features, negative in candidates:
+                given.append((features.clone(), negative))
+                yield features, negative
+
+        given.append((positives, labels))
+        return plain(positives, labels, start, start_negative, kept(), settings)
+
+    monkeypatch.setattr(detect, "mine_hard_negatives", spied)
+    name = targets[0].labels[0]
+    hard = Target.of(targets[0].boxes, targets[0].labels, difficult=[True, False])
+    others = [Target.of(t.boxes, t.labels) for t in targets[1:]]
+    names = sorted({*hard.labels[1:], *(n for t in others for n in t.labels), name})
+    Detector(trunk, **SETTINGS).fit(images, windows, [hard, *others], names, cache=cache)
+    (_, labels), (features, negative), *_ = given
+    total = sum(len(t.labels) for t in targets)
+    assert len(labels) == total - 1
+    assert np.bincount(labels, minlength=len(names))[names.index(name)] == sum(
+        n == name for t in (hard, *others) for n, d in zip(t.labels, t.difficult, strict=True) if not d
+    )
+    # The image's candidates are its one good box, then the windows.
+    assert len(features) == len(negative) == 1 + len(windows[0])
+    near = iou(windows[0], hard.boxes)[:, [n == name for n in hard.labels]].max(axis=1) >= 0.3
+    assert near.any()
+    np.testing.assert_array_equal(negative[1:, names.index(name)], ~near)
+
+
+def test_a_class_without_example_is_an_error_before_any_work(trunk, few, calls):
+    images, windows, targets = few
+    with pytest.raises(ValueError, match="no example of unicorn in 3 images"):
+        Detector(trunk, **SETTINGS).fit(images, windows, targets, ["disc", "unicorn"])
+    with pytest.raises(ValueError, match="no example of any class"):
+        Detector(trunk, **SETTINGS).fit(images, windows, [Target.of([], [])] * 3)
+    hard = [Target.of(t.boxes, t.labels, difficult=[True] * len(t.labels)) for t in targets]
+    with pytest.raises(ValueError, match="no example of disc, square, triangle"):
+        Detector(trunk, **SETTINGS).fit(images, windows, hard)
+    with pytest.raises(ValueError, match="one length of at least 1, got 3, 2 and 3"):
+        Detector(trunk, **SETTINGS).fit(images, windows[:2], targets)
+    with pytest.raises(ValueError, match="one length of at least 1, got 0, 0 and 0"):
+        Detector(trunk, **SETTINGS).fit([], [], [])
+    assert calls == []
+
+
+def test_an_unfitted_detector_says_so(trunk, few, tmp_path):
+    unfitted = Detector(trunk, **SETTINGS)
+    with pytest.raises(ValueError, match="not fitted yet"):
+        unfitted.predict(few[0][0], grid())
+    with pytest.raises(ValueError, match="not fitted yet"):
+        unfitted.save(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="not fitted yet"):
+        unfitted.add_class("disc", *few)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions_keep_their_promises(detector):
+    image, boxes = trees.scene(7).image, grid()
+    found = detector.predict(image, boxes, threshold=-1.5)
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.scores.min() >= -1.5
+    assert found.boxes.dtype == found.scores.dtype == np.float32
+    assert len(found.boxes) == len(found.scores) == len(found.labels) > 3
+    x1, y1, x2, y2 = found.boxes.T
+    assert (x1 >= 0).all()
+    assert (y1 >= 0).all()
+    assert (x2 <= 128).all()
+    assert (y2 <= 96).all()
+    for name in detector.classes_:
+        mine = found.boxes[[label == name for label in found.labels]]
+        assert np.triu(iou(mine, mine), 1).max(initial=0) <= 0.3 + 1e-6
+    few = detector.predict(image, boxes, threshold=-1.5, limit=2)
+    for name in detector.classes_:
+        every = [s for s, label in zip(found.scores, found.labels, strict=True) if label == name]
+        assert [s for s, label in zip(few.scores, few.labels, strict=True) if label == name] == every[:2]
+    high = detector.predict(image, boxes, threshold=0)
+    np.testing.assert_array_equal(high.scores, found.above(0).scores)
+    assert high.labels == found.above(0).labels
+    plain = detector.predict(image, boxes, regress=False)
+    assert {tuple(b) for b in plain.boxes.tolist()} <= {tuple(b) for b in boxes.tolist()}
+
+
+def test_no_windows_no_detections(detector):
+    image = trees.scene(7).image
+    for windows in (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), []):
+        for regress in (False, True):
+            found = detector.predict(image, windows, regress=regress)
+            assert found.boxes.shape == (0, 4)
+            assert found.scores.shape == (0,)
+            assert found.labels == ()
+
+
+@pytest.mark.parametrize("height_width", [(1, 1), (1, 200), (40, 33)])
+def test_images_of_any_size(detector, height_width):
+    height, width = height_width
+    image = np.full((height, width, 3), 200, np.uint8)
+    whole = np.array([[0, 0, width, height]], np.float32)
+    found = detector.predict(image, np.concatenate([whole, whole + 5, whole * 3]), threshold=-99)
+    assert len(found.boxes) > 0
+    assert np.isfinite(found.scores).all()
+    assert found.boxes[:, 2].max() <= width
+
+
+def everything(detector, image, windows, regress):
+    """Return the boxes and scores of every window, unsuppressed, by class."""
+    open_minded = copy.copy(detector)
+    open_minded.nms_iou = 1.0
+    found = open_minded.predict(image, windows, regress=regress, threshold=-1e9, limit=10**6)
+    rows = [
+        (label, score, *box)
+        for label, score, box in zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True)
+    ]
+    return sorted(rows)
+
+
+@pytest.mark.parametrize("regress", [False, True])
+def test_many_windows_are_taken_block_by_block(detector, regress):
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 90, (5000, 2))
+    windows = np.concatenate([corners, corners + rng.uniform(4, 40, (5000, 2))], axis=1).astype(np.float32)
+    windows[:, 2:] = np.minimum(windows[:, 2:], [128, 96])
+    windows = windows[(windows[:, 3] - windows[:, 1] > 1)]
+    image = trees.scene(7).image
+    at_once = everything(detector, image, windows, regress)
+    parts = [everything(detector, image, windows[i : i + 700], regress) for i in range(0, len(windows), 700)]
+    apart = sorted(row for part in parts for row in part)
+    assert len(at_once) == len(apart) > 14000
+    for name in detector.classes_:
+        numbers = [np.array([r[1:] for r in rows if r[0] == name]) for rows in (at_once, apart)]
+        np.testing.assert_allclose(numbers[0][:, 0], numbers[1][:, 0], atol=1e-4)  # scores, rising
+        np.testing.assert_allclose(np.sort(numbers[0], axis=0), np.sort(numbers[1], axis=0), atol=1e-2)
+
+
+def test_maps_can_be_queried_again_and_again(detector, trunk):
+    image = trees.scene(7).image
+    maps = detect.encode(trunk, image, SIDES)
+    for windows in (grid(), grid()[::3]):
+        direct, queried = detector.predict(image, windows), detector.predict_maps(maps, (96, 128), windows)
+        np.testing.assert_array_equal(direct.scores, queried.scores)
+        np.testing.assert_array_equal(direct.boxes, queried.boxes)
+        assert direct.labels == queried.labels
+
+
+def by_class(found, name):
+    mine = [label == name for label in found.labels]
+    return found.boxes[mine], found.scores[mine]
+
+
+def test_adding_a_class_leaves_the_others_exactly_as_they_are(trunk, training, cache, detector):
+    two = Detector(trunk, **SETTINGS).fit(*training, ["disc", "square"], cache=cache)
+    image = trees.scene(104).image
+    before = two.predict(image, grid(), threshold=-9)
+    kept = [f.copy() for f in fields(two)]
+    three = two.add_class("triangle", *training, cache=cache)
+    assert three is two
+    assert three.classes_ == ("disc", "square", "triangle")
+    for old, new in zip(kept, fields(three), strict=True):
+        np.testing.assert_array_equal(old, new[:2])
+    after = three.predict(image, grid(), threshold=-9)
+    for name in ("disc", "square"):
+        for old, new in zip(by_class(before, name), by_class(after, name), strict=True):
+            np.testing.assert_array_equal(old, new)
+    # The new class is the one that a fit of all three would have learned, but for the other random start.
+    together, added = detector.svms_.weights[2], three.svms_.weights[2]
+    assert together @ added / np.linalg.norm(together) / np.linalg.norm(added) > 0.98
+    with pytest.raises(ValueError, match="'disc' is already there; the detector has disc, square, triangle"):
+        three.add_class("disc", *training)
+
+
+@pytest.fixture(scope="module")
+def saved(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "shapes.safetensors"
+    detector.save(path, {"proposals": "grid"})
+    return path
+
+
+def test_a_saved_detector_predicts_as_before(detector, saved):
+    loaded = Detector.load(saved)
+    assert loaded.classes_ == detector.classes_
+    assert loaded.feature_scale_ == detector.feature_scale_
+    for name in ("levels", "sides", "reference", "mining", "negative_iou", "regression_iou", "ridge", "seed"):
+        assert getattr(loaded, name) == getattr(detector, name)
+    assert loaded.trunk.signature == detector.trunk.signature
+    for number in (7, 104):
+        image = trees.scene(number).image
+        for regress in (False, True):
+            a, b = (everything(d, image, grid(), regress) for d in (detector, loaded))
+            assert [r[0] for r in a] == [r[0] for r in b]
+            # Half precision: three digits of each weight.
+            np.testing.assert_allclose([r[1] for r in a], [r[1] for r in b], atol=5e-3)
+            boxes = [np.sort(np.array([r[2:] for r in rows]), axis=0) for rows in (a, b)]
+            np.testing.assert_allclose(*boxes, atol=0.1)
+    # A second generation loses nothing more.
+    again = saved.with_name("again.safetensors")
+    loaded.save(again)
+    twice = Detector.load(again)
+    for p, q in zip(fields(loaded), fields(twice), strict=True):
+        np.testing.assert_allclose(p, q, atol=2e-3 * np.abs(p).max())
+
+
+def test_equal_detectors_are_equal_files(detector, tmp_path, saved):
+    detector.save(tmp_path / "twin.safetensors", {"proposals": "grid"})
+    assert (tmp_path / "twin.safetensors").read_bytes() == saved.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["twin.safetensors"]
+
+
+def test_a_file_describes_itself(saved):
+    facts = describe(saved)
+    assert facts["classes"] == ["disc", "square", "triangle"]
+    assert facts["about"] == {"proposals": "grid"}
+    assert facts["trunk"]["name"] == "tf_efficientnet_lite0"
+    assert facts["settings"]["sides"] == list(SIDES)
+
+
+def test_a_loaded_detector_learns_another_class(saved, training, cache):
+    loaded = Detector.load(saved)
+    images, windows, targets = training
+    blobs = [Target.of(t.boxes, ["blob"] * len(t.labels)) for t in targets]
+    loaded.add_class("blob", images[:6], windows[:6], blobs[:6], cache=cache)
+    assert loaded.classes_[3] == "blob"
+    found = loaded.predict(trees.scene(104).image, grid())
+    assert "blob" in found.labels
+
+
+def rewritten(saved, path, tensors=None, **changes):
+    """Write a copy of a model file with other metadata or tensors."""
+    with safe_open(saved, "pt") as file:
+        metadata = file.metadata() | changes
+    save_file(
+        load_file(saved) if tensors is None else tensors, path, {k: v for k, v in metadata.items() if v}
+    )
+    return path
+
+
+def refused(path, match, error=ValueError, **options):
+    with pytest.raises(error, match=match) as caught:
+        Detector.load(path, **options)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_detectors(saved, tmp_path):
+    refused(tmp_path / "missing.safetensors", "model file not found", FileNotFoundError)
+    content = saved.read_bytes()
+    bad = tmp_path / "bad.safetensors"
+    for text in (
+        b"",
+        b"x",
+        content[:7],
+        content[:100],
+        content[: len(content) // 2],
+        content[:-1],
+        b"no model" * 9,
+    ):
+        bad.write_bytes(text)
+        refused(bad, "damaged or not a model file")
+    trees.save(tmp_path / "picture.png", trees.scene(1).image)
+    refused(tmp_path / "picture.png", "damaged or not a model file")
+    save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
+    refused(tmp_path / "plain.safetensors", "not an sppnet detector, found 'no format mark'")
+    refused(rewritten(saved, bad, format="pt"), "not an sppnet detector, found 'pt'")
+    refused(rewritten(saved, bad, version="2"), "detector format '2' found, this sppnet reads '1'")
+    refused(rewritten(saved, bad, version=""), "detector format None found, this sppnet reads '1'")
+    for text in ("", "{", "[]", "{}", json.dumps(describe(saved) | {"classes": 0})[:40]):
+        refused(rewritten(saved, bad, detector=text), "damaged")
+    refused(
+        rewritten(saved, bad, tensors={"weights": torch.zeros(3, 5, 2)}), "damaged, found the tensors weights"
+    )
+
+
+def test_other_trunk_weights_are_refused(saved, tmp_path):
+    state = {k: v + 0.01 if v.is_floating_point() else v for k, v in timm_state().items()}
+    save_file(state, tmp_path / "other.safetensors")
+    refused(saved, "fitted on trunk weights .*, found ", weights=str(tmp_path / "other.safetensors"))
+    refused(saved, "fitted on trunk weights", weights="random")
+    facts = describe(saved)
+    facts["trunk"]["digest"] = "0" * 64
+    path = rewritten(saved, tmp_path / "digest.safetensors", detector=json.dumps(facts))
+    refused(path, "fitted on trunk weights 0000000000000000, found ")
+
+
+def timm_state():
+    import timm
+
+    return timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+
+
+def test_a_failed_save_leaves_the_old_file(detector, tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    path.write_text("the old model")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(detect, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        detector.save(path)
+    assert path.read_text() == "the old model"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match="nowhere"):
+        detector.save(tmp_path / "nowhere" / "model.safetensors")
+
+
+def some_maps(rng, scale, channels=(3, 5)):
+    """Return maps of two stages of an image of 96 x 128 at a scale."""
+    geometry = (Geometry(8, 3.5), Geometry(16, 15))
+    height, width = round(96 * scale), round(128 * scale)
+    stages = tuple(
+        torch.from_numpy(rng.normal(size=(c, g.cells(height), g.cells(width))).astype(np.float32))
+        for c, g in zip(channels, geometry, strict=True)
+    )
+    return FeatureMaps(stages, geometry, (scale, scale))
+
+
+def test_stages_are_pooled_one_by_one_and_joined():
+    rng = np.random.default_rng(0)
+    maps = [some_maps(rng, 1.0), some_maps(rng, 2.0)]
+    sides, levels, boxes = (96, 192), (3, 1), grid()
+    joined = pool_windows(maps, boxes, (96, 128), sides, levels, 64)
+    assert joined.shape == (len(boxes), (3 + 5) * 10)
+    for t, part in enumerate(joined.split([30, 50], dim=1)):
+        single = [FeatureMaps(m.stages[t : t + 1], m.geometry[t : t + 1], m.factors) for m in maps]
+        assert torch.equal(part, pool_windows(single, boxes, (96, 128), sides, levels, 64))
+
+
+def test_each_window_is_pooled_at_its_own_scale():
+    rng = np.random.default_rng(0)
+    maps, sides, boxes = [some_maps(rng, s) for s in (2.0, 0.5, 1.0)], (192, 48, 96), grid()
+    pooled = pool_windows(maps, boxes, (96, 128), sides, (2, 1), reference=40)
+    scales = choose_scale(boxes, 96, 128, sides, 40)
+    assert set(scales) == {0, 2}
+    for i, (box, s) in enumerate(zip(boxes, scales, strict=True)):
+        alone = [pool_regions(maps[s].stages[t], project(box[None], maps[s], t), (2, 1))[0] for t in (0, 1)]
+        assert torch.equal(pooled[i], torch.cat(alone))
+    assert pool_windows(maps, boxes[:0], (96, 128), sides, (2, 1)).shape == (0, 8 * 5)
