@@ -12,7 +12,6 @@ import hashlib
 import io
 import math
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -357,12 +356,19 @@ def read_windows(path: str | Path) -> WindowsFromFile:
         ends = np.cumsum(counts)[:-1]
         parts = zip(keys, np.split(boxes, ends), np.split(scores, ends), strict=True)
         windows = {str(key): (b, s) for key, b, s in parts} if len(keys) else {}
-    except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: found {error}, expected a file that sppnet propose wrote") from None
-    if boxes.shape != (counts.sum(), 4) or scores.shape != (counts.sum(),) or not np.isfinite(boxes).all():
+    except Exception as error:  # a damaged archive can make zipfile raise anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: found {reason}, expected a file that sppnet propose wrote") from None
+    if boxes.shape != (counts.sum(), 4) or scores.shape != (counts.sum(),):
         raise ValueError(
             f"{path}: found boxes {boxes.shape} and scores {scores.shape}, "
-            f"expected {counts.sum()} finite windows"
+            f"expected those of {counts.sum()} windows"
+        )
+    wrong = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    if wrong.any():
+        raise ValueError(
+            f"{path}: found {wrong.sum()} windows such as {boxes[wrong][0].tolist()}, "
+            "expected x1 < x2 and y1 < y2"
         )
     return WindowsFromFile(str(path), hashlib.blake2b(content, digest_size=8).hexdigest(), windows)
 
@@ -509,9 +515,10 @@ def _edges(image: Pixels, blur: float) -> tuple[FloatArray, FloatArray]:
 
 
 def _ranked(boxes: FloatArray, image: Pixels) -> Windows:
-    """Finish boxes that come best first: inside the image, the whole image before them, none twice."""
+    """Finish boxes that come best first: inside the image, the whole image before them, no box twice."""
     height, width = image.shape[:2]
     inside = clip(np.concatenate([[[0, 0, width, height]], boxes]), width, height)
+    inside = inside[area(inside) > 0]
     _, first = np.unique(inside, axis=0, return_index=True)
     unique = inside[np.sort(first)]
     return unique, np.linspace(1, 0, len(unique), endpoint=False, dtype=np.float32)
