@@ -166,7 +166,7 @@ def train(
     _check_folder(folder)
     sides, pyramid = _integers("--scales", scales), _integers("--levels", levels)
     dataset = _read(data, split)
-    names = list(dataset.classes) if classes is None else _names(classes)
+    names = _learnable(dataset) if classes is None else _names(classes)
     unknown = [name for name in names if name not in dataset.classes]
     if unknown or not names:
         found = f"no object of {', '.join(map(repr, unknown))}" if unknown else "no object"
@@ -273,6 +273,20 @@ def score(
     found = read_results(results, dataset, more)
     names = sorted({label for d in found.values() for label in d.labels} | {*dataset.classes, *more})
     _report(dataset, [found[s.name] for s in dataset], names, json_file, out, {"results": str(results)})
+
+
+def _learnable(dataset: Dataset) -> list[str]:
+    """Return the classes with an example to learn from; say which have none."""
+    counted = {
+        label
+        for sample in dataset
+        for label, ignored in zip(sample.target.labels, sample.target.ignored, strict=True)
+        if not ignored
+    }
+    left_out = sorted(set(dataset.classes) - counted)
+    if left_out:
+        print(f"left out, all examples are difficult or crowds: {', '.join(left_out)}", file=sys.stderr)
+    return sorted(counted)
 
 
 def _names(text: str) -> list[str]:
