@@ -17,16 +17,16 @@ from sppnet.metrics import mean_average_precision, voc_detection
 from sppnet.networks import Trunk
 from sppnet.pooling import pool_regions
 
-SIDES = (96, 160)
-SETTINGS = {"levels": (2, 1), "sides": SIDES, "reference": 96}
+SIDES = (160, 320)
+SETTINGS = {"levels": (2, 1), "sides": SIDES, "reference": 160}
 
 
 def grid(height=96, width=128):
-    """Return squares of five sizes all over an image."""
+    """Return squares of four sizes all over an image."""
     return np.array(
         [
             (x, y, x + side, y + side)
-            for side in (24, 32, 40, 48, 56)
+            for side in (24, 32, 42, 54)
             for y in range(0, height - side + 1, 8)
             for x in range(0, width - side + 1, 8)
         ],
@@ -58,7 +58,7 @@ def trunk():
 
 @pytest.fixture(scope="module")
 def training():
-    return drawn(range(1, 21))
+    return drawn(range(1, 17))
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +99,42 @@ def calls(monkeypatch):
 
 
 def test_shapes_are_found_in_pictures_not_seen_before(detector):
-    images, windows, targets = drawn(range(101, 113))
-    results = {}
-    for regress in (False, True):
-        found = [detector.predict(i, w, regress=regress) for i, w in zip(images, windows, strict=True)]
-        results[regress] = mean_average_precision(voc_detection(found, targets, detector.classes_))
-        best = [d.labels[0] in t.labels for d, t in zip(found, targets, strict=True)]
-        assert np.mean(best) > 0.8, "the best detection is of a shape that is there"
-    assert results[True] > results[False], "box regression helps"
-    assert results[True] > 0.5  # of three shapes at any place and size; the chance level is below 0.1
+    images, windows, targets = drawn(range(101, 111))
+
+    def precision(found):
+        return mean_average_precision(voc_detection(found, targets, detector.classes_))
+
+    rng = np.random.default_rng(0)
+    guessed = [
+        Detections(boxes, np.linspace(1, 0, len(boxes)), tuple(rng.choice(trees.SHAPES, len(boxes))))
+        for boxes in map(rng.permutation, windows)
+    ]
+    assert precision(guessed) < 0.15, "the windows alone find nothing"
+    plain, moved = (
+        [detector.predict(i, w, regress=regress) for i, w in zip(images, windows, strict=True)]
+        for regress in (False, True)
+    )
+    assert precision(plain) > 0.7
+    assert precision(moved) > 0.8
     assert detector.classes_ == ("disc", "square", "triangle")
+
+
+def test_regression_moves_windows_nearer_to_the_truth(detector, training):
+    before, after = [], []
+    for image, windows, target in zip(*training, strict=True):
+        # Sorted by class and score, which regression leaves alone: the same rows are the same windows.
+        plain, moved = (everything(detector, image, windows, regress) for regress in (False, True))
+        for truth, name in zip(target.boxes, target.labels, strict=True):
+            overlaps = [
+                iou(np.array([r[2:] for r in rows if r[0] == name]), truth[None])[:, 0]
+                for rows in (plain, moved)
+            ]
+            near = overlaps[0] > 0.5
+            before.extend(overlaps[0][near])
+            after.extend(overlaps[1][near])
+    print(len(before), np.mean(before), np.mean(after))
+    assert len(before) > 50
+    assert np.mean(after) > np.mean(before) + 0.03
 
 
 def test_mean_feature_norm_is_20(detector, trunk, training):
@@ -185,10 +211,14 @@ def test_classes_are_those_asked_for_in_their_order(trunk, few, cache):
 def test_one_image_is_enough(trunk):
     images, windows, targets = drawn([1])
     fitted = Detector(trunk, **SETTINGS).fit(images, windows, targets)
-    assert fitted.classes_ == tuple(sorted(set(targets[0].labels)))
-    found = fitted.predict(images[0], windows[0], threshold=-9)
-    assert set(found.labels) == set(fitted.classes_)
-    assert np.isfinite(found.boxes).all()
+    assert fitted.classes_ == tuple(sorted(targets[0].labels))
+    for name, truth in zip(targets[0].labels, targets[0].boxes, strict=True):
+        far = windows[0][iou(windows[0], truth[None])[:, 0] < 0.3]
+        rows = everything(fitted, images[0], np.concatenate([far, truth[None]]), regress=False)
+        scores = [r[1] for r in rows if r[0] == name]
+        (own,) = (r[1] for r in rows if r[0] == name and r[2:] == tuple(truth.tolist()))
+        print(name, own, sorted(scores)[-5:])
+        assert own == max(scores), "the example scores above all its negatives"
 
 
 def test_images_without_objects_or_windows_take_part(trunk, few, cache):
@@ -203,7 +233,8 @@ def test_images_without_objects_or_windows_take_part(trunk, few, cache):
     assert more.classes_ == tuple(sorted(trees.SHAPES))
 
 
-def test_difficult_and_crowd_boxes_are_neither_positive_nor_negative(trunk, few, cache, monkeypatch):
+@pytest.mark.parametrize("flag", ["difficult", "crowd"])
+def test_difficult_and_crowd_boxes_are_neither_positive_nor_negative(trunk, few, cache, monkeypatch, flag):
     images, windows, targets = few
     given = []
     plain = detect.mine_hard_negatives
@@ -219,7 +250,7 @@ def test_difficult_and_crowd_boxes_are_neither_positive_nor_negative(trunk, few,
 
     monkeypatch.setattr(detect, "mine_hard_negatives", spied)
     name = targets[0].labels[0]
-    hard = Target.of(targets[0].boxes, targets[0].labels, difficult=[True, False])
+    hard = Target.of(targets[0].boxes, targets[0].labels, **{flag: [True, False]})
     # The first image comes again, without flags, so that the class has an example.
     images, windows = [*images, images[0]], [*windows, windows[0]]
     others = [Target.of(t.boxes, t.labels) for t in (*targets[1:], targets[0])]
@@ -229,7 +260,7 @@ def test_difficult_and_crowd_boxes_are_neither_positive_nor_negative(trunk, few,
     total = sum(len(t.labels) for t in (hard, *others))
     assert len(labels) == total - 1
     assert np.bincount(labels, minlength=len(names))[names.index(name)] == sum(
-        n == name for t in (hard, *others) for n, d in zip(t.labels, t.difficult, strict=True) if not d
+        n == name for t in (hard, *others) for n, d in zip(t.labels, t.ignored, strict=True) if not d
     )
     # The image's candidates are its one good box, then the windows.
     assert len(features) == len(negative) == 1 + len(windows[0])
@@ -369,9 +400,11 @@ def test_adding_a_class_leaves_the_others_exactly_as_they_are(trunk, training, c
         np.testing.assert_array_equal(old, new[:2])
     after = three.predict(image, grid(), threshold=-9)
     for name in ("disc", "square"):
-        for old, new in zip(by_class(before, name), by_class(after, name), strict=True):
-            # The weights are equal; a wider matrix product rounds otherwise.
-            np.testing.assert_allclose(old, new, rtol=1e-5, atol=1e-4)
+        (old_boxes, old_scores), (boxes, scores) = by_class(before, name), by_class(after, name)
+        print(np.abs(old_scores - scores).max(), np.abs(old_boxes - boxes).max())
+        # The weights are equal, bit by bit; a wider matrix product rounds otherwise.
+        np.testing.assert_allclose(old_scores, scores, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(old_boxes, boxes, rtol=1e-5, atol=1e-5)
     # The new class is the one that a fit of all three would have learned, but for the other random start.
     together, added = detector.svms_.weights[2], three.svms_.weights[2]
     assert together @ added / np.linalg.norm(together) / np.linalg.norm(added) > 0.98
@@ -388,11 +421,12 @@ def saved(detector, tmp_path_factory):
 
 def test_a_saved_detector_predicts_as_before(detector, saved):
     loaded = Detector.load(saved)
+    assert loaded.trunk.signature == detector.trunk.signature
+    loaded.trunk = detector.trunk  # the same, and compiled already
     assert loaded.classes_ == detector.classes_
     assert loaded.feature_scale_ == detector.feature_scale_
     for name in ("levels", "sides", "reference", "mining", "negative_iou", "regression_iou", "ridge", "seed"):
         assert getattr(loaded, name) == getattr(detector, name)
-    assert loaded.trunk.signature == detector.trunk.signature
     for number in (7, 104):
         image = trees.scene(number).image
         for regress in (False, True):
@@ -424,8 +458,9 @@ def test_a_file_describes_itself(saved):
     assert facts["settings"]["sides"] == list(SIDES)
 
 
-def test_a_loaded_detector_learns_another_class(saved, training, cache):
+def test_a_loaded_detector_learns_another_class(saved, training, cache, trunk):
     loaded = Detector.load(saved)
+    loaded.trunk = trunk  # the same, and compiled already
     images, windows, targets = training
     blobs = [Target.of(t.boxes, ["blob"] * len(t.labels)) for t in targets]
     loaded.add_class("blob", images[:6], windows[:6], blobs[:6], cache=cache)
@@ -540,7 +575,7 @@ def test_each_window_is_pooled_at_its_own_scale():
     maps, sides, boxes = [some_maps(rng, s) for s in (2.0, 0.5, 1.0)], (192, 48, 96), grid()
     pooled = pool_windows(maps, boxes, (96, 128), sides, (2, 1), reference=40)
     scales = choose_scale(boxes, 96, 128, sides, 40)
-    assert len(set(scales)) > 1
+    assert set(scales) == {0, 1, 2}
     for i, (box, s) in enumerate(zip(boxes, scales, strict=True)):
         alone = [pool_regions(maps[s].stages[t], project(box[None], maps[s], t), (2, 1))[0] for t in (0, 1)]
         assert torch.equal(pooled[i], torch.cat(alone))

@@ -284,6 +284,11 @@ def _learnable(dataset: Dataset) -> list[str]:
         if not ignored
     }
     left_out = sorted(set(dataset.classes) - counted)
+    if left_out and not counted:
+        raise ValueError(
+            f"{dataset.root}: all examples of {', '.join(left_out)} in {len(dataset)} images are difficult "
+            "or crowds, expected one to learn from"
+        )
     if left_out:
         print(f"left out, all examples are difficult or crowds: {', '.join(left_out)}", file=sys.stderr)
     return sorted(counted)
