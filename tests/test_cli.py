@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sppnet import Detector, Trunk, maps, read_dataset, read_image
+from sppnet import Detector, Trunk, maps, networks, read_dataset, read_image
 from sppnet.boxes import Detections
 from sppnet.cli import main
 from sppnet.detect import describe
@@ -117,7 +117,7 @@ def one_image_tree(root, xml=None, image=None, name="000001"):
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory):
-    """Keep out of the user's cache, build each trunk once, and fold no table."""
+    """Keep out of the user's cache, build and compile each trunk once, and fold no table."""
     build = cache(Trunk)
 
     def trunk(name, stages=("head",), output_stride=16, weights=None, device="cpu"):
@@ -126,8 +126,9 @@ def surroundings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("windows")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sppnet.proposals.cache_folder", lambda: folder)
-        patch.setattr("sppnet.networks.Trunk", trunk)
+        patch.setattr(networks, "Trunk", trunk)
         patch.setattr("sppnet.detect.Trunk", trunk)
+        patch.setattr(networks, "_compile_openvino", cache(networks._compile_openvino))
         patch.setenv("COLUMNS", "200")
         yield
 
