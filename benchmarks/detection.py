@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.progress import track
 
+from pooling import commit, machine
 from sppnet.boxes import Detections
 from sppnet.clock import Clock
 from sppnet.datasets import read_dataset
@@ -104,11 +103,8 @@ def main() -> None:
                 "seconds": {stage: s / len(dataset) for stage, s in v.clock.seconds.items()},
             }
         )
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
-    print(f"\n{len(dataset)} images of {args.split}; {machine}; commit {commit}\n")
+    setting = f"{machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+    print(f"\n{len(dataset)} images of {args.split}; {setting}; commit {commit()}\n")
     names = detector.classes_
     print(
         "| scales | windows | boxes | mAP |",
@@ -129,7 +125,7 @@ def main() -> None:
         ]
         print("|", " | ".join(cells), "|")
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "commit": commit, "rows": rows}, indent=1))
+        args.json.write_text(json.dumps({"machine": setting, "commit": commit(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

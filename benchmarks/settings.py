@@ -11,7 +11,6 @@ A variant names arguments of `sppnet.Detector`; what it does not name keeps its 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from rich.progress import track
 
+from pooling import commit
 from sppnet import Detector, Trunk, read_dataset
 from sppnet.metrics import mean_average_precision, voc_detection
 from sppnet.proposals import cache_folder, parse, propose_all
@@ -53,10 +53,7 @@ def main() -> None:
     fit, held = slice(args.train), slice(args.train, None)
     targets = [s.target for s in chosen]
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    print(f"{args.train} images to fit, {args.held} held out of train, seed {args.seed}; commit {commit}\n")
+    print(f"{args.train} images to fit, {args.held} held out of train, seed {args.seed}; commit {commit()}\n")
     print("| variant | SVM | + box regression | fit s |\n|---|---|---|---|", flush=True)
     trunk = Trunk()
     for variant in args.variant:

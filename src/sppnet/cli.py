@@ -11,9 +11,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -235,7 +236,7 @@ def evaluate(
     detections: list[Detections] = []
     start = time.perf_counter()
     stream = _detected(detector, method, [s.path for s in dataset], clock, -1.5, regress)
-    for result in _track(stream, "Detecting"):
+    for result in _track(stream, "Detecting", len(dataset)):
         if isinstance(result, Exception):
             raise result
         detections.append(result[1])
@@ -354,13 +355,8 @@ def _load(model: str, proposals: str | None, weights: str | None, device: str) -
     return Detector.load(path, weights=weights, device=device), method
 
 
-class _Sized(Protocol):
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-def _track(items: _Sized, description: str) -> Iterator[Any]:
-    """Yield the items under a progress bar with the time left."""
+def _track(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
+    """Yield the items, `total` or else as many as their length says, under a bar with the time left."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -380,7 +376,7 @@ def _track(items: _Sized, description: str) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield from progress.track(items, total=len(items), description=description)
+        yield from progress.track(items, total=total, description=description)
 
 
 def _cached_windows(paths: Sequence[Path], method: str) -> list[Boxes]:
@@ -388,20 +384,7 @@ def _cached_windows(paths: Sequence[Path], method: str) -> list[Boxes]:
     from sppnet.proposals import cache_folder, parse, propose_all
 
     stream = propose_all(paths, parse(method), cache_folder())
-    return [boxes for _, boxes, _ in _track(_Stream(stream, len(paths)), "Proposing windows")]
-
-
-class _Stream:
-    """An iterable that knows its length, for progress bars."""
-
-    def __init__(self, items: Iterable[Any], length: int) -> None:
-        self._items, self._length = items, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._items)
+    return [boxes for _, boxes, _ in _track(stream, "Proposing windows", len(paths))]
 
 
 def _detected(
@@ -411,7 +394,7 @@ def _detected(
     clock: Clock,
     threshold: float,
     regress: bool = True,
-) -> _Stream:
+) -> Iterator[tuple[Pixels, Detections] | Exception]:
     """Detect in many images: for each, ``(pixels, detections)`` or the error that it gave.
 
     The windows of the next image are computed while the trunk works on this one.
@@ -426,23 +409,20 @@ def _detected(
         with clock("proposals"):
             return pixels, _propose(method, path, pixels)[0]
 
-    def results() -> Iterator[tuple[Pixels, Detections] | Exception]:
-        with ThreadPoolExecutor(1) as ahead:
-            waiting = [ahead.submit(prepare, path) for path in paths[:1]]
-            for following in [*paths[1:], None]:
-                result = _outcome(waiting.pop())
-                if following is not None:
-                    waiting.append(ahead.submit(prepare, following))
-                if isinstance(result, Exception):
-                    yield result
-                else:
-                    pixels, windows = result
-                    found = detector.predict(
-                        pixels, windows, regress=regress, threshold=threshold, clock=clock
-                    )
-                    yield pixels, found
-
-    return _Stream(results(), len(paths))
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = [ahead.submit(prepare, path) for path in paths[:1]]
+        for following in [*paths[1:], None]:
+            result = _outcome(waiting.pop())
+            if following is not None:
+                waiting.append(ahead.submit(prepare, following))
+            if isinstance(result, Exception):
+                yield result
+            else:
+                pixels, windows = result
+                yield (
+                    pixels,
+                    detector.predict(pixels, windows, regress=regress, threshold=threshold, clock=clock),
+                )
 
 
 def _propose(method: Proposer, path: Path, pixels: Pixels) -> Windows:
@@ -490,7 +470,7 @@ def _run_batch(
     records: list[dict[str, Any]] = []
     failures: list[str] = []
     clock = Clock()
-    results = _track(_detected(detector, method, paths, clock, threshold), "Detecting")
+    results = _track(_detected(detector, method, paths, clock, threshold), "Detecting", len(paths))
     for i, (path, result) in enumerate(zip(paths, results, strict=True)):
         if isinstance(result, Exception):
             failures.append(str(result))
@@ -574,11 +554,16 @@ def _report(
     """Print, write and draw how good detections are."""
     from rich.table import Table
 
-    from sppnet.metrics import mean_average_precision, voc_detection
+    from sppnet.metrics import average_precision, mean_average_precision, voc_detection
 
     targets = [s.target for s in dataset]
     results = voc_detection(detections, targets, classes)
-    areas = voc_detection(detections, targets, classes, method="area")
+    areas = {
+        name: replace(r, average_precision=average_precision(r.recall, r.precision, "area"))
+        if r.positives
+        else r
+        for name, r in results.items()
+    }
     table = Table("class", "objects", "AP (11-point)", "AP (area)", title=f"{len(dataset)} images, IoU 0.5")
     for name, result in results.items():
         values = (result.average_precision, areas[name].average_precision)
@@ -590,9 +575,9 @@ def _report(
     _print_table(table)
     content = {
         "mAP": means[0],
-        "AP": {n: r.average_precision if r.positives else None for n, r in results.items()},
+        "AP": {n: r.average_precision for n, r in results.items()},
         "mAP_area": means[1],
-        "AP_area": {n: r.average_precision if r.positives else None for n, r in areas.items()},
+        "AP_area": {n: r.average_precision for n, r in areas.items()},
         "images": len(dataset),
         "split": dataset.split,
         **_coco_metrics(detections, targets, classes),

@@ -260,6 +260,7 @@ class Detector:
         Detections
             After suppression class by class, by falling score; boxes clipped to the image.
         """
+        self._check_fitted()
         clock = clock or Clock()
         pixels = read_image(image) if isinstance(image, Path) else image
         with clock("trunk"):
@@ -286,36 +287,35 @@ class Detector:
         """
         self._check_fitted()
         clock = clock or Clock()
-        found: list[tuple[Boxes, npt.NDArray[np.float32]]] = []
+        boxes, scores = [], []
         for part in _blocks(np.asarray(windows, dtype=np.float32)):
             with clock("pooling"):
                 features = self._pool(maps, part, shape) * self.feature_scale_
             with clock("scoring"):
-                found.append((self._move(part, features) if regress else part[:, None], self.svms_(features)))
+                unmoved = np.broadcast_to(part[:, None], (len(part), len(self.classes_), 4))
+                boxes.append(self._move(part, features) if regress else unmoved)
+                scores.append(self.svms_(features))
         with clock("scoring"):
-            return self._select(found, shape, threshold, limit)
+            return self._select(np.concatenate(boxes), np.concatenate(scores), shape, threshold, limit)
 
     def _select(
         self,
-        found: list[tuple[Boxes, npt.NDArray[np.float32]]],
+        boxes: Boxes,
+        scores: npt.NDArray[np.float32],
         shape: tuple[int, int],
         threshold: float,
         limit: int,
     ) -> Detections:
-        """Suppress class by class and merge what is left, by falling score."""
-        boxes, scores, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), []
+        """Suppress (R, K, 4) boxes with (R, K) scores class by class, and merge what is left by score."""
+        parts = []
         for k, name in enumerate(self.classes_):
-            moved = np.concatenate(
-                [np.zeros((0, 4), np.float32), *(b[:, min(k, b.shape[1] - 1)] for b, _ in found)]
-            )
-            moved = clip(moved, shape[1], shape[0])
-            score = np.concatenate([np.zeros(0, np.float32), *(s[:, k] for _, s in found)])
-            good = np.flatnonzero((score >= threshold) & (area(moved) > 0))
-            kept = good[nms(moved[good], score[good], self.nms_iou)[:limit]]
-            boxes, scores = np.concatenate([boxes, moved[kept]]), np.concatenate([scores, score[kept]])
-            labels += [name] * len(kept)
-        order = np.argsort(-scores, kind="stable")
-        return Detections(boxes[order], scores[order], tuple(labels[i] for i in order))
+            inside, score = clip(boxes[:, k], shape[1], shape[0]), scores[:, k]
+            good = np.flatnonzero((score >= threshold) & (area(inside) > 0))
+            kept = good[nms(inside[good], score[good], self.nms_iou)[:limit]]
+            parts.append((inside[kept], score[kept], [name] * len(kept)))
+        found, value, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(-value, kind="stable")
+        return Detections(found[order], value[order], tuple(str(labels[i]) for i in order))
 
     def _move(self, windows: Boxes, features: Tensor) -> Boxes:
         """Return the (R, K, 4) boxes that the regressions of the K classes make of (R, 4) windows."""
@@ -572,6 +572,6 @@ def _sort_metadata(path: Path) -> None:
 
 
 def _blocks(windows: Boxes, size: int = 2000) -> Iterator[Boxes]:
-    """Yield at most `size` windows at a time, so that memory does not grow with their number."""
-    for start in range(0, len(windows), size):
+    """Yield at most `size` windows at a time, at least once: memory does not grow with their number."""
+    for start in range(0, max(len(windows), 1), size):
         yield windows[start : start + size]

@@ -186,15 +186,14 @@ class TrainingSet:
         rows = np.flatnonzero(self._signs[:, k])
         signs, alphas = self._signs[rows, k].astype(np.float32), self._alphas[rows, k]
         limits = np.where(signs > 0, self.settings.positive_weight, 1.0).astype(np.float32) * self.settings.C
-        bias = self._bias[k : k + 1]
         descend(
             features,
             rows,
             signs,
-            limits.astype(np.float32),
+            limits,
             alphas,
             self._weights[k],
-            bias,
+            self._bias[k : k + 1],
             np.float32(BIAS_FEATURE),
             np.float32(self.settings.tolerance),
             self.settings.epochs,

@@ -314,17 +314,22 @@ def image_f1(detections: Detections, target: Target, classes: Iterable[str], thr
         Least IoU of a hit.
     """
     hits = counted = objects = 0
-    labels, found = np.array(target.labels, dtype=str), np.array(detections.labels, dtype=str)
     for name in classes:
-        mine = labels == name
-        part = Target(
-            target.boxes[mine], (name,) * int(mine.sum()), target.difficult[mine], target.crowd[mine]
-        )
-        verdict = match(detections.boxes[found == name], part, threshold)
+        _, boxes, truth = _of_class(name, detections, target)
+        verdict = match(boxes, truth, threshold)
         hits += int((verdict == TRUE_POSITIVE).sum())
         counted += int((verdict != IGNORED).sum())
-        objects += int((~part.ignored).sum())
+        objects += int((~truth.ignored).sum())
     return 2 * hits / (counted + objects) if counted + objects else 1.0
+
+
+def _of_class(name: str, detections: Detections, target: Target) -> tuple[FloatArray, FloatArray, Target]:
+    """Return scores and boxes of the detections of one class in an image, best first, and its objects."""
+    there = [i for i, label in enumerate(target.labels) if label == name]
+    found = np.array([i for i, label in enumerate(detections.labels) if label == name], int)
+    found = found[np.argsort(-detections.scores[found], kind="stable")]
+    truth = Target.of(target.boxes[there], [name] * len(there), target.difficult[there], target.crowd[there])
+    return detections.scores[found], detections.boxes[found], truth
 
 
 def _evaluate_class(
@@ -336,23 +341,18 @@ def _evaluate_class(
 ) -> ClassResult:
     scores, verdicts, positives = [np.zeros(0, np.float32)], [np.zeros(0, np.int8)], 0
     for detection, target in zip(detections, targets, strict=True):
-        there = [i for i, label in enumerate(target.labels) if label == name]
-        found = np.array([i for i, label in enumerate(detection.labels) if label == name], int)
-        found = found[np.argsort(-detection.scores[found], kind="stable")]
-        truth = Target.of(
-            target.boxes[there], [name] * len(there), target.difficult[there], target.crowd[there]
-        )
-        scores.append(detection.scores[found])
-        verdicts.append(match(detection.boxes[found], truth, threshold))
+        score, boxes, truth = _of_class(name, detection, target)
+        scores.append(score)
+        verdicts.append(match(boxes, truth, threshold))
         positives += int((~truth.ignored).sum())
-    score, verdict = np.concatenate(scores), np.concatenate(verdicts)
-    order = np.argsort(-score, kind="stable")
+    joined, verdict = np.concatenate(scores), np.concatenate(verdicts)
+    order = np.argsort(-joined, kind="stable")
     order = order[verdict[order] != IGNORED]
     hits = np.cumsum(verdict[order] == TRUE_POSITIVE)
     precision = hits / np.arange(1, len(order) + 1)
     recall = hits / positives if positives else np.full(len(order), np.nan)
     ap = average_precision(recall, precision, method) if positives else math.nan
-    return ClassResult(ap, precision, recall, score[order], positives)
+    return ClassResult(ap, precision, recall, joined[order], positives)
 
 
 def _check_lengths(name: str, per_image: Sequence[object], targets: Sequence[Target]) -> None:

@@ -110,7 +110,7 @@ class Trunk:
         Returns
         -------
         FeatureMaps
-                float32 maps on the CPU, channels last in memory.
+            float32 maps on the CPU, channels last in memory.
         """
         height, width = image.shape[:2]
         h, w = shorter_side_size(height, width, side)
