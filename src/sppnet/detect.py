@@ -288,7 +288,7 @@ class Detector:
         self._check_fitted()
         clock = clock or Clock()
         boxes, scores = [], []
-        for part in _blocks(np.asarray(windows, dtype=np.float32)):
+        for part in _blocks(np.asarray(windows, dtype=np.float32).reshape(-1, 4)):
             with clock("pooling"):
                 features = self._pool(maps, part, shape) * self.feature_scale_
             with clock("scoring"):
