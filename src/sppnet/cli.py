@@ -157,11 +157,12 @@ def train(
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
 ) -> None:
     """Fit a detector to annotated images. An interrupted fit goes on when it is started again."""
-    from sppnet.clock import Clock
+    from sppnet.clock import Clock, peak_memory
     from sppnet.detect import Detector
     from sppnet.files import check_writable
     from sppnet.networks import Trunk
 
+    start = time.perf_counter()
     check_writable(out)
     folder = cache or out.with_name(f"{out.name}.cache")
     _check_folder(folder)
@@ -189,8 +190,10 @@ def train(
     detector.save(out, {"proposals": proposals, "images": len(dataset)})
     if cache is None:
         _remove_maps(folder)
-    _print_seconds(clock.seconds)
-    print(f"{out}: {', '.join(names)} from {len(dataset)} images")
+    _print_seconds({**clock.seconds, "wall": time.perf_counter() - start})
+    memory = peak_memory()
+    held = "" if memory is None else f", {memory:.1f} GB of memory at the peak"
+    print(f"{out}: {', '.join(names)} from {len(dataset)} images{held}")
 
 
 @detect.command()

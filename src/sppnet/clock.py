@@ -1,7 +1,8 @@
-"""Seconds by stage."""
+"""What work costs: seconds by stage, memory at the peak."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -37,3 +38,13 @@ class Clock:
             with self._lock:
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + passed - self._running.inside
             self._running.inside = outer + passed
+
+
+def peak_memory() -> float | None:
+    """Return the most memory in GB (10^9 bytes) that this process held at once, None where no one counts."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -392,7 +392,9 @@ class Detector:
             maps, shape = store(image, clock)
             with clock("pooling"):
                 features = self._pool(maps, plan.boxes, shape) * scale
-            yield features, plan.negative
+            negative = plan.negative.copy()
+            negative[plan.start] = False  # These are in the training set from the start.
+            yield features, negative
 
     def _gather(
         self, images: Sequence[Image], plans: Sequence[Plan], store: MapCache, track: Track, clock: Clock

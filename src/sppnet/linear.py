@@ -134,11 +134,12 @@ class TrainingSet:
     Minimises, for each class, ``|w|^2 / 2 + (b / 10)^2 / 2 + C (positive_weight * sum hinge(positives) + sum
     hinge(negatives))``, the objective of the released code, by dual coordinate descent with shrinking (Hsieh
     et al., "A dual coordinate descent method for large-scale linear SVM", ICML 2008): liblinear's method, on
-    float32 features that the classes share and with a warm start, neither of which liblinear offers.
+    features that the classes share and with a warm start, neither of which liblinear offers.
 
     Parameters
     ----------
     features : (n, D) float32
+        Kept in half precision: the examples are what fills the memory.
     signs : (n, K) int8
         1 for a positive of the class, -1 for a negative, 0 for neither.
     settings : MiningSettings
@@ -146,7 +147,7 @@ class TrainingSet:
 
     def __init__(self, features: FloatVector, signs: Signs, settings: MiningSettings) -> None:
         self.settings = settings
-        self._features = np.array(features, dtype=np.float32, order="C")
+        self._features = features.astype(np.float16, order="C")
         self._signs, self._alphas = signs.copy(), np.zeros(signs.shape, dtype=np.float32)
         self._size = len(signs)
         # The bias is the weight of a constant feature, regularised like the others.
@@ -172,17 +173,19 @@ class TrainingSet:
         from sppnet.descent import descend
 
         live = self._features[: self._size]
+        bits = live.view(np.uint16)
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            list(threads.map(lambda k: self._fit_class(descend, live, k), range(self._signs.shape[1])))
+            list(threads.map(lambda k: self._fit_class(descend, bits, k), range(self._signs.shape[1])))
         svms = LinearSVMs(self._weights.copy(), self._bias * BIAS_FEATURE)
-        scores = svms(torch.from_numpy(live))
+        parts = torch.split(torch.from_numpy(live), 1024)
+        scores = np.concatenate([svms(part.float()) for part in parts])
         # What still carries weight stays, or the solution would move.
         easy = (self._signs < 0) & (scores < self.settings.easy) & (self._alphas == 0)
         self._signs[easy] = 0
         self._compact()
         return svms
 
-    def _fit_class(self, descend: Callable[..., None], features: FloatVector, k: int) -> None:
+    def _fit_class(self, descend: Callable[..., None], features: npt.NDArray[np.uint16], k: int) -> None:
         rows = np.flatnonzero(self._signs[:, k])
         signs, alphas = self._signs[rows, k].astype(np.float32), self._alphas[rows, k]
         limits = np.where(signs > 0, self.settings.positive_weight, 1.0).astype(np.float32) * self.settings.C

@@ -17,44 +17,24 @@ forked after they started (OpenMP) or if two threads call at once (workqueue).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from sppnet.boxes import IntArray
+from sppnet.compiling import compiled, inlined
 
 LANES = 64
 TILE = 16
 INT32, INDEX = ir.IntType(32), ir.IntType(64)
 LOWEST, MAGNITUDE, INFINITY = -(1 << 31), (1 << 31) - 1, 0x7F800000
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-inlined: Decorator = cast(Any, intrinsic)
-
-
-def compiled(*signatures: str) -> Decorator:
-    """Compile a function for these signatures when it is defined, or load it from the cache."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        def compile_(cache: bool) -> Any:
-            return njit(list(signatures), nogil=True, cache=cache, error_model="numpy")(function)
-
-        try:
-            result: Callable[..., Any] = compile_(cache=True)
-        except RuntimeError:  # Numba finds no folder that it may write to.
-            result = compile_(cache=False)
-        return result
-
-    return decorate
 
 
 def _vector(numbers: Sequence[int]) -> Any:
