@@ -9,7 +9,15 @@ import pytest
 import torch
 from torchvision.ops import roi_pool
 
-from sppnet.pooling import SpatialPyramidPooling, bin_bounds, pool_regions, pyramid_length, valid_levels
+from sppnet.pooling import (
+    SpatialPyramidPooling,
+    bin_bounds,
+    cpu,
+    pool_region_chunks,
+    pool_regions,
+    pyramid_length,
+    valid_levels,
+)
 
 LEVELS = [(6, 3, 2, 1), (1, 2, 3), (4, 3, 2, 1), (5,), (7, 1), (2, 2)]
 SIDES = [(1, 1), (1, 7), (5, 1), (2, 3), (6, 6), (13, 13), (10, 17), (60, 45)]
@@ -143,13 +151,32 @@ def test_memory_layout_does_not_matter(rng, channels, mode):
         assert torch.equal(pool_regions(same, windows, mode=mode), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_converted_first(rng, dtype):
-    feature = torch.randn(7, 9, 8).to(dtype)
+@pytest.mark.parametrize("mode", ["max", "average"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_result_has_the_dtype_of_the_maps_unless_told(rng, dtype, mode):
+    feature = torch.randn(17, 9, 8).to(dtype)
     windows = some_windows(rng, 10, 9, 8)
-    pooled = pool_regions(feature, windows)
-    assert pooled.dtype == torch.float32
-    assert torch.equal(pooled, pool_regions(feature.float(), windows))
+    exact = pool_regions(feature.double(), windows, mode=mode)
+    pooled = pool_regions(feature, windows, mode=mode)
+    assert pooled.dtype == dtype
+    torch.testing.assert_close(pooled, exact.to(dtype))
+    for other in (torch.float32, torch.float16, torch.float64):
+        asked = pool_regions(feature, windows, mode=mode, dtype=other)
+        assert asked.dtype == other
+        torch.testing.assert_close(asked, exact.to(other), rtol=1e-3, atol=1e-3)
+        out = torch.empty_like(asked)
+        assert pool_regions(feature, windows, mode=mode, out=out) is out
+        assert torch.equal(out, asked)
+    if mode == "max":
+        assert torch.equal(pooled, exact.to(dtype))
+
+
+def test_conversion_in_parts_changes_nothing(rng, monkeypatch):
+    feature = torch.randn(17, 9, 8).half()
+    windows = some_windows(rng, 50, 9, 8)
+    expected = pool_regions(feature, windows)
+    monkeypatch.setattr(cpu, "CONVERTED", 4 * 3 * 50 * 17)
+    assert torch.equal(pool_regions(feature, windows), expected)
 
 
 def test_a_vector_is_levels_then_channels_then_rows():
@@ -315,8 +342,13 @@ def test_bad_levels(levels):
 
 @pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 3), (2, 2, 3, 0), (3, 3), (1, 1, 1, 1, 1)])
 def test_bad_maps_for_the_layer(shape):
-    with pytest.raises(ValueError, match="maps must be of shape"):
+    with pytest.raises(ValueError, match="maps must be floats of shape"):
         SpatialPyramidPooling()(torch.zeros(shape))
+
+
+def test_integer_maps_for_the_layer():
+    with pytest.raises(ValueError, match=r"found torch.int64 of shape \(1, 2, 2\)"):
+        SpatialPyramidPooling()(torch.zeros(1, 2, 2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -329,10 +361,12 @@ def test_bad_maps_for_the_layer(shape):
         ([], "at least one map"),
         (torch.zeros(0, 2, 3, 3), "at least one map"),
         ([torch.zeros(1, 3, 3), torch.zeros(2, 3, 3)], "map 1 has 2 channels, map 0 has 1"),
-        (torch.zeros(1, 3, 3, dtype=torch.float64), "float32, float16 or bfloat16"),
-        (torch.zeros(1, 3, 3, dtype=torch.int32), "float32, float16 or bfloat16"),
-        (torch.zeros(1, 3, 3, device="meta"), "on meta; regions are pooled on the CPU only"),
-        (torch.zeros(1, 3, 3, requires_grad=True), "requires a gradient"),
+        (torch.zeros(1, 3, 3, dtype=torch.int32), "float32, float16, bfloat16 or float64"),
+        ([torch.zeros(1, 3, 3), torch.zeros(1, 3, 3).half()], "of one dtype and device, found torch.float16"),
+        (
+            [torch.zeros(1, 3, 3), torch.zeros(1, 3, 3, device="meta")],
+            "found torch.float32 on meta for map 1",
+        ),
     ],
 )
 def test_bad_maps_for_regions(maps, message):
@@ -340,10 +374,18 @@ def test_bad_maps_for_regions(maps, message):
         pool_regions(maps, np.array([[0, 0, 1, 1]]))
 
 
-def test_maps_that_require_a_gradient_pool_without_one():
+def test_no_gradient_through_the_memory_of_the_caller():
     feature = torch.randn(1, 3, 3, requires_grad=True)
+    out = torch.empty(1, 1)
+    with pytest.raises(ValueError, match="require a gradient cannot be pooled into out"):
+        pool_regions(feature, whole(feature), (1,), out=out)
     with torch.no_grad():
-        assert torch.equal(pool_regions(feature, whole(feature), (1,))[0, 0], feature.max())
+        assert torch.equal(pool_regions(feature, whole(feature), (1,), out=out)[0, 0], feature.max())
+
+
+def test_a_bad_dtype():
+    with pytest.raises(ValueError, match=r"dtype must be one of .* found torch.int32"):
+        pool_regions(torch.zeros(1, 1, 1), [[0, 0, 1, 1]], dtype=torch.int32)
 
 
 @pytest.mark.parametrize(
@@ -409,18 +451,104 @@ def test_limits_are_those_of_the_map_of_the_window():
     "out",
     [
         torch.zeros(1, 3),
-        torch.zeros(2, 3, dtype=torch.float64),
+        torch.zeros(2, 3, dtype=torch.int32),
+        torch.zeros(2, 3, device="meta"),
         torch.zeros(3, 2).T,
         torch.zeros(2, 3, requires_grad=True),
-        np.zeros((2, 3)),
+        np.zeros((2, 3), np.int64),
         np.zeros((2, 6), np.float32)[:, ::2],
         np.broadcast_to(np.float32(0), (2, 3)),
         [[0.0] * 3] * 2,
     ],
 )
 def test_bad_output(out):
-    with pytest.raises(ValueError, match="out must be contiguous float32"):
+    with pytest.raises(ValueError, match="out must be contiguous floats on cpu"):
         pool_regions(torch.zeros(3, 2, 2), np.array([[0, 0, 1, 1]] * 2), (1,), out=out)
+
+
+def test_an_output_of_another_dtype_than_asked():
+    with pytest.raises(ValueError, match=r"out must be contiguous torch.float16 .* found torch.float32"):
+        pool_regions(torch.zeros(3, 2, 2), [[0, 0, 1, 1]], (1,), dtype=torch.float16, out=torch.zeros(1, 3))
+
+
+def test_chunks_are_the_parts_of_the_whole_in_one_memory(rng):
+    maps = [torch.randn(5, 8, 9), torch.randn(5, 3, 4)]
+    index = rng.integers(0, 2, 50)
+    windows = np.concatenate([some_windows(rng, 4, *maps[i].shape[1:])[[3]] for i in index])
+    expected = pool_regions(maps, windows, (2, 1), index=index)
+    row = expected[0].numel() * 4
+    for max_bytes, sizes in [(row * 7, [7] * 7 + [1]), (1, [1] * 50), (2**30, [50])]:
+        seen, places = [], set()
+        for part, pooled in pool_region_chunks(maps, windows, (2, 1), index=index, max_bytes=max_bytes):
+            assert torch.equal(pooled, expected[part])
+            seen.append(len(pooled))
+            places.add(pooled.data_ptr())
+        assert seen == sizes
+        assert len(places) == 1
+    assert list(pool_region_chunks(maps, windows[:0], index=index[:0])) == []
+    halves = pool_region_chunks(maps, windows, (2, 1), index=index, dtype=torch.float16)
+    assert torch.equal(next(halves)[1], expected.half())
+    with pytest.raises(ValueError, match="max_bytes must be positive, found 0"):
+        next(pool_region_chunks(maps, windows, index=index, max_bytes=0))
+
+
+def test_a_list_and_a_padded_batch_give_what_each_map_gives_alone(rng):
+    for mode, dtype in [("max", torch.float32), ("average", torch.float32), ("max", torch.bfloat16)]:
+        layer = SpatialPyramidPooling(mode=mode)
+        sides = [(1, 1), (9, 4), (7, 30), (20, 2), (20, 30)]
+        maps = [torch.randn(65, *s).to(dtype) for s in sides]
+        expected = torch.stack([layer(m) for m in maps])
+        assert torch.equal(layer(maps), expected)
+        padded = torch.full((5, 65, 20, 30), math.nan, dtype=dtype)
+        for i, m in enumerate(maps):
+            padded[i, :, : m.shape[1], : m.shape[2]] = m
+        for batch in (padded, padded.to(memory_format=torch.channels_last)):
+            for kind in (torch.int64, torch.int32, torch.uint8):
+                assert torch.equal(layer(batch, torch.tensor(sides, dtype=kind)), expected)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([[3, 4], [3, 5]], r"windows\[1\] must be .* x2 <= 4 and .* found \[0, 0, 5, 3\]"),
+        ([[3, 4], [0, 4]], r"windows\[1\] must be"),
+        ([[3, 4]], r"integer tensor of shape \(2, 2\), a height and a width"),
+        ([[3.0, 4.0], [3.0, 4.0]], r"integer tensor of shape \(2, 2\)"),
+    ],
+)
+def test_bad_sizes(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        SpatialPyramidPooling()(torch.zeros(2, 1, 3, 4), torch.tensor(sizes))
+
+
+def test_sizes_without_a_padded_batch():
+    with pytest.raises(ValueError, match=r"sizes belong to a padded batch .* found a list"):
+        SpatialPyramidPooling()([torch.zeros(1, 3, 4)], torch.tensor([[3, 4]]))
+    with pytest.raises(ValueError, match=r"sizes belong to a padded batch .* found a single map"):
+        SpatialPyramidPooling()(torch.zeros(1, 3, 4), torch.tensor([[3, 4]]))
+
+
+def test_many_images_of_many_sizes_in_threads(rng, threads):
+    maps = [torch.randn(70, *rng.integers(1, 40, 2)) for _ in range(60)]
+    layer = SpatialPyramidPooling((6, 3, 2, 1))
+    threads(2)
+    pooled = layer(maps)
+    threads(1)
+    assert torch.equal(pooled, torch.stack([layer(m) for m in maps]))
+    index = rng.integers(0, 60, 1000)
+    windows = np.concatenate([some_windows(rng, 4, *maps[i].shape[1:])[[3]] for i in index])
+    threads(3)
+    pooled = pool_regions(maps, windows, index=index)
+    for r in range(0, 1000, 37):
+        assert torch.equal(pooled[r], oracle(maps[index[r]], windows[r], (6, 3, 2, 1)))
+
+
+def test_integers_that_do_not_fit_are_no_part_of_the_map():
+    huge = np.array([[0, 0, 2**64 - 1, 1]], dtype=np.uint64)
+    with pytest.raises(ValueError, match=r"windows\[0\] must be"):
+        pool_regions(torch.zeros(1, 3, 4), huge)
+    with pytest.raises(ValueError, match=r"windows\[0\] must be"):
+        pool_regions(torch.zeros(1, 3, 4), np.array([[0, 0, 2**62, 1]]))
 
 
 def test_bad_mode():
