@@ -162,7 +162,7 @@ def photos():
     return Path("photos")
 
 
-def expected_detections(model, path, threshold=0.0, windows="dense"):
+def expected_detections(model, path, threshold=-0.5, windows="dense"):
     """Return what `Detector` itself finds, as the commands write it."""
     pixels = read_image(path)
     found = Detector.load(model).predict(pixels, parse(windows)(pixels)[0], threshold=threshold)
@@ -253,6 +253,14 @@ class TestTrain:
             *QUICK,
             says=["disc", "1 images", "difficult"],
         )
+
+    def test_class_with_difficult_examples_only_is_left_out(self):
+        drawn = next(s for s in map(scene, range(20)) if len(s.labels) == 2 == len(set(s.labels)))
+        xml = voc_xml(drawn.boxes, drawn.labels).replace("<difficult>0", "<difficult>1", 1)
+        one_image_tree(Path("half"), xml, drawn.image)
+        outcome = succeeds("detect", "train", "half", "--out", "m.safetensors", *QUICK)
+        assert describe("m.safetensors")["classes"] == [drawn.labels[1]]
+        assert f"left out, all examples are difficult or crowds: {drawn.labels[0]}" in outcome.err
 
     @pytest.mark.parametrize("asked", ["unicorn", "disc,unicorn"])
     def test_class_without_examples(self, data, asked, monkeypatch):
@@ -435,11 +443,20 @@ class TestRun:
     @pytest.mark.parametrize("out", [".", "photos/.."])
     def test_pictures_never_replace_the_images(self, model, photos, out):
         save(Path("2.png"), scene(4).image)
-        says = [f"{Path(out, '2.png')}: found an image to be read", "expected another place"]
+        says = [f"{Path(out, '2.png')}: found a file that is to be read", "expected another"]
         fails("detect", "run", model, "photos/1.png", "2.png", "photos/3.png", "--out", out, says=says)
 
     def test_json_never_replaces_an_image(self, model, photos):
         fails("detect", "run", model, photos, "--json", "photos/1.png", says=["photos/1.png"])
+
+    def test_json_never_replaces_the_model_or_the_data(self, model, data, photos):
+        before = Path(model).read_bytes()
+        says = [f"{model}: found a file that is to be read"]
+        fails("detect", "run", model, photos, "--json", model, says=says)
+        fails("detect", "evaluate", model, data, "--json", model, says=says)
+        assert Path(model).read_bytes() == before
+        Path("results.json").write_text("[]")
+        fails("detect", "score", "results.json", data, "--json", "results.json", says=["results.json: found"])
 
     def test_windows_file(self, model, photos):
         succeeds("propose", photos, "--out", "windows.npz", "--proposals", "dense")

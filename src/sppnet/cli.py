@@ -44,6 +44,8 @@ app.add_typer(detect, name="detect")
 
 SHIPPED = "-"
 PROPOSALS = "selective-search+edge-boxes"
+# What is shown of an image scores at least this, as in the released demo; at 0 an SVM is undecided.
+SHOWN = -0.5
 PROPOSALS_HELP = (
     "Candidate windows: a method (see sppnet propose --help) or a file that sppnet propose wrote."
 )
@@ -92,8 +94,7 @@ def demo(
     import skimage
 
     photo = Path(skimage.__file__).parent / "data" / "chelsea.png"
-    # The score above which the demo speaks of an object; 0 is where an SVM is undecided.
-    failed = _run_batch(SHIPPED, [photo], out, None, 0.0, None, device, None)
+    failed = _run_batch(SHIPPED, [photo], out, None, SHOWN, None, device, None)
     print(
         "\nNext: your own photos      sppnet detect run - PHOTO... --out found"
         "\n      your own classes     sppnet detect train DATA --out my.safetensors"
@@ -202,7 +203,7 @@ def run(
     images: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
     out: Out = None,
     json_file: Json = None,
-    threshold: Annotated[float, typer.Option(help="Least score; 0 is where the SVM is undecided.")] = 0.0,
+    threshold: Annotated[float, typer.Option(help="Least score; at 0 the SVM is undecided.")] = SHOWN,
     proposals: Candidates = None,
     weights: Weights = None,
     device: Device = "cpu",
@@ -229,7 +230,7 @@ def evaluate(
     """Measure a detector on a data set: precision, curves, best and worst images, seconds per image."""
     from sppnet.clock import Clock
 
-    _check_places(json_file, out)
+    _check_places(json_file, out, [model, data])
     dataset = _read(data, split)
     detector, method = _load(model, proposals, weights, device)
     unseen = sorted(set(dataset.classes) - set(detector.classes_))
@@ -271,7 +272,7 @@ def score(
     """Measure anyone's results file on a data set."""
     from sppnet.results import read_results
 
-    _check_places(json_file, out)
+    _check_places(json_file, out, [results, data])
     dataset = _read(data, split)
     more = [] if classes is None else _names(classes)
     found = read_results(results, dataset, more)
@@ -320,14 +321,23 @@ def _read(data: Path, split: str | None) -> Dataset:
     return dataset
 
 
-def _check_places(json_file: Path | None, out: Path | None) -> None:
-    """Raise now, before long work, what could not be written after it."""
+def _check_places(
+    json_file: Path | None,
+    out: Path | None,
+    sources: Iterable[str | Path],
+    pictures: Iterable[Path] = (),
+) -> None:
+    """Raise now, before long work, what could not be written after it, or would replace what is read."""
     from sppnet.files import check_writable
 
     if json_file is not None:
         check_writable(json_file)
     if out is not None:
         _check_folder(out)
+    read = {Path(source).resolve() for source in sources}
+    for target in (*pictures, *([] if json_file is None else [json_file])):
+        if target.resolve() in read:
+            raise ValueError(f"{target}: found a file that is to be read, expected another for the results")
 
 
 def _check_folder(folder: Path) -> None:
@@ -461,12 +471,8 @@ def _run_batch(
     from sppnet.draw import draw_detections
     from sppnet.images import write_image
 
-    _check_places(json_file, out)
     pictures = [] if out is None else _picture_paths(out, paths)
-    sources = {path.resolve() for path in paths}
-    for target in (*pictures, *([] if json_file is None else [json_file])):
-        if target.resolve() in sources:
-            raise ValueError(f"{target}: found an image to be read, expected another place for the results")
+    _check_places(json_file, out, [*paths, model], pictures)
     detector, method = _load(model, proposals, weights, device)
     _make_folder(out)
     table = Table("image", "class", "score", "box (x1, y1, x2, y2)")
@@ -615,13 +621,13 @@ def _draw_report(
     results: Mapping[str, ClassResult],
     out: Path,
 ) -> None:
-    """Draw the curves, and the images on which the detections are best and worst by F1 at score 0."""
+    """Draw the curves, and the images on which the detections that are shown are best and worst by F1."""
     from sppnet.draw import contact_sheet, draw_detections, plot_precision_recall
     from sppnet.images import read_image, write_image
     from sppnet.metrics import image_f1
 
     plot_precision_recall(results, out / "precision-recall.png")
-    shown = [d.above(0.0) for d in detections]
+    shown = [d.above(SHOWN) for d in detections]
     quality = [image_f1(d, s.target, classes) for d, s in zip(shown, dataset, strict=True)]
     order = sorted(range(len(dataset)), key=lambda i: (-quality[i], -float(detections[i].scores[:1].sum())))
     for name, chosen in (("best", order[:12]), ("worst", order[::-1][:12])):

@@ -290,7 +290,7 @@ class Detector:
         boxes, scores = [], []
         for part in _blocks(np.asarray(windows, dtype=np.float32).reshape(-1, 4)):
             with clock("pooling"):
-                features = self._pool(maps, part, shape) * self.feature_scale_
+                features = self._pool(maps, part, shape).mul_(self.feature_scale_)
             with clock("scoring"):
                 unmoved = np.broadcast_to(part[:, None], (len(part), len(self.classes_), 4))
                 boxes.append(self._move(part, features) if regress else unmoved)
@@ -391,7 +391,7 @@ class Detector:
         for image, plan in track(list(zip(images, plans, strict=True)), "Mining hard negatives"):
             maps, shape = store(image, clock)
             with clock("pooling"):
-                features = self._pool(maps, plan.boxes, shape) * scale
+                features = self._pool(maps, plan.boxes, shape).mul_(scale)
             negative = plan.negative.copy()
             negative[plan.start] = False  # These are in the training set from the start.
             yield features, negative

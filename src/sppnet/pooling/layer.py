@@ -113,10 +113,12 @@ def checked_maps(maps: Sequence[Tensor]) -> list[Tensor]:
 
 def _parts(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the windows that are the true maps of a padded batch, and the image of each."""
-    found = sizes.shape if isinstance(sizes, Tensor) else type(sizes).__name__
+    found = (
+        f"{sizes.dtype} of shape {tuple(sizes.shape)}" if isinstance(sizes, Tensor) else type(sizes).__name__
+    )
     if not isinstance(sizes, Tensor) or sizes.shape != (maps.shape[0], 2) or not is_integer(sizes.dtype):
         raise ValueError(
-            f"sizes must be an integer tensor of shape ({maps.shape[0]}, 2), a height and a width for each map, "
+            f"sizes must be an integer tensor of shape ({maps.shape[0]}, 2), height and width of each map, "
             f"found {found}"
         )
     ends = sizes.to(maps.device, torch.int64).flip(1)
