@@ -295,7 +295,7 @@ def _learnable(dataset: Dataset) -> list[str]:
             "or crowds, expected one to learn from"
         )
     if left_out:
-        print(f"left out, all examples are difficult or crowds: {', '.join(left_out)}", file=sys.stderr)
+        print(f"note: left out, all examples are difficult or crowds: {', '.join(left_out)}", file=sys.stderr)
     return sorted(counted)
 
 
