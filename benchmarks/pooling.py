@@ -1,7 +1,7 @@
 """Spatial pyramid pooling against torchvision's `roi_pool` and PyTorch's adaptive pooling.
 
 Region pooling: one call of `pool_regions` against a call of `torchvision.ops.roi_pool` for each level. Whole
-maps: `SpatialPyramidPooling` against a call of `adaptive_max_pool2d` for each level. Forward, and forward with
+maps: `SpatialPyramidPooling` against a call of `adaptive_max_pool2d` for each level. Both forward, and with
 backward. Contestants give the same numbers in the same order, which is checked before anything is timed. They
 take turns; medians are reported. Run as::
 
@@ -314,7 +314,7 @@ def main():
         "",
         "## Whole maps",
         "",
-        "Pyramid 6, 3, 2, 1. For small maps the operator's fixed cost, some tenths of a millisecond, decides.",
+        "Pyramid 6, 3, 2, 1. For small maps the operator's fixed cost decides: tenths of a millisecond.",
         "",
         *layer_table(layers),
         "",

@@ -22,6 +22,11 @@ from sppnet.pooling.memory import empty
 
 ARGUMENTS = "Tensor[] maps, Tensor? windows, Tensor? index, int[] levels, str reduce"
 
+# Defined in two steps: `torch.library.custom_op` does it in one, but imports PyTorch's compiler at the first
+# call, a second for every process.
+torch.library.define("sppnet::pool", f"({ARGUMENTS}, ScalarType? dtype=None) -> Tensor")
+torch.library.define("sppnet::pool_backward", f"(Tensor grad, {ARGUMENTS}) -> Tensor[]")
+
 
 def _kernels(device: torch.device) -> Any:
     """Return the module with the kernels for a device, None for one that has none."""
@@ -101,9 +106,7 @@ def _pool_into(
     out.copy_(result)
 
 
-@torch.library.custom_op(
-    "sppnet::pool", mutates_args=(), schema=f"({ARGUMENTS}, ScalarType? dtype=None) -> Tensor"
-)
+@torch.library.impl("sppnet::pool", "default")
 def pool(
     maps: Sequence[Tensor],
     windows: Tensor | None,
@@ -142,7 +145,7 @@ def pool(
     return out
 
 
-@pool.register_fake
+@torch.library.register_fake("sppnet::pool")  # type: ignore[untyped-decorator]
 def _(
     maps: Sequence[Tensor],
     windows: Tensor | None,
@@ -181,9 +184,7 @@ def _(
     return None
 
 
-@torch.library.custom_op(
-    "sppnet::pool_backward", mutates_args=(), schema=f"(Tensor grad, {ARGUMENTS}) -> Tensor[]"
-)
+@torch.library.impl("sppnet::pool_backward", "default")
 def pool_backward(
     grad: Tensor,
     maps: Sequence[Tensor],
@@ -206,7 +207,7 @@ def pool_backward(
     return [g.to(m.device) for g, m in zip(grads, maps, strict=True)]
 
 
-@pool_backward.register_fake
+@torch.library.register_fake("sppnet::pool_backward")  # type: ignore[untyped-decorator]
 def _(
     grad: Tensor,
     maps: Sequence[Tensor],
@@ -230,4 +231,4 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grads, None, None, None, None, None
 
 
-pool.register_autograd(_differentiate, setup_context=_keep)
+torch.library.register_autograd("sppnet::pool", _differentiate, setup_context=_keep)
