@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sppnet.images import read_image
     from sppnet.maps import encode
     from sppnet.networks import Trunk
-    from sppnet.pooling import SpatialPyramidPooling, pool_regions
+    from sppnet.pooling import SpatialPyramidPooling, pool_region_chunks, pool_regions
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "Target",
     "Trunk",
     "encode",
+    "pool_region_chunks",
     "pool_regions",
     "pool_windows",
     "read_dataset",
@@ -45,7 +46,7 @@ _HOMES = {
     "maps": ("encode",),
     "images": ("read_image",),
     "networks": ("Trunk",),
-    "pooling": ("SpatialPyramidPooling", "pool_regions"),
+    "pooling": ("SpatialPyramidPooling", "pool_region_chunks", "pool_regions"),
 }
 
 

@@ -138,6 +138,42 @@ def propose(
     raise typer.Exit(int(bool(failures)))
 
 
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="Detector file, - for the installed one, or the timm name of a trunk.")
+    ],
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    levels: Annotated[str, typer.Option(help="Pyramid levels of a trunk, by commas.")] = "6,3,2,1",
+    side: Annotated[int, typer.Option(min=1, help="Shorter side of the image for a trunk, in pixels.")] = 224,
+    stages: Annotated[str, typer.Option(help="Stages of a trunk that feed the pyramid.")] = "head",
+    weights: Weights = None,
+) -> None:
+    """Write a detector or a trunk with a pyramid to an ONNX file, exact for images of any size.
+
+    A detector takes an image and windows and returns scores and boxes; a trunk takes an image and returns its
+    pyramid as one vector. Both take the pixels as they are: resizing is in the file.
+    """
+    from sppnet.detect import Detector, shipped
+    from sppnet.export import export_detector, export_features
+    from sppnet.files import check_writable
+    from sppnet.networks import Trunk
+
+    if out.suffix != ".onnx":
+        raise ValueError(f"{out}: found the suffix {out.suffix!r}, expected .onnx")
+    check_writable(out)
+    path = shipped() if model == SHIPPED else Path(model)
+    if model == SHIPPED or path.is_file() or path.suffix:
+        _check_places(out, None, [path])
+        detector = Detector.load(path, weights=weights)
+        export_detector(detector, out)
+        print(f"{out}: image, windows -> scores, boxes of {', '.join(detector.classes_)}")
+    else:
+        trunk = Trunk(model, stages.split(","), weights=weights)
+        export_features(trunk, out, side=side, levels=_integers("--levels", levels))
+        print(f"{out}: image -> features of {model}")
+
+
 @detect.command()
 def train(
     data: Data,
