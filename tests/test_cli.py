@@ -778,6 +778,20 @@ def box_xml(x1, y1, x2, y2):
     return voc_xml([(x1 - 1, y1 - 1, x2, y2)], ["disc"])
 
 
+class TestExport:
+    def test_trunk(self):
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+        options = ("--levels", "2,1", "--weights", "random", "--side", "64")
+        outcome = succeeds("export", "resnet18", "--out", "a.onnx", *options)
+        assert "a.onnx: image -> features of resnet18" in outcome.out
+        assert Path("a.onnx").stat().st_size > 10**7
+
+    def test_bad_places(self, model):
+        fails("export", model, "--out", "a.bin", says=["a.bin", "'.bin'", ".onnx"])
+        fails("export", "missing.safetensors", "--out", "a.onnx", says=["missing.safetensors", "not found"])
+        fails("export", "nonsense", "--out", "a.onnx", says=["unknown trunk 'nonsense'"])
+
+
 class TestBadData:
     def test_missing_folder(self, model):
         for command in (("train", "missing", "--out", "m.safetensors"), ("evaluate", model, "missing")):
