@@ -270,6 +270,7 @@ def test_images_that_make_no_batch_are_refused(images, multiple, message):
     [
         (torch.zeros(3, 4, 4), torch.ones(3, 2).long(), r"\(N, C, H, W\)"),
         (torch.zeros(2, 0, 4, 4), torch.ones(2, 2).long(), "no side of 0"),
+        (nn.Parameter(torch.zeros(2, 1, 4, 4)), torch.ones(2, 2).long(), "found a parameter"),
         (torch.zeros(2, 1, 4, 4), torch.ones(2, 2), r"integers \(2, 2\), found torch.float32"),
         (torch.zeros(2, 1, 4, 4), torch.ones(1, 2).long(), r"found torch.int64 \(1, 2\)"),
         (torch.zeros(2, 1, 4, 4), [[1, 1], [2, 2]], "found list"),
@@ -463,3 +464,23 @@ def test_a_loader_brings_padded_batches():
         assert labels.tolist() in ([0, 2], [1, 3])
         assert sizes.tolist() == [[*images[i].shape[1:]] for i in labels]
         assert [*batch.shape[2:]] == sizes.amax(dim=0).tolist()
+
+
+def test_weights_of_the_shape_of_the_maps_are_not_taken_for_maps():
+    network = nn.Conv2d(3, 3, 3).double()
+    network.forward = lambda x: F.conv2d(x, network.weight - network.weight.mean(), None, 1, 1)
+    compare(network, images_of([(3, 2), (2, 3), (3, 3)]), levels=(2, 1))
+
+
+def test_named_arguments_are_followed_or_refused():
+    batch, sizes = pad_batch(images_of([(9, 8), (8, 9)], torch.float32))
+    weight = torch.ones(4, 3, 3, 3)
+    with TrueSizes(batch, sizes) as true:
+        named = torch.conv2d(input=batch, weight=weight, padding=(1, 0), stride=2)
+        assert torch.equal(named, F.conv2d(batch, weight, None, 2, (1, 0)))
+        assert true.of(named).tolist() == [[5, 3], [4, 4]]
+        pooled = F.avg_pool2d(input=named, kernel_size=2, ceil_mode=True, stride=[])
+        assert torch.equal(pooled, F.avg_pool2d(named, 2, 2, 0, True))
+        assert torch.equal(torch.max_pool2d(named, 2), F.max_pool2d(input=named, kernel_size=2))
+        with pytest.raises(ValueError, match="conv2d on padded maps"):
+            torch.conv2d(weight=weight, input=batch, padding=1)

@@ -208,6 +208,8 @@ class TrueSizes(TorchFunctionMode):
         super().__init__()
         if not isinstance(batch, Tensor) or batch.ndim != 4 or 0 in batch.shape:
             raise ValueError(f"batch must be (N, C, H, W) with no side of 0, found {_described(batch)}")
+        if isinstance(batch, nn.Parameter):
+            raise ValueError("batch must be a tensor that is no parameter, found a parameter")
         if not isinstance(sizes, Tensor) or sizes.shape != (len(batch), 2) or not is_integer(sizes.dtype):
             raise ValueError(f"sizes must be integers ({len(batch)}, 2), found {_described(sizes)}")
         true: IntArray = sizes.to("cpu", torch.int64, copy=True).numpy()
