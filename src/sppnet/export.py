@@ -94,7 +94,6 @@ def export_features(trunk: Trunk, path: str | Path, *, side: int, levels: Sequen
     ----------
     trunk : Trunk
     path : path
-        Replaced if it exists; the file appears whole or not at all.
     side : int
         Shorter side in pixels to which the graph resizes the image.
     levels : sequence of int
@@ -124,7 +123,6 @@ def export_detector(detector: Detector, path: str | Path) -> None:
     ----------
     detector : Detector
     path : path
-        Replaced if it exists; the file appears whole or not at all.
 
     Raises
     ------
@@ -340,9 +338,7 @@ def _import_onnx() -> Any:
         import onnx.compose
         import onnxscript  # noqa: F401  (PyTorch's exporter works with it)
     except ImportError as error:
-        raise ValueError(
-            f'the package {error.name} is missing, expected onnx and onnxscript: pip install "sppnet[onnx]"'
-        ) from None
+        raise ValueError(f'found no {error.name}, which exports need: pip install "sppnet[onnx]"') from None
     return onnx
 
 
@@ -415,9 +411,7 @@ def _translate(maps: Any, windows: Any, index: Any, levels: Any, mode: Any, dtyp
         grids = (partial(_map_grid, op, m, mode) for m in maps)
         pooled = op.Concat(*(_pyramid(op, grid, levels, mode, channels) for grid in grids), axis=0)
     elif mode == "max" and kind == TensorProto.DOUBLE:
-        raise ValueError(
-            "found windows of float64 maps, expected float32, float16 or bfloat16 for their maxima"
-        )
+        raise ValueError("found float64 maps, expected float32, float16 or bfloat16 for maxima of windows")
     else:
         if index is None:
             index = op.Mul(op.Gather(windows, 0, axis=1), 0)
