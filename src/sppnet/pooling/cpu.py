@@ -683,10 +683,10 @@ def pool_backward(
     """
     working, sides = _working(maps[0].dtype), tuple(levels)
     wide = [m.detach().to(working) for m in maps]
-    work = _Work([m.view(_bits(working)) for m in wide], windows, index, sides, whole=True)
+    dense = [m if m.is_contiguous() else m.contiguous(memory_format=torch.channels_last) for m in wide]
+    work = _Work([m.view(_bits(working)) for m in dense], windows, index, sides, whole=True)
     upstream = grad.detach().to(working).contiguous().numpy()
     plan = _plan(work.channels, sides, mode == "max")
-    dense = [m if m.is_contiguous() else m.contiguous(memory_format=torch.channels_last) for m in wide]
     totals = [torch.zeros_like(m) for m in dense]
     targets = dict(zip(work.batches, map(_Batch, totals), strict=True))
 
