@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from sppnet.batches import SizeBucketSampler, TrueSizes, collate_padded, pad_batch
-from sppnet.networks import Trunk
 from sppnet.pooling import SpatialPyramidPooling
+from sppnet.trunks import Trunk
 
 SIDES = [(70, 97), (96, 64), (33, 90)]
 

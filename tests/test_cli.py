@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sppnet import Detector, Trunk, maps, networks, read_dataset, read_image
+from sppnet import Detector, Trunk, maps, read_dataset, read_image, trunks
 from sppnet.boxes import Detections
 from sppnet.cli import main
 from sppnet.detect import describe
@@ -126,9 +126,9 @@ def surroundings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("windows")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sppnet.proposals.cache_folder", lambda: folder)
-        patch.setattr(networks, "Trunk", trunk)
+        patch.setattr(trunks, "Trunk", trunk)
         patch.setattr("sppnet.detect.Trunk", trunk)
-        patch.setattr(networks, "_compile_openvino", cache(networks._compile_openvino))
+        patch.setattr(trunks, "_compile_openvino", cache(trunks._compile_openvino))
         patch.setenv("COLUMNS", "200")
         yield
 

@@ -14,8 +14,8 @@ from sppnet.clock import Clock
 from sppnet.detect import Detector, describe, pool_windows
 from sppnet.geometry import FeatureMaps, Geometry, choose_scale, project
 from sppnet.metrics import mean_average_precision, voc_detection
-from sppnet.networks import Trunk
 from sppnet.pooling import pool_regions
+from sppnet.trunks import Trunk
 
 SIDES = (160, 320)
 SETTINGS = {"levels": (2, 1), "sides": SIDES, "reference": 160}

@@ -10,8 +10,8 @@ from sppnet.boxes import iou
 from sppnet.detect import Detector, shipped
 from sppnet.export import _Preparation, export_detector, export_features, export_network
 from sppnet.images import resize
-from sppnet.networks import Trunk
 from sppnet.pooling import SpatialPyramidPooling, pool_regions
+from sppnet.trunks import Trunk
 
 onnx = pytest.importorskip("onnx", reason="needs the extra sppnet[onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra sppnet[onnx]")

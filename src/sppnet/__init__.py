@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from sppnet.geometry import FeatureMaps, Geometry
     from sppnet.images import read_image
     from sppnet.maps import encode
-    from sppnet.networks import Trunk
     from sppnet.pooling import SpatialPyramidPooling, pool_region_chunks, pool_regions
+    from sppnet.trunks import Trunk
 
 __version__ = "0.1.0"
 
@@ -45,7 +45,7 @@ _HOMES = {
     "geometry": ("FeatureMaps", "Geometry"),
     "maps": ("encode",),
     "images": ("read_image",),
-    "networks": ("Trunk",),
+    "trunks": ("Trunk",),
     "pooling": ("SpatialPyramidPooling", "pool_region_chunks", "pool_regions"),
 }
 

@@ -157,7 +157,7 @@ def export(
     from sppnet.detect import Detector, shipped
     from sppnet.export import export_detector, export_features
     from sppnet.files import check_writable
-    from sppnet.networks import Trunk
+    from sppnet.trunks import Trunk
 
     if out.suffix != ".onnx":
         raise ValueError(f"{out}: found the suffix {out.suffix!r}, expected .onnx")
@@ -197,7 +197,7 @@ def train(
     from sppnet.clock import Clock, peak_memory
     from sppnet.detect import Detector
     from sppnet.files import check_writable
-    from sppnet.networks import Trunk
+    from sppnet.trunks import Trunk
 
     start = time.perf_counter()
     check_writable(out)

@@ -29,9 +29,9 @@ from sppnet.geometry import FeatureMaps, choose_scale, project
 from sppnet.images import read_image
 from sppnet.linear import LinearSVMs, MiningSettings, fit_ridge, mine_hard_negatives
 from sppnet.maps import Image, MapCache, encode
-from sppnet.networks import Trunk
 from sppnet.pooling import pool_regions
 from sppnet.sampling import Plan, SamplingRules, plan_images
+from sppnet.trunks import Trunk
 
 FORMAT, VERSION = "sppnet-detector", "1"
 _FACTS = {"classes", "feature_scale", "trunk", "settings", "about"}

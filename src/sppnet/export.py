@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from sppnet.files import atomic_path, check_writable
 from sppnet.geometry import SHRINK, Geometry
-from sppnet.networks import MAX_ASPECT, Trunk
 from sppnet.pooling.bins import LEVELS, valid_levels
+from sppnet.trunks import MAX_ASPECT, Trunk
 
 if TYPE_CHECKING:
     from sppnet.detect import Detector

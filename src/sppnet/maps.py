@@ -16,7 +16,7 @@ from sppnet.clock import Clock
 from sppnet.files import atomic_path
 from sppnet.geometry import FeatureMaps
 from sppnet.images import Pixels, read_image
-from sppnet.networks import Trunk
+from sppnet.trunks import Trunk
 
 Image = Path | Pixels
 

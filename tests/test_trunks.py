@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sppnet.geometry import Geometry, derive_geometry
-from sppnet.networks import Trunk
+from sppnet.trunks import Trunk
 
 LITE0 = "tf_efficientnet_lite0"
 SMALL = "mobilenetv3_small_100"
@@ -197,7 +197,7 @@ def test_fixed_padding_of_pooling():
     from timm.layers import Conv2dSame
     from timm.layers.pool2d_same import MaxPool2dSame
 
-    from sppnet.networks import _fix_same_padding
+    from sppnet.trunks import _fix_same_padding
 
     layers = [
         MaxPool2dSame(3, 2),
