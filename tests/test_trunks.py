@@ -197,7 +197,7 @@ def test_fixed_padding_of_pooling():
     from timm.layers import Conv2dSame
     from timm.layers.pool2d_same import MaxPool2dSame
 
-    from sppnet.trunks import _fix_same_padding
+    from sppnet.trunks import fix_same_padding
 
     layers = [
         MaxPool2dSame(3, 2),
@@ -210,7 +210,7 @@ def test_fixed_padding_of_pooling():
     x = -1 - torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         expected = model(x)
-        _fix_same_padding(model)
+        fix_same_padding(model)
         torch.testing.assert_close(model(x), expected)
 
 

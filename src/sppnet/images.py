@@ -167,6 +167,33 @@ def shorter_side_size(height: int, width: int, s: int) -> tuple[int, int]:
     return -(-height * s // shorter), -(-width * s // shorter)
 
 
+def view_windows(height: int, width: int, size: int, sides: bool = False) -> npt.NDArray[np.int64]:
+    """Return where the square views of an image lie: centre, corners, and the middles of its sides.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the image, at least `size` each.
+    size : int
+        Side of the views.
+    sides : bool
+        Whether the middles of the four sides are views, too (paper section 3.1.5).
+
+    Returns
+    -------
+    (V, 4) int64
+        Boxes x1, y1, x2, y2, half-open, each once: 5 or 9, fewer where some coincide. The centre comes first.
+    """
+    right, bottom = width - size, height - size
+    if min(right, bottom) < 0:
+        raise ValueError(f"found a {height} x {width} image, expected at least {size} x {size} for its views")
+    middle, centre = right // 2, bottom // 2
+    corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
+    middles = [(middle, 0), (0, centre), (right, centre), (middle, bottom)] if sides else []
+    starts = np.array(list(dict.fromkeys([(middle, centre), *corners, *middles])))
+    return np.concatenate([starts, starts + size], axis=1)
+
+
 def write_image(path: str | Path, image: Pixels) -> None:
     """Write an image in the format of the suffix of `path`; the file appears whole or not at all.
 

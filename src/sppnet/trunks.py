@@ -65,9 +65,9 @@ class Trunk:
         self.name, self.stages, self.output_stride = name, tuple(stages), output_stride
         self.weights, self.device = weights, device
         _check_device(device)
-        model = _create(name, output_stride)
-        self.digest = _load_weights(model, name, weights)
-        _fix_same_padding(model)
+        model = create_timm(name, output_stride)
+        self.digest = load_weights(model, name, weights)
+        fix_same_padding(model)
         self.network = _Stages(model, self.stages).eval().requires_grad_(False)
         self.geometry, self.channels = derive_geometry(self.network)
         # Inputs are padded to a multiple of every stride on the way, dilated ones included, so that the
@@ -173,7 +173,8 @@ def _check_device(device: str) -> None:
         ) from None
 
 
-def _create(name: str, output_stride: int) -> nn.Module:
+def create_timm(name: str, output_stride: int = 32) -> nn.Module:
+    """Build a convolutional timm network with random weights; ValueError if there is none of that name."""
     import timm
 
     if name not in timm.list_models():
@@ -196,7 +197,7 @@ def _create(name: str, output_stride: int) -> nn.Module:
     return model
 
 
-def _load_weights(model: nn.Module, name: str, weights: str | None) -> str:
+def load_weights(model: nn.Module, name: str, weights: str | None) -> str:
     """Load `weights` into `model` and return their SHA-256 as 64 hexadecimal digits."""
     if weights == RANDOM:
         return _digest(model)
@@ -254,7 +255,7 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _fix_same_padding(model: nn.Module) -> None:
+def fix_same_padding(model: nn.Module) -> None:
     """Replace TensorFlow's size-dependent SAME padding by what it is on inputs of full strides.
 
     There the total padding of a layer is ``dilation * (k - 1) + 1 - stride``, the smaller half on the left:

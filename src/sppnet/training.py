@@ -1,0 +1,417 @@
+"""One training loop over any source of batches; it can be stopped at any moment and goes on bit for bit.
+
+The loop is a generator of one record per epoch. It runs on one processor or, through Lightning Fabric, on
+several GPUs or machines under ``torchrun``; Fabric wraps the model and the backward pass and leaves data,
+loop and state alone (paper sections 2.3 and 3.1).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sppnet.batches import TrueSizes
+from sppnet.files import atomic_path
+from sppnet.loading import Batch, Source
+from sppnet.networks import SPPNet
+
+FORMAT, VERSION = "sppnet-checkpoint", "1"
+_NAMED = 5
+
+
+class TrainingError(ValueError):
+    """Training that cannot go on: a loss that is no number, or too many files that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights move: stochastic gradient descent with momentum (paper section 3.1).
+
+    Attributes
+    ----------
+    epochs : int
+        How many at most; 70 for ZF-5 in the paper, 90 for the others.
+    rate : float
+        Learning rate.
+    trunk_rate : float
+        Factor of the rate for the trunk: 1 from random weights, less for a pretrained trunk, 0 to freeze it.
+    drops : tuple of int, optional
+        Epochs before which the rate is divided by 10. By default it is divided whenever the error has not
+        improved for `patience` epochs, at most twice; the third time, training ends.
+    patience : int
+    momentum, decay : float
+        Momentum, and weight decay.
+    accumulate : int
+        Batches whose gradients make one step.
+    """
+
+    epochs: int = 70
+    rate: float = 0.01
+    trunk_rate: float = 1.0
+    drops: tuple[int, ...] | None = None
+    patience: int = 5
+    momentum: float = 0.9
+    decay: float = 5e-4
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        positive = (self.epochs, self.rate, self.patience, self.accumulate)
+        if min(positive) <= 0 or min(self.trunk_rate, self.momentum, self.decay) < 0:
+            raise ValueError(f"found {self}, expected epochs, rate, patience and accumulate above 0")
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What an epoch was and gave.
+
+    Attributes
+    ----------
+    epoch : int
+        From 0.
+    size : int
+        Of the images.
+    rate : float
+    loss, error : float
+        Means over the training images as they came: cross entropy, share of wrong answers.
+    validation_error : float or None
+        Share of wrong answers on central views.
+    images : int
+        That were trained on.
+    unreadable : int
+        Files that could not be read, so far.
+    seconds : float
+    """
+
+    epoch: int
+    size: int
+    rate: float
+    loss: float
+    error: float
+    validation_error: float | None
+    images: int
+    unreadable: int
+    seconds: float
+
+
+@dataclass
+class _Progress:
+    """Where training stands, between two steps."""
+
+    epoch: int = 0
+    batch: int = 0
+    loss: float = 0.0
+    wrong: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    divided: int = 0
+    best: float = math.inf
+    waited: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(
+    network: SPPNet,
+    source: Source,
+    recipe: Recipe,
+    *,
+    validation: Iterable[Batch] | None = None,
+    checkpoint: str | Path | None = None,
+    identity: str = "",
+    fabric: Fabric | None = None,
+    seed: int = 0,
+    save_every: float = 300.0,
+    unreadable_limit: int | None = None,
+) -> Iterator[EpochRecord]:
+    """Train a network; one record per epoch, those of an earlier, interrupted run included.
+
+    Parameters
+    ----------
+    network : SPPNet
+        Its weights are changed in place.
+    source : Source
+        Of batches, see `sppnet.loading`.
+    recipe : Recipe
+    validation : iterable of Batch, optional
+        Central views of other images (this process's share of them); their error decides when the rate drops.
+    checkpoint : path, optional
+        Written after every epoch and every `save_every` seconds, whole or not at all. If it exists, training
+        goes on from it, on one processor to the same weights bit for bit.
+    identity : str
+        What the run is, in words that are stored in the checkpoint; one of another identity is refused.
+    fabric : lightning_fabric.Fabric, optional
+        Device, precision and processes; by default this processor.
+    seed : int
+        Of dropout.
+    save_every : float
+    unreadable_limit : int, optional
+        Most distinct files that may be unreadable; by default 1 % of the images met in an epoch, at least 10.
+
+    Yields
+    ------
+    EpochRecord
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not finite (names the files of the batch), or too many files are unreadable.
+    ValueError
+        If `checkpoint` belongs to another run.
+    OSError
+        If the checkpoint cannot be written; the last good one stays.
+    """
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    path = None if checkpoint is None else Path(checkpoint)
+    network.train()
+    network.trunk.requires_grad_(recipe.trunk_rate > 0)
+    optimizer = _optimizer(network, recipe)
+    torch.manual_seed(seed + fabric.global_rank)
+    progress = _Progress()
+    if path is not None and path.exists():
+        progress = _resume(path, identity, network, optimizer, fabric)
+    run = _Run(network, optimizer, recipe, progress, path, identity, fabric, save_every)
+    yield from (EpochRecord(**record) for record in progress.history)
+    while progress.epoch < recipe.epochs and progress.divided <= 2:
+        run.set_rate()
+        run.epoch(source, unreadable_limit)
+        yield run.finish(source, validation)
+
+
+def _optimizer(network: SPPNet, recipe: Recipe) -> torch.optim.SGD:
+    trunk = [p for p in network.trunk.parameters() if p.requires_grad]
+    groups = [{"params": list(network.head.parameters()), "factor": 1.0}]
+    if trunk:
+        groups.append({"params": trunk, "factor": recipe.trunk_rate})
+    return torch.optim.SGD(groups, recipe.rate, recipe.momentum, weight_decay=recipe.decay)
+
+
+class _Run:
+    """A network in training: its optimizer, where it stands, and where that is written."""
+
+    def __init__(
+        self,
+        network: SPPNet,
+        optimizer: torch.optim.SGD,
+        recipe: Recipe,
+        progress: _Progress,
+        path: Path | None,
+        identity: str,
+        fabric: Fabric,
+        save_every: float,
+    ) -> None:
+        self.network, self.recipe, self.progress = network, recipe, progress
+        self.path, self.identity, self.fabric, self.save_every = path, identity, fabric, save_every
+        self.module, self.optimizer = fabric.setup(network, optimizer)
+        self.saved = self.started = time.monotonic()
+
+    def set_rate(self) -> None:
+        """Set the learning rate of the epoch that begins."""
+        progress, drops = self.progress, self.recipe.drops
+        divided = progress.divided if drops is None else sum(progress.epoch >= d for d in drops)
+        self.rate = self.recipe.rate * 0.1**divided
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * group["factor"]
+
+    def epoch(self, source: Source, limit: int | None) -> None:
+        """Train on what is left of the epoch, and save now and then."""
+        progress, every = self.progress, self.recipe.accumulate
+        last = len(source) - 1
+        limit = max(10, len(source) * getattr(source, "batch_size", 1) // 100) if limit is None else limit
+        for i, batch in enumerate(source.epoch(progress.epoch, progress.batch), progress.batch):
+            self._note(batch.unreadable, limit)
+            steps = (i + 1) % every == 0 or i == last
+            self._learn(batch, 1 / every, steps)
+            if steps:
+                progress.batch = i + 1
+                if self.path is not None and self._due():
+                    self.save(self.path)
+
+    def _learn(self, batch: Batch, share: float, steps: bool) -> None:
+        if len(batch.labels):
+            images, labels = self.fabric.to_device(batch.images), self.fabric.to_device(batch.labels)
+            waiting = not steps and self.fabric.world_size > 1
+            with self.fabric.no_backward_sync(self.module, enabled=waiting):
+                scores = self._scores(images, batch.sizes)
+                loss = F.cross_entropy(scores.float(), labels)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise TrainingError(self._diverged(value, batch))
+                self.fabric.backward(loss * share)
+            self.progress.loss += value * len(labels)
+            self.progress.wrong += int((scores.detach().argmax(dim=1) != labels).sum())
+            self.progress.images += len(labels)
+        if steps:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def _scores(self, images: Tensor, sizes: Tensor | None) -> Tensor:
+        with nullcontext() if sizes is None else TrueSizes(images, sizes):
+            scores: Tensor = self.module(images)
+        return scores
+
+    def _diverged(self, value: float, batch: Batch) -> str:
+        names = ", ".join(map(str, batch.names[:_NAMED]))
+        more = f" and {len(batch.names) - _NAMED} more" if len(batch.names) > _NAMED else ""
+        return (
+            f"found the loss {value} in epoch {self.progress.epoch} at a learning rate of {self.rate:g}, "
+            f"expected a finite number; the batch: {names}{more}"
+        )
+
+    def _note(self, lines: Sequence[str], limit: int) -> None:
+        """Keep the names of files that could not be read; stop at too many."""
+        known = self.progress.unreadable
+        known += [line for line in dict.fromkeys(lines) if line not in known]
+        if len(known) > limit:
+            raise TrainingError(
+                f"{len(known)} files could not be read, expected at most {limit}; last: {known[-1]}"
+            )
+
+    def _due(self) -> bool:
+        due = time.monotonic() - self.saved > self.save_every
+        return bool(self.fabric.broadcast(due)) if self.fabric.world_size > 1 else due
+
+    def finish(self, source: Source, validation: Iterable[Batch] | None) -> EpochRecord:
+        """Close an epoch: measure, decide on the rate of the next, save."""
+        progress = self.progress
+        loss, wrong, images = self._total([progress.loss, progress.wrong, progress.images])
+        error = wrong / images if images else math.nan
+        measured = None if validation is None else self._error(validation)
+        passed = progress.seconds + time.monotonic() - self.started
+        record = EpochRecord(
+            epoch=progress.epoch,
+            size=source.size_of(progress.epoch),
+            rate=self.rate,
+            loss=loss / images if images else math.nan,
+            error=error,
+            validation_error=measured,
+            images=int(images),
+            unreadable=len(progress.unreadable),
+            seconds=passed,
+        )
+        progress.history.append(asdict(record))
+        self._wait(error if measured is None else measured)
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.loss, progress.wrong, progress.images, progress.seconds = 0.0, 0, 0, 0.0
+        self.started = time.monotonic()
+        if self.path is not None:
+            self.save(self.path)
+        return record
+
+    def _wait(self, error: float) -> None:
+        """Divide the rate when the error has not improved for long enough."""
+        progress = self.progress
+        if error < progress.best:
+            progress.best, progress.waited = error, 0
+            return
+        progress.waited += 1
+        if self.recipe.drops is None and progress.waited >= self.recipe.patience:
+            progress.divided, progress.waited = progress.divided + 1, 0
+
+    def _error(self, validation: Iterable[Batch]) -> float:
+        self.network.eval()
+        wrong = images = 0
+        with torch.inference_mode():
+            for batch in validation:
+                if len(batch.labels):
+                    scores = self.network(self.fabric.to_device(batch.images)).cpu()
+                    wrong += int((scores.argmax(dim=1) != batch.labels).sum())
+                    images += len(batch.labels)
+        self.network.train()
+        total = self._total([wrong, images])
+        return total[0] / total[1] if total[1] else math.nan
+
+    def _total(self, values: list[float]) -> list[float]:
+        """Return sums over all processes."""
+        if self.fabric.world_size == 1:
+            return values
+        sums = self.fabric.all_reduce(torch.tensor(values, dtype=torch.float64), reduce_op="sum")
+        return [float(value) for value in sums]
+
+    def save(self, path: Path) -> None:
+        """Write everything that the next step depends on."""
+        progress, now = self.progress, time.monotonic()
+        states = (
+            self.fabric.all_gather(_random_state()) if self.fabric.world_size > 1 else _random_state()[None]
+        )
+        sums = self._total([progress.loss, progress.wrong, progress.images])
+        self.saved = now
+        if self.fabric.global_rank != 0:
+            return
+        stored = asdict(progress) | {"seconds": progress.seconds + now - self.started}
+        stored |= {"loss": sums[0], "wrong": int(sums[1]), "images": int(sums[2])}
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+        tensors["random"] = states
+        facts = {"format": FORMAT, "version": VERSION, "identity": self.identity}
+        with atomic_path(path) as temporary:
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+                temporary,
+                {**facts, "progress": json.dumps(stored)},
+            )
+
+
+def _random_state() -> Tensor:
+    """Return the state of the generators that dropout draws from, as bytes."""
+    if torch.cuda.is_available():
+        return torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state()])
+    return torch.get_rng_state()
+
+
+def _restore_random_state(state: Tensor) -> None:
+    count = len(torch.get_rng_state())
+    torch.set_rng_state(state[:count])
+    if torch.cuda.is_available() and len(state) > count:
+        torch.cuda.set_rng_state(state[count:])
+
+
+def _resume(
+    path: Path, identity: str, network: SPPNet, optimizer: torch.optim.SGD, fabric: Fabric
+) -> _Progress:
+    """Load a checkpoint into a network and its optimizer."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: found no safetensors file ({error}), expected a checkpoint") from None
+    if facts.get("format") != FORMAT or facts.get("version") != VERSION:
+        raise ValueError(f"{path}: found another file, expected {FORMAT} {VERSION}")
+    if facts.get("identity") != identity:
+        raise ValueError(
+            f"{path}: found the checkpoint of another run ({facts.get('identity')}), expected {identity}; "
+            "remove it to start anew"
+        )
+    states = tensors.pop("random")
+    if len(states) != fabric.world_size:
+        raise ValueError(
+            f"{path}: found a checkpoint of {len(states)} processes, expected one of {fabric.world_size}"
+        )
+    weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+    network.load_state_dict(weights)
+    for name, parameter in network.named_parameters():
+        if f"momentum.{name}" in tensors:
+            # In the layout of the parameter, or every step would be slower from here on.
+            stored = torch.empty_like(parameter, device=fabric.device).copy_(tensors[f"momentum.{name}"])
+            optimizer.state[parameter]["momentum_buffer"] = stored.detach()
+    _restore_random_state(states[fabric.global_rank])
+    progress = _Progress(**json.loads(facts["progress"]))
+    if fabric.global_rank:
+        progress.loss, progress.wrong, progress.images = 0.0, 0, 0
+    return progress
