@@ -1,7 +1,5 @@
 """The commands end to end: what they write and say, and what they leave behind when something is wrong."""
 
-import contextlib
-import io
 import json
 import math
 import os
@@ -11,7 +9,6 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -21,9 +18,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from commands import Outcome, content, fails, read_json, same, sppnet, succeeds
 from sppnet import Detector, Trunk, maps, read_dataset, read_image, trunks
 from sppnet.boxes import Detections
-from sppnet.cli import main
 from sppnet.detect import describe
 from sppnet.proposals import parse, read_windows
 from sppnet.results import write_coco_results, write_voc_results
@@ -32,80 +29,6 @@ from trees import SHAPES, coco_tree, save, scene, voc_tree, voc_xml, write, yolo
 TREES = {"voc": voc_tree, "coco": coco_tree, "yolo": yolo_tree}
 SPLITS = {"train": 6, "val": 4}
 QUICK = ("--scales", "64,96", "--levels", "1", "--proposals", "dense")
-PROGRESS = (
-    "Proposing windows",
-    "Computing feature maps",
-    "Fitting box regression",
-    "Mining hard negatives",
-    "Detecting",
-)
-
-
-class Outcome(NamedTuple):
-    """How a command ended: its exit status and what it wrote."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def said(self):
-        """The lines on stderr, but for the progress bars and the notes on a dataset."""
-        return [line for line in self.err.splitlines() if line and not line.startswith((*PROGRESS, "note: "))]
-
-
-def sppnet(*arguments):
-    """Run a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["sppnet", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as end,
-    ):
-        main()
-    return Outcome(end.value.code, out.getvalue(), err.getvalue())
-
-
-def succeeds(*arguments):
-    outcome = sppnet(*arguments)
-    assert outcome.status == 0, outcome.err
-    assert not outcome.said
-    return outcome
-
-
-def fails(*arguments, says, status=1):
-    """Run a command that must fail, say one line that holds each of `says`, and change no file."""
-    before = content()
-    outcome = sppnet(*arguments)
-    assert outcome.status == status
-    assert len(outcome.said) == 1, outcome.err
-    line = outcome.said[0]
-    assert line.startswith("sppnet: ")
-    for text in says:
-        assert str(text) in line
-    assert content() == before
-
-
-def content(folder="."):
-    """Return what lies in a folder, the current one by default: bytes of files, None for folders."""
-    return {
-        str(path): path.read_bytes() if path.is_file() else None for path in sorted(Path(folder).rglob("*"))
-    }
-
-
-def same(*paths):
-    """Return whether files are equal byte by byte."""
-    return len({Path(path).read_bytes() for path in paths}) == 1
-
-
-def read_json(path):
-    """Read JSON as its standard has it, without NaN."""
-
-    def refuse(name):
-        raise AssertionError(f"{path} holds {name}")
-
-    return json.loads(Path(path).read_text(), parse_constant=refuse)
 
 
 def one_image_tree(root, xml=None, image=None, name="000001"):
@@ -264,7 +187,7 @@ class TestTrain:
 
     @pytest.mark.parametrize("asked", ["unicorn", "disc,unicorn"])
     def test_class_without_examples(self, data, asked, monkeypatch):
-        monkeypatch.setattr("sppnet.cli._cached_windows", None)  # it is said before the long work
+        monkeypatch.setattr("sppnet.cli.detection._cached_windows", None)  # it is said before the long work
         says = [data, "unicorn", ", ".join(sorted(SHAPES))]
         fails("detect", "train", data, "--out", "m.safetensors", "--classes", asked, *QUICK, says=says)
 
@@ -667,7 +590,7 @@ class TestEvaluate:
         assert len(list(Path("report").iterdir())) == 3
 
     def test_unwritable_json_is_said_at_once(self, model, data, monkeypatch):
-        monkeypatch.setattr("sppnet.cli._detected", None)
+        monkeypatch.setattr("sppnet.cli.detection._detected", None)
         evaluate = ("detect", "evaluate", model, data, "--split", "val")
         fails(*evaluate, "--json", "missing/report.json", says=["missing/report.json", "expected"])
 
@@ -947,7 +870,7 @@ class TestBadOptions:
     def test_device(self, data, model, photos, device, monkeypatch):
         if device == "cuda" and torch.cuda.is_available():
             pytest.skip("there is a CUDA device")
-        monkeypatch.setattr("sppnet.cli._cached_windows", None)  # it is said before the long work
+        monkeypatch.setattr("sppnet.cli.detection._cached_windows", None)  # it is said before the long work
         fails(
             "detect",
             "train",

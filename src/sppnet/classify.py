@@ -51,12 +51,17 @@ def probabilities(network: SPPNet, image: Pixels, views: str = "full") -> Tensor
     ValueError
         Unknown views, or views that a network without a pyramid cannot take.
     """
+    check_views(network, views)
+    with torch.inference_mode():
+        return VIEWS[views](network, image).float().softmax(dim=1).mean(dim=0).cpu()
+
+
+def check_views(network: SPPNet, views: str) -> None:
+    """Raise the ValueError that `probabilities` would raise for these views."""
     if views not in VIEWS:
         raise ValueError(f"found the views {views!r}, expected one of {', '.join(VIEWS)}")
     if views not in _CROPS and not network.takes_any_size:
         raise ValueError(f"the views {views!r} need a network with a pyramid, expected {' or '.join(_CROPS)}")
-    with torch.inference_mode():
-        return VIEWS[views](network, image).float().softmax(dim=1).mean(dim=0).cpu()
 
 
 def _side(network: SPPNet, scale: int) -> int:

@@ -1,12 +1,14 @@
-"""Pictures of results: detections on an image, contact sheets, precision-recall curves."""
+"""Pictures of results: detections on an image, contact sheets, curves, confusion."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sppnet.boxes import Detections, Target
@@ -14,7 +16,12 @@ from sppnet.files import atomic_path
 from sppnet.images import Pixels
 from sppnet.metrics import ClassResult
 
+if TYPE_CHECKING:
+    from sppnet.training import EpochRecord
+
 Colour = tuple[int, int, int]
+# A confusion matrix of more classes shows no names, and no numbers, that could be read.
+_NAMED, _COUNTED = 60, 25
 
 
 def class_colour(name: str, names: Sequence[str]) -> Colour:
@@ -94,11 +101,7 @@ def contact_sheet(
 
 def plot_precision_recall(results: Mapping[str, ClassResult], path: Path) -> None:
     """Draw one precision-recall curve per class into a picture file, best average precision first."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(7, 5.5)
     drawn = {name: r for name, r in results.items() if r.positives}
     for name, result in sorted(drawn.items(), key=lambda item: -item[1].average_precision):
         colour = np.array(class_colour(name, list(results))) / 255
@@ -114,5 +117,53 @@ def plot_precision_recall(results: Mapping[str, ClassResult], path: Path) -> Non
     axes.grid(alpha=0.3)
     if drawn:
         axes.legend(title="average precision")
+    _print_figure(figure, path)
+
+
+def plot_curves(records: Sequence[EpochRecord], path: Path) -> None:
+    """Draw loss and errors over the epochs of a training into a picture file."""
+    figure, axes = _axes(8, 4.5)
+    epochs = [record.epoch + 1 for record in records]
+    loss = axes.plot(epochs, [r.loss for r in records], color="0.6", label="loss in training")
+    errors = axes.twinx()
+    lines = errors.plot(epochs, [100 * r.error for r in records], color="tab:blue", label="error in training")
+    held = [(r.epoch + 1, 100 * r.validation_error) for r in records if r.validation_error is not None]
+    if held:
+        lines += errors.plot(*zip(*held, strict=True), color="tab:red", label="error in validation")
+    axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None), title="Training")
+    errors.set(ylabel="error in percent", ylim=(0, 100))
+    axes.legend(handles=loss + lines, loc="upper right")
+    _print_figure(figure, path)
+
+
+def plot_confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], path: Path) -> None:
+    """Draw how often each class (rows) is taken for each (columns), in percent of the row."""
+    counts = matrix.sum(axis=1, keepdims=True)
+    shares = 100 * matrix / np.maximum(counts, 1)
+    side = min(12.0, 3.5 + 0.35 * len(names))
+    figure, axes = _axes(side + 1, side)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, label="percent of the class")
+    axes.set(xlabel="taken for", ylabel="class")
+    if len(names) <= _NAMED:
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= _COUNTED:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "white" if share > 50 else "black"
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour)
+    _print_figure(figure, path)
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _print_figure(figure: Any, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, dpi=120)

@@ -1,4 +1,4 @@
-"""How good are detections and candidate windows: VOC and COCO average precision, and recall of proposals.
+"""How good are detections, candidate windows and classes: average precision, recall, shares of right answers.
 
 Everything here takes plain records and arrays, one per image, and knows no model. Boxes are 0-based and
 half-open, so ``x2 - x1`` is the width that VOC's code writes as ``x2 - x1 + 1`` for its inclusive pixels: the
@@ -74,6 +74,68 @@ class ProposalRecall:
     average_recall: float
     mean_windows: float
     positives: int
+
+
+@dataclass(frozen=True)
+class Classification:
+    """How well images were classified.
+
+    Attributes
+    ----------
+    top1, top5 : float
+        Share of the images whose class is the most probable one, or among the five.
+    mean_class : float
+        Mean over the classes that have images of the share of their images that are right.
+    confusion : (K, K) int64
+        Images of each class (rows) by the class they are taken for (columns).
+    """
+
+    top1: float
+    top5: float
+    mean_class: float
+    confusion: npt.NDArray[np.int64]
+
+    @property
+    def images(self) -> npt.NDArray[np.int64]:
+        """Images of each class, (K,)."""
+        return np.asarray(self.confusion.sum(axis=1))
+
+    @property
+    def right(self) -> npt.NDArray[np.int64]:
+        """Images of each class that are taken for it, (K,)."""
+        return np.asarray(self.confusion.diagonal())
+
+
+def classification(scores: FloatArray, labels: npt.NDArray[np.integer[Any]]) -> Classification:
+    """Measure class scores.
+
+    Parameters
+    ----------
+    scores : (N, K) float array
+        The higher, the more probable; of equal scores the first class is taken.
+    labels : (N,) integers
+        The right classes, 0 to K - 1.
+
+    Raises
+    ------
+    ValueError
+        If there is no image, or the shapes or labels do not fit.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    count, classes = scores.shape if scores.ndim == 2 else (0, 0)
+    if not count or labels.shape != (count,) or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"expected scores (N, K) and labels (N,) below K, found {scores.shape} and {labels.shape}"
+        )
+    order = np.argsort(-scores, axis=1, kind="stable")
+    found = order[:, :5] == labels[:, None]
+    confusion = confusion_matrix(labels, order[:, 0], labels=range(classes))
+    images = confusion.sum(axis=1)
+    shares = confusion.diagonal()[images > 0] / images[images > 0]
+    return Classification(
+        float(found[:, 0].mean()), float(found.any(axis=1).mean()), float(shares.mean()), confusion
+    )
 
 
 def match(boxes: FloatArray, target: Target, threshold: float = 0.5) -> npt.NDArray[np.int8]:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import has_torch_function
 
 from sppnet.files import atomic_path
 from sppnet.geometry import Geometry, derive_geometry
@@ -106,12 +107,16 @@ ARCHITECTURES = {
 }
 
 
+def _scale(x: Tensor, size: int, alpha: float) -> Tensor:
+    return F.avg_pool2d(x * x, size, 1, size // 2) * alpha + 1
+
+
 class _Normalise(torch.autograd.Function):
     """``x * s ** -0.75`` with ``s = 1 + alpha * average(x * x)``, in fewer passes than autograd takes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float) -> Tensor:
-        scale = F.avg_pool2d(x * x, size, 1, size // 2) * alpha + 1
+        scale = _scale(x, size, alpha)
         power = scale.pow(-beta)
         ctx.save_for_backward(x, scale, power)
         ctx.settings = size, alpha, beta
@@ -141,12 +146,31 @@ class WithinChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise maps (N, C, H, W)."""
+        if has_torch_function((x,)):
+            # `TrueSizes` keeps images and padding apart operator by operator, so autograd must see each one.
+            return x * _scale(x, self.size, self.alpha).pow(-self.beta)
         normalised: Tensor = _Normalise.apply(x, self.size, self.alpha, self.beta)
         return normalised
 
     def extra_repr(self) -> str:
         """Return what `repr` shows between the parentheses."""
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
+
+
+class VectorNorm(nn.Module):
+    """Scale vectors (N, D) to one Euclidean norm, so that learning does not depend on their length."""
+
+    def __init__(self, norm: float) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Scale vectors."""
+        return F.normalize(vectors) * self.norm
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows between the parentheses."""
+        return f"norm={self.norm}"
 
 
 class SPPNet(nn.Module):
@@ -165,6 +189,9 @@ class SPPNet(nn.Module):
         What is kept of a bin.
     dropout : float
         Share of hidden units left out in training.
+    norm : float, optional
+        Pooled vectors are scaled to this norm (section 3.2 normalises them, too). On a pretrained trunk their
+        length is anything, and the head would learn too fast or too slowly.
     size : int
         Side of the square images that the network is made for: of crops and views, and the only one that a
         network without a pyramid takes.
@@ -191,6 +218,7 @@ class SPPNet(nn.Module):
         *,
         mode: str = "max",
         dropout: float = 0.5,
+        norm: float | None = None,
         size: int = 224,
         mean: Sequence[float] = (128.0, 128.0, 128.0),
         std: Sequence[float] = (64.0, 64.0, 64.0),
@@ -202,13 +230,13 @@ class SPPNet(nn.Module):
         self.trunk, self.size, self.depth = trunk, size, depth
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        channels, cells = self._map_of(size)
+        channels, cells = self.map_of(size)
         self.pool = nn.Flatten() if levels is None else SpatialPyramidPooling(levels, mode)
         bins = cells if levels is None else pyramid_length(1, levels)
-        self.head = _fully_connected(channels * bins, head, dropout, depth + 1)
+        self.head = _fully_connected(channels * bins, head, dropout, depth + 1, norm)
 
-    def _map_of(self, size: int) -> tuple[int, int]:
-        """Return channels and cells of the map of a square image."""
+    def map_of(self, size: int) -> tuple[int, int]:
+        """Return channels and cells of the map of a square image; ValueError if it is too small."""
         training = self.trunk.training
         try:
             with torch.no_grad():
@@ -234,7 +262,9 @@ class SPPNet(nn.Module):
         """Where the cells of the map lie in the image."""
         # On a copy: where the network itself lies and whether it trains makes no difference here.
         trunk = copy.deepcopy(self.trunk).to("cpu", torch.float32).eval()
-        (geometry,), _ = derive_geometry(lambda x: (trunk(x),))
+        # Inference mode runs other operators than those that are followed.
+        with torch.inference_mode(False):
+            (geometry,), _ = derive_geometry(lambda x: (trunk(x),))
         return geometry
 
     @property
@@ -290,12 +320,16 @@ class SPPNet(nn.Module):
         return x
 
 
-def _fully_connected(inputs: int, widths: Sequence[int], dropout: float, number: int) -> nn.Sequential:
+def _fully_connected(
+    inputs: int, widths: Sequence[int], dropout: float, number: int, norm: float | None
+) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, width in enumerate(widths):
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         if i:
             parts["dropout"] = nn.Dropout(dropout)
+        elif norm is not None:
+            parts["norm"] = VectorNorm(norm)
         parts["linear"] = nn.Linear(inputs, width)
         if i < len(widths) - 1:
             parts["relu"] = nn.ReLU()
@@ -320,6 +354,8 @@ class NetworkSettings(NamedTuple):
     width : float
         Of the paper's networks: all numbers of filters and units are multiplied by it.
     dropout : float
+    norm : float or None
+        Of pooled vectors; None leaves them.
     size : int
     """
 
@@ -330,6 +366,7 @@ class NetworkSettings(NamedTuple):
     hidden: tuple[int, ...] | None = None
     width: float = 1.0
     dropout: float = 0.5
+    norm: float | None = None
     size: int = 224
 
 
@@ -374,6 +411,7 @@ def _paper(settings: NetworkSettings) -> SPPNet:
         (*(_scaled(width, settings.width) for width in hidden), len(settings.classes)),
         mode=settings.mode,
         dropout=settings.dropout,
+        norm=settings.norm,
         size=settings.size,
         depth=architecture.depth,
     )
@@ -456,6 +494,7 @@ def _on_timm(settings: NetworkSettings, weights: str | None) -> SPPNet:
         (*(settings.hidden or ()), len(settings.classes)),
         mode=settings.mode,
         dropout=settings.dropout,
+        norm=settings.norm,
         size=settings.size,
         mean=[255 * value for value in config["mean"]],
         std=[255 * value for value in config["std"]],
@@ -475,7 +514,8 @@ def imagenet_classifier() -> tuple[SPPNet, NetworkSettings]:
     classes = tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]
     settings = NetworkSettings(DEFAULT_TRUNK, classes, levels=(1,), mode="average")
     network = build(settings, weights=None)
-    model = create_timm(DEFAULT_TRUNK)
+    with torch.random.fork_rng(devices=[]):
+        model = create_timm(DEFAULT_TRUNK)
     load_weights(model, DEFAULT_TRUNK, None)
     network.head.load_state_dict(
         {f"fc6.linear.{name}": value for name, value in model.get_classifier().state_dict().items()}  # type: ignore[operator]
@@ -531,7 +571,7 @@ def load_network(path: str | Path) -> tuple[SPPNet, NetworkSettings]:
         settings = settings_from(json.loads(facts["network"]))
         network = build(settings)
         network.load_state_dict(state)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: found a network that does not fit its description ({reason})") from None
     return network.eval(), settings

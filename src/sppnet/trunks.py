@@ -64,7 +64,7 @@ class Trunk:
     ) -> None:
         self.name, self.stages, self.output_stride = name, tuple(stages), output_stride
         self.weights, self.device = weights, device
-        _check_device(device)
+        check_device(device)
         model = create_timm(name, output_stride)
         self.digest = load_weights(model, name, weights)
         fix_same_padding(model)
@@ -161,7 +161,8 @@ class _Stages(nn.Module):
         return tuple(by_name[name] for name in self.names)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise ValueError for a device that this machine does not have."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but PyTorch finds no CUDA device")
     try:

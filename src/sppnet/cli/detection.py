@@ -1,16 +1,11 @@
-"""The command line: where data, candidate windows, detector, metrics and pictures meet.
-
-Heavy modules are imported inside the commands, so that ``sppnet --help`` answers at once.
-"""
+"""The commands on detectors: where data, candidate windows, detector, metrics and pictures meet."""
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -18,10 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from sppnet.cli.console import (
+    SHIPPED,
+    Device,
+    Json,
+    Out,
+    Split,
+    Weights,
+    check_folder,
+    check_places,
+    integers,
+    make_folder,
+    name_list,
+    print_failures,
+    print_seconds,
+    print_table,
+    track,
+    write_json,
+)
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
-
-    from rich.table import Table
 
     from sppnet.boxes import Boxes, Detections, Target
     from sppnet.clock import Clock
@@ -33,30 +45,16 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Spatial pyramid pooling: detectors and more from one convolutional pass over images of any size.",
-)
 detect = typer.Typer(no_args_is_help=True, help="Train, run and evaluate object detectors.")
-app.add_typer(detect, name="detect")
 
-SHIPPED = "-"
 PROPOSALS = "selective-search+edge-boxes"
 # What is shown of an image scores at least this, as in the released demo; at 0 an SVM is undecided.
 SHOWN = -0.5
 PROPOSALS_HELP = (
     "Candidate windows: a method (see sppnet propose --help) or a file that sppnet propose wrote."
 )
-
 Model = Annotated[str, typer.Argument(help="Detector file; - is the one installed with sppnet.")]
 Data = Annotated[Path, typer.Argument(help="VOC folder, COCO JSON or folder, or YOLO folder.")]
-Split = Annotated[str | None, typer.Option(help="Split of the data set, such as train or val.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for pictures; made if missing.")]
-Device = Annotated[str, typer.Option(help="cpu, or a PyTorch device such as cuda, for the trunk.")]
-Weights = Annotated[str | None, typer.Option(help="Weights file of the trunk, if not the installed ones.")]
 Candidates = Annotated[
     str | None,
     typer.Option(
@@ -64,114 +62,6 @@ Candidates = Annotated[
         help="Candidate windows: a method (see sppnet propose --help) or a file that propose wrote.",
     ),
 ]
-
-
-def main() -> None:
-    """Run the command line; what the user can mend is one line on stderr and exit status 1."""
-    try:
-        app()
-    except SystemExit as end:
-        if end.code == 130:  # what Typer makes of Ctrl-C
-            _fail("interrupted", 130)
-        raise
-    except (ValueError, OSError) as error:
-        _fail(str(error), 1)
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"sppnet: {message}", file=sys.stderr)
-    raise SystemExit(status)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the annotated picture; made if missing.")] = Path(
-        "out"
-    ),
-    device: Device = "cpu",
-) -> None:
-    """Detect a cat in a photo that comes with scikit-image, with the detector that comes with sppnet."""
-    import skimage
-
-    photo = Path(skimage.__file__).parent / "data" / "chelsea.png"
-    failed = _run_batch(SHIPPED, [photo], out, None, SHOWN, None, device, None)
-    print(
-        "\nNext: your own photos      sppnet detect run - PHOTO... --out found"
-        "\n      your own classes     sppnet detect train DATA --out my.safetensors"
-        "\n      how good it is       sppnet detect evaluate my.safetensors DATA --split val --out report"
-    )
-    raise typer.Exit(int(failed))
-
-
-@app.command()
-def propose(
-    images: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
-    out: Annotated[Path, typer.Option(help="File for the windows.")],
-    method: Annotated[str, typer.Option("--proposals", help="Which method.")] = PROPOSALS,
-) -> None:
-    """Compute candidate windows and write them to a file, for --proposals FILE.
-
-    Methods: selective-search, selective-search-quality, edge-boxes, dense; joined by +.
-    """
-    from sppnet.files import check_writable
-    from sppnet.images import image_files, read_image
-    from sppnet.proposals import image_key, parse, write_windows
-
-    if out.suffix != ".npz":
-        raise ValueError(f"{out}: found the suffix {out.suffix!r}, expected .npz for a file of windows")
-    check_writable(out)
-    paths, proposer = image_files(images), parse(method)
-    entries: list[tuple[str, str, Boxes, Any]] = []
-    failures: list[str] = []
-    for path in _track(paths, "Proposing windows"):
-        try:
-            pixels = read_image(path)
-            entries.append((path.name, image_key(pixels), *_propose(proposer, path, pixels)))
-        except (ValueError, OSError) as error:
-            failures.append(str(error))
-    if entries:
-        write_windows(out, entries)
-    _print_failures(failures, len(paths))
-    if not entries:
-        raise typer.Exit(1)
-    print(f"{out}: {sum(len(boxes) for _, _, boxes, _ in entries)} windows of {len(entries)} images")
-    raise typer.Exit(int(bool(failures)))
-
-
-@app.command()
-def export(
-    model: Annotated[
-        str, typer.Argument(help="Detector file, - for the installed one, or the timm name of a trunk.")
-    ],
-    out: Annotated[Path, typer.Option(help="ONNX file to write.")],
-    levels: Annotated[str, typer.Option(help="Pyramid levels of a trunk, by commas.")] = "6,3,2,1",
-    side: Annotated[int, typer.Option(min=1, help="Shorter side of the image for a trunk, in pixels.")] = 224,
-    stages: Annotated[str, typer.Option(help="Stages of a trunk that feed the pyramid.")] = "head",
-    weights: Weights = None,
-) -> None:
-    """Write a detector or a trunk with a pyramid to an ONNX file, exact for images of any size.
-
-    A detector takes an image and windows and returns scores and boxes; a trunk takes an image and returns its
-    pyramid as one vector. Both take the pixels as they are: resizing is in the file.
-    """
-    from sppnet.detect import Detector, shipped
-    from sppnet.export import export_detector, export_features
-    from sppnet.files import check_writable
-    from sppnet.trunks import Trunk
-
-    if out.suffix != ".onnx":
-        raise ValueError(f"{out}: found the suffix {out.suffix!r}, expected .onnx")
-    check_writable(out)
-    path = shipped() if model == SHIPPED else Path(model)
-    if model == SHIPPED or path.is_file() or path.suffix:
-        _check_places(out, None, [path])
-        detector = Detector.load(path, weights=weights)
-        export_detector(detector, out)
-        print(f"{out}: image, windows -> scores, boxes of {', '.join(detector.classes_)}")
-    else:
-        trunk = Trunk(model, stages.split(","), weights=weights)
-        export_features(trunk, out, side=side, levels=_integers("--levels", levels))
-        print(f"{out}: image -> features of {model}")
 
 
 @detect.command()
@@ -202,10 +92,10 @@ def train(
     start = time.perf_counter()
     check_writable(out)
     folder = cache or out.with_name(f"{out.name}.cache")
-    _check_folder(folder)
-    sides, pyramid = _integers("--scales", scales), _integers("--levels", levels)
+    check_folder(folder)
+    sides, pyramid = integers("--scales", scales), integers("--levels", levels)
     dataset = _read(data, split)
-    names = _learnable(dataset) if classes is None else _names(classes)
+    names = _learnable(dataset) if classes is None else name_list(classes)
     unknown = [name for name in names if name not in dataset.classes]
     if unknown or not names:
         found = f"no object of {', '.join(map(repr, unknown))}" if unknown else "no object"
@@ -218,7 +108,7 @@ def train(
     with clock("proposals"):
         windows = _cached_windows(paths, proposals)
     try:
-        detector.fit(paths, windows, targets, names, cache=folder, track=_track, clock=clock)
+        detector.fit(paths, windows, targets, names, cache=folder, track=track, clock=clock)
     except KeyboardInterrupt:
         print(
             f"feature maps so far are kept in {folder}; the same command goes on from them", file=sys.stderr
@@ -227,7 +117,7 @@ def train(
     detector.save(out, {"proposals": proposals, "images": len(dataset)})
     if cache is None:
         _remove_maps(folder)
-    _print_seconds({**clock.seconds, "wall": time.perf_counter() - start})
+    print_seconds({**clock.seconds, "wall": time.perf_counter() - start})
     memory = peak_memory()
     held = "" if memory is None else f", {memory:.1f} GB of memory at the peak"
     print(f"{out}: {', '.join(names)} from {len(dataset)} images{held}")
@@ -247,7 +137,7 @@ def run(
     """Find objects in images; print them, draw them, write them as JSON."""
     from sppnet.images import image_files
 
-    failed = _run_batch(model, image_files(images), out, json_file, threshold, proposals, device, weights)
+    failed = detect_in(model, image_files(images), out, json_file, threshold, proposals, device, weights)
     raise typer.Exit(int(failed))
 
 
@@ -266,7 +156,7 @@ def evaluate(
     """Measure a detector on a data set: precision, curves, best and worst images, seconds per image."""
     from sppnet.clock import Clock
 
-    _check_places(json_file, out, [model, data])
+    check_places(json_file, out, [model, data])
     dataset = _read(data, split)
     detector, method = _load(model, proposals, weights, device)
     unseen = sorted(set(dataset.classes) - set(detector.classes_))
@@ -276,7 +166,7 @@ def evaluate(
     detections: list[Detections] = []
     start = time.perf_counter()
     stream = _detected(detector, method, [s.path for s in dataset], clock, -1.5, regress)
-    for result in _track(stream, "Detecting", len(dataset)):
+    for result in track(stream, "Detecting", len(dataset)):
         if isinstance(result, Exception):
             raise result
         detections.append(result[1])
@@ -289,7 +179,7 @@ def evaluate(
         "seconds_per_image": seconds,
     }
     _report(dataset, detections, detector.classes_, json_file, out, facts)
-    _print_seconds(seconds, "Seconds per image (stages overlap; wall is what passed)")
+    print_seconds(seconds, "Seconds per image (stages overlap; wall is what passed)")
 
 
 @detect.command()
@@ -308,9 +198,9 @@ def score(
     """Measure anyone's results file on a data set."""
     from sppnet.results import read_results
 
-    _check_places(json_file, out, [results, data])
+    check_places(json_file, out, [results, data])
     dataset = _read(data, split)
-    more = [] if classes is None else _names(classes)
+    more = [] if classes is None else name_list(classes)
     found = read_results(results, dataset, more)
     names = sorted({label for d in found.values() for label in d.labels} | {*dataset.classes, *more})
     _report(dataset, [found[s.name] for s in dataset], names, json_file, out, {"results": str(results)})
@@ -335,18 +225,6 @@ def _learnable(dataset: Dataset) -> list[str]:
     return sorted(counted)
 
 
-def _names(text: str) -> list[str]:
-    """Read names between commas, each once."""
-    return list(dict.fromkeys(part.strip() for part in text.split(",")))
-
-
-def _integers(option: str, text: str) -> tuple[int, ...]:
-    """Read positive integers between commas."""
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
-        raise ValueError(f"{option} {text}: expected positive integers between commas, such as 480,576")
-    return tuple(int(part) for part in text.split(","))
-
-
 def _read(data: Path, split: str | None) -> Dataset:
     """Read a data set and say what its reader noticed."""
     from sppnet.datasets import read_dataset
@@ -355,35 +233,6 @@ def _read(data: Path, split: str | None) -> Dataset:
     for note in dataset.notes:
         print(f"note: {note}", file=sys.stderr)
     return dataset
-
-
-def _check_places(
-    json_file: Path | None,
-    out: Path | None,
-    sources: Iterable[str | Path],
-    pictures: Iterable[Path] = (),
-) -> None:
-    """Raise now, before long work, what could not be written after it, or would replace what is read."""
-    from sppnet.files import check_writable
-
-    if json_file is not None:
-        check_writable(json_file)
-    if out is not None:
-        _check_folder(out)
-    read = {Path(source).resolve() for source in sources}
-    for target in (*pictures, *([] if json_file is None else [json_file])):
-        if target.resolve() in read:
-            raise ValueError(f"{target}: found a file that is to be read, expected another for the results")
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise OSError(f"{folder}: found a file, expected a folder, or nothing yet")
-
-
-def _make_folder(folder: Path | None) -> None:
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _remove_maps(folder: Path) -> None:
@@ -404,36 +253,12 @@ def _load(model: str, proposals: str | None, weights: str | None, device: str) -
     return Detector.load(path, weights=weights, device=device), method
 
 
-def _track(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
-    """Yield the items, `total` or else as many as their length says, under a bar with the time left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield from progress.track(items, total=total, description=description)
-
-
 def _cached_windows(paths: Sequence[Path], method: str) -> list[Boxes]:
     """Compute the candidate windows of many images in parallel; a second time they come from the disk."""
     from sppnet.proposals import cache_folder, parse, propose_all
 
     stream = propose_all(paths, parse(method), cache_folder())
-    return [boxes for _, boxes, _ in _track(stream, "Proposing windows", len(paths))]
+    return [boxes for _, boxes, _ in track(stream, "Proposing windows", len(paths))]
 
 
 def _detected(
@@ -456,7 +281,7 @@ def _detected(
         with clock("read"):
             pixels = read_image(path)
         with clock("proposals"):
-            return pixels, _propose(method, path, pixels)[0]
+            return pixels, propose_windows(method, path, pixels)[0]
 
     with ThreadPoolExecutor(1) as ahead:
         waiting = [ahead.submit(prepare, path) for path in paths[:1]]
@@ -474,7 +299,7 @@ def _detected(
                 )
 
 
-def _propose(method: Proposer, path: Path, pixels: Pixels) -> Windows:
+def propose_windows(method: Proposer, path: Path, pixels: Pixels) -> Windows:
     """Propose windows for an image; an error names its file."""
     try:
         return method(pixels)
@@ -490,7 +315,7 @@ def _outcome(future: Future[Result]) -> Result | Exception:
         return error
 
 
-def _run_batch(
+def detect_in(
     model: str,
     paths: Sequence[Path],
     out: Path | None,
@@ -508,14 +333,14 @@ def _run_batch(
     from sppnet.images import write_image
 
     pictures = [] if out is None else _picture_paths(out, paths)
-    _check_places(json_file, out, [*paths, model], pictures)
+    check_places(json_file, out, [*paths, model], pictures)
     detector, method = _load(model, proposals, weights, device)
-    _make_folder(out)
+    make_folder(out)
     table = Table("image", "class", "score", "box (x1, y1, x2, y2)")
     records: list[dict[str, Any]] = []
     failures: list[str] = []
     clock = Clock()
-    results = _track(_detected(detector, method, paths, clock, threshold), "Detecting", len(paths))
+    results = track(_detected(detector, method, paths, clock, threshold), "Detecting", len(paths))
     for i, (path, result) in enumerate(zip(paths, results, strict=True)):
         if isinstance(result, Exception):
             failures.append(str(result))
@@ -536,27 +361,13 @@ def _run_batch(
         )
         if pictures:
             write_image(pictures[i], draw_detections(pixels, found, detector.classes_))
-    _print_table(table)
+    print_table(table)
     if json_file is not None:
-        _write_json(json_file, records)
+        write_json(json_file, records)
     if out is not None and records:
         print(f"pictures in {out}")
-    _print_failures(failures, len(paths))
+    print_failures(failures, len(paths))
     return bool(failures)
-
-
-def _print_failures(failures: Sequence[str], total: int) -> None:
-    for failure in failures:
-        print(f"sppnet: {failure}", file=sys.stderr)
-    if failures and total > 1:
-        print(f"sppnet: {len(failures)} of {total} images failed", file=sys.stderr)
-
-
-def _print_table(table: Table) -> None:
-    """Print a table; names of files and classes are text, whatever brackets or colons they hold."""
-    from rich.console import Console
-
-    Console(markup=False, emoji=False).print(table)
 
 
 def _picture_paths(out: Path, paths: Sequence[Path]) -> list[Path]:
@@ -570,22 +381,6 @@ def _picture_paths(out: Path, paths: Sequence[Path]) -> list[Path]:
             taken.add(name)
         pictures.append(out / f"{name}.png")
     return pictures
-
-
-def _write_json(path: Path, content: Any) -> None:
-    from sppnet.files import atomic_path
-
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
-
-
-def _plain(content: Any) -> Any:
-    """Return what JSON can hold: null for numbers that are not."""
-    if isinstance(content, dict):
-        return {key: _plain(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _report(
@@ -617,7 +412,7 @@ def _report(
     means = mean_average_precision(results), mean_average_precision(areas)
     table.add_section()
     table.add_row("mean", str(sum(r.positives for r in results.values())), *(f"{100 * m:.1f}" for m in means))
-    _print_table(table)
+    print_table(table)
     content = {
         "mAP": means[0],
         "AP": {n: r.average_precision for n, r in results.items()},
@@ -629,9 +424,9 @@ def _report(
         **facts,
     }
     if json_file is not None:
-        _write_json(json_file, content)
+        write_json(json_file, content)
     if out is not None:
-        _make_folder(out)
+        make_folder(out)
         _draw_report(dataset, detections, classes, results, out)
         print(f"curves, best and worst images in {out}")
 
@@ -672,12 +467,3 @@ def _draw_report(
         ]
         titles = [f"{dataset[i].name}  F1 {quality[i]:.2f}" for i in chosen]
         write_image(out / f"{name}.png", contact_sheet(pictures, titles))
-
-
-def _print_seconds(seconds: Mapping[str, float], title: str = "Seconds by stage") -> None:
-    from rich.table import Table
-
-    table = Table("stage", "seconds", title=title)
-    for stage, value in seconds.items():
-        table.add_row(stage, f"{value:.3g}")
-    _print_table(table)
