@@ -333,8 +333,8 @@ HEAD = """# Classification, measured
 `python benchmarks/tables.py DATA --results docs/tables.json --docs docs` wrote this page: tables 2 and 3 of
 the paper, run again from scratch at a reduced scale. Every image is tested by the network of its fold, which
 was not trained on it. Width of the networks {width}, crops of {side} pixels ({small} where the paper has
-180), {folds} folds, {epochs} epochs, batches of {batch}, learning rate {rate}, a tenth from 60 % and a hundredth
-from 85 % of the epochs on. {machine}; {hours} hours of training; commit {commit}.
+180), {folds} folds, {epochs} epochs, batches of {batch}, learning rate {rate}, a tenth from 60 % and a
+hundredth from 85 % of the epochs on. {machine}; {hours} hours of training; commit {commit}.
 
 Views: the central crop (one), the whole image (full), ten crops (ten), ten windows of the maps (maps10),
 96 windows of maps at six scales (maps96), and with the whole image and its flip (maps98).

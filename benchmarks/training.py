@@ -128,9 +128,8 @@ def main() -> None:
         alone = elsewhere(arguments, "taskset", "-c", "0", sys.executable)
         launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
         found["two_processes_of_one"] = elsewhere(arguments, *launcher) / alone
-    print(
-        f"{machine()}, commit {commit()}, {arguments.network} of width {arguments.width}, {arguments.size} pixels"
-    )
+    print(f"{machine()}, commit {commit()}")
+    print(f"{arguments.network} of width {arguments.width}, {arguments.size} and {small} pixels")
     for name, value in found.items():
         print(f"{name:24} {'not measured' if value is None else f'{value:.3g}'}")
     if arguments.json is not None:

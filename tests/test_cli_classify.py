@@ -195,6 +195,17 @@ class TestEvaluate:
         assert read_json("m.json")["images"] == 3
 
 
+def test_export(data, model):
+    pytest.importorskip("onnxscript", reason="needs the extra sppnet[onnx]")
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime to run what was exported")
+    outcome = succeeds("export", model, "--out", "m.onnx")
+    assert "m.onnx: image -> probabilities of 3 classes" in outcome.out
+    image = read_image(data / "val" / CLASSES[0] / "000001.jpg")
+    (found,) = runtime.InferenceSession("m.onnx").run(None, {"image": image})
+    expected = probabilities(load_network(model)[0], image, "full")
+    assert found == pytest.approx(expected.numpy(), abs=2e-4)
+
+
 class TestBadInput:
     def test_no_data(self):
         fails("classify", "train", "nowhere", "--out", "m.safetensors", *TINY, says=["nowhere"])

@@ -7,9 +7,18 @@ import torch
 from torch import nn
 
 from sppnet.boxes import iou
+from sppnet.classify import probabilities
 from sppnet.detect import Detector, shipped
-from sppnet.export import _Preparation, export_detector, export_features, export_network
+from sppnet.export import (
+    _of_trunk,
+    _Preparation,
+    export_classifier,
+    export_detector,
+    export_features,
+    export_network,
+)
 from sppnet.images import resize
+from sppnet.networks import NetworkSettings, build
 from sppnet.pooling import SpatialPyramidPooling, pool_regions
 from sppnet.trunks import Trunk
 
@@ -204,7 +213,7 @@ def photo():
 )
 def test_preparation_is_the_trunks_to_the_bit(trunk, photo, height, width):
     image = np.ascontiguousarray(np.tile(photo, (2, 1, 1))[:height, :width])
-    prepared, sizes, size = _Preparation(trunk, (64, 240, 270))(torch.from_numpy(image))
+    prepared, sizes, size = _Preparation(_of_trunk(trunk), (64, 240, 270))(torch.from_numpy(image))
     assert size.tolist() == [height, width]
     for found, (h, w), side in zip(prepared, sizes.tolist(), (64, 240, 270), strict=True):
         if height <= 2 * h or width <= 2 * w:
@@ -215,7 +224,7 @@ def test_preparation_is_the_trunks_to_the_bit(trunk, photo, height, width):
 
 def test_preparation_shrinks_as_the_trunk_within_one_grey_level(trunk, photo):
     for side in (37, 75, 100, 128, 149):
-        prepared, sizes, _ = _Preparation(trunk, (side,))(torch.from_numpy(photo))
+        prepared, sizes, _ = _Preparation(_of_trunk(trunk), (side,))(torch.from_numpy(photo))
         apart = (prepared[0] - trunk._normalise(resize(photo, *sizes[0].tolist()))).abs() * 127.5
         assert apart.max() < 1.001
         assert (apart > 0).float().mean() < 2e-3
@@ -356,3 +365,29 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_the_file(trunk, tmp_path
             refused()
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["network.onnx"]
+
+
+class TestClassifier:
+    @pytest.mark.parametrize("name", ["zf5", "overfeat7", "resnet10t"])
+    def test_probabilities_of_images_of_any_size(self, name, tmp_path):
+        classes = ("a", "b", "c")
+        network = build(NetworkSettings(name, classes, (3, 2, 1), width=0.1, size=96)).eval()
+        with torch.no_grad():
+            network.head[-1].linear.weight.mul_(100)  # so that the classes differ
+        export_classifier(network, tmp_path / "c.onnx", classes=classes)
+        session = opened(tmp_path / "c.onnx")
+        rng = np.random.default_rng(0)
+        for size in ((96, 96), (130, 300), (300, 97), (50, 40), (9, 250)):
+            image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            expected = probabilities(network, image, "full").numpy()
+            assert expected.max() - expected.min() > 0.01
+            np.testing.assert_allclose(run(session, image), expected, atol=2e-4)
+        metadata = session.get_modelmeta().custom_metadata_map
+        assert json.loads(metadata["classes"]) == [*classes]
+        assert json.loads(metadata["side"]) == 110
+
+    def test_without_a_pyramid(self, tmp_path):
+        network = build(NetworkSettings("zf5", ("a", "b"), None, width=0.05, size=96))
+        with pytest.raises(ValueError, match="no pyramid"):
+            export_classifier(network, tmp_path / "c.onnx", classes=("a", "b"))
+        assert not any(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from sppnet.images import (
     read_image,
     resize,
     shorter_side_size,
+    view_windows,
     write_image,
 )
 
@@ -267,6 +268,44 @@ class TestSizes:
     def test_size_must_be_positive(self):
         with pytest.raises(ValueError, match="found a new size of 0 x 4"):
             resize(np.zeros((2, 2, 3), np.uint8), 0, 4)
+
+
+class TestViews:
+    @pytest.mark.parametrize(
+        "size", [(10, 10), (13, 10), (10, 12), (30, 17), (17, 30), (11, 11), (12, 40), (19, 11)]
+    )
+    @pytest.mark.parametrize("sides", [False, True])
+    def test_centre_corners_and_middles_of_the_sides_each_once(self, size, sides):
+        height, width = size
+        # Near, middle and far along each axis; without the sides only the corners and the centre of the nine.
+        xs, ys = [0, (width - 10) // 2, width - 10], [0, (height - 10) // 2, height - 10]
+        grid = {(xs[i], ys[j]) for i in range(3) for j in range(3) if sides or (i == 1) == (j == 1)}
+        windows = view_windows(height, width, 10, sides)
+        assert windows.dtype == np.int64
+        assert sorted(map(tuple, windows.tolist())) == sorted((x, y, x + 10, y + 10) for x, y in grid)
+        assert windows[0].tolist() == [xs[1], ys[1], xs[1] + 10, ys[1] + 10]
+
+    @pytest.mark.parametrize(
+        ("size", "without", "with_sides"),
+        [
+            ((256, 341), 5, 9),
+            ((224, 299), 3, 3),
+            ((299, 224), 3, 3),
+            ((224, 224), 1, 1),
+            ((225, 225), 4, 4),
+            ((225, 226), 5, 6),
+        ],
+    )
+    def test_views_that_coincide_are_one(self, size, without, with_sides):
+        assert len(view_windows(*size, 224)) == without
+        assert len(view_windows(*size, 224, sides=True)) == with_sides
+
+    @pytest.mark.parametrize("size", [(223, 300), (300, 223), (1, 1)])
+    def test_an_image_smaller_than_its_views(self, size):
+        with pytest.raises(
+            ValueError, match=f"found a {size[0]} x {size[1]} image, expected at least 224 x 224"
+        ):
+            view_windows(*size, 224)
 
 
 class TestWriting:

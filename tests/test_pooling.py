@@ -116,6 +116,30 @@ def test_many_windows_equal_the_layer_on_each(rng, threads, channels, levels):
         assert torch.equal(pool_regions(feature, windows, levels), torch.stack(expected))
 
 
+@pytest.mark.parametrize("mode", ["max", "average"])
+def test_maps_below_zero_and_smaller_than_the_bins(mode):
+    # Where other layers pad with zeros, leave bins empty or refuse.
+    layer = SpatialPyramidPooling((6, 3, 2, 1), mode)
+    for height in range(1, 7):
+        for width in range(1, 7):
+            feature = (-1 - torch.rand(3, height, width)).requires_grad_()
+            pooled = layer(feature)
+            torch.testing.assert_close(
+                pooled, oracle(feature.detach(), whole(feature)[0], layer.levels, mode)
+            )
+            pooled.sum().backward()
+            torch.testing.assert_close(feature.grad.sum(), torch.tensor(150.0))
+
+
+@pytest.mark.parametrize(("side", "n"), [(57, 7), (114, 7), (121, 7), (29, 11)])
+def test_bins_are_exact_where_those_of_single_precision_may_not_be(side, n):
+    # Along a slope, a bin of one cell more or less has another maximum.
+    slope = torch.arange(1.0 * side * side).reshape(side, side)
+    feature = torch.stack([slope, -slope])
+    expected = torch.nn.functional.adaptive_max_pool2d(feature, n).flatten()
+    assert torch.equal(SpatialPyramidPooling((n,))(feature), expected)
+
+
 def test_coarse_bins_are_unions_of_fine_ones():
     for coarse, fine in [(1, 2), (1, 6), (2, 6), (3, 6), (2, 4), (3, 9)]:
         k = fine // coarse
@@ -149,6 +173,30 @@ def test_memory_layout_does_not_matter(rng, channels, mode):
     ):
         assert not same.is_contiguous() or channels == 1
         assert torch.equal(pool_regions(same, windows, mode=mode), expected)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["max", "average"])
+@pytest.mark.parametrize("shape", [(1, 64, 9, 7), (7, 128, 30, 41), (2, 320, 13, 13), (3, 96, 50, 60)])
+def test_whole_maps_and_few_windows_in_channels_last_order(rng, threads, shape, mode, dtype, count):
+    # Few distinct values, so that nearly every bin has ties.
+    maps = torch.from_numpy(rng.integers(-2, 3, shape)).to(dtype)
+    if mode == "max":
+        maps[torch.from_numpy(rng.random(shape) < 0.01)] = math.nan
+    height, width = shape[2:]
+    windows, index = torch.tensor([[1, 2, width, height], [0, 0, 3, 4]]), torch.tensor([shape[0] - 1, 0])
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        threads(1 if layout == torch.contiguous_format else count)
+        given = maps.clone(memory_format=layout).requires_grad_()
+        pooled = SpatialPyramidPooling(mode=mode)(given), pool_regions(given, windows, index=index, mode=mode)
+        upstream = [torch.arange(p.numel(), dtype=dtype).reshape(p.shape) for p in pooled]
+        grads = [torch.autograd.grad(p, given, u)[0] for p, u in zip(pooled, upstream, strict=True)]
+        assert all(grad.stride() == given.stride() for grad in grads)
+        found.append([*pooled, *grads])
+    for packed, direct in zip(*found, strict=True):
+        torch.testing.assert_close(direct, packed, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("mode", ["max", "average"])

@@ -17,13 +17,15 @@ from torch import Tensor
 from sppnet.augment import central_crop, resize_shorter
 from sppnet.boxes import IntArray
 from sppnet.geometry import FeatureMaps, project
-from sppnet.images import Pixels, view_windows
+from sppnet.images import Pixels, resize, view_windows, whole_image_size
 from sppnet.networks import SPPNet
 from sppnet.pooling import SpatialPyramidPooling, pool_regions
 
 # Shorter sides for views of 224 x 224 (section 3.1.5).
 SCALES = (224, 256, 300, 360, 448, 560)
-_MAIN, _REFERENCE = 256, 224
+# Of whole images and of the ten views (section 3.1.4).
+WHOLE = 256
+_REFERENCE = 224
 
 
 def probabilities(network: SPPNet, image: Pixels, views: str = "full") -> Tensor:
@@ -64,13 +66,20 @@ def check_views(network: SPPNet, views: str) -> None:
         raise ValueError(f"the views {views!r} need a network with a pyramid, expected {' or '.join(_CROPS)}")
 
 
-def _side(network: SPPNet, scale: int) -> int:
+def side_of(network: SPPNet, scale: int) -> int:
     """Return the side that is `scale` for a network of size 224."""
     return round(network.size * scale / _REFERENCE)
 
 
 def _batch(network: SPPNet, images: Sequence[Pixels]) -> Tensor:
     """Return images of one size as (N, 3, H, W), channels last in memory, on the network's device."""
+    height, width = images[0].shape[:2]
+    # Only strips come out smaller than the network's own size.
+    if min(height, width) < network.size and min(height, width) < network.smallest:
+        raise ValueError(
+            f"found an image that becomes {height} x {width} pixels, expected at least {network.smallest} "
+            "each way for the network; cut it into parts"
+        )
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(network.mean.device)
 
 
@@ -80,14 +89,16 @@ def _one(network: SPPNet, image: Pixels) -> Tensor:
 
 
 def _ten(network: SPPNet, image: Pixels) -> Tensor:
-    resized = resize_shorter(image, _side(network, _MAIN))
+    resized = resize_shorter(image, side_of(network, WHOLE))
     crops = [resized[y1:y2, x1:x2] for x1, y1, x2, y2 in _windows(resized, network.size, sides=False)]
     scores: Tensor = network(_batch(network, [*crops, *(crop[:, ::-1] for crop in crops)]))
     return scores
 
 
 def _full(network: SPPNet, image: Pixels) -> Tensor:
-    scores: Tensor = network(_batch(network, [resize_shorter(image, _side(network, _MAIN))]))
+    height, width = image.shape[:2]
+    resized = resize(image, *whole_image_size(height, width, side_of(network, WHOLE)))
+    scores: Tensor = network(_batch(network, [resized]))
     return scores
 
 
@@ -99,16 +110,16 @@ def _windows(image: Pixels, size: int, sides: bool) -> IntArray:
 def _on_maps(
     network: SPPNet, image: Pixels, *, scales: Sequence[int], sides: bool = False, whole: bool = False
 ) -> Tensor:
-    """Score windows of the maps of an image and its flip at each scale; `whole` adds the maps at `_MAIN`."""
+    """Score windows of the maps of an image and its flip at each scale; `whole` adds the maps at `WHOLE`."""
     pooled = []
     for scale in scales:
-        resized = resize_shorter(image, _side(network, scale))
+        resized = resize_shorter(image, side_of(network, scale))
         maps = network.trunk(network.standardise(_batch(network, [resized, resized[:, ::-1]])))
         windows = _windows(resized, network.size, sides)
         mirrored = windows.copy()
         mirrored[:, [0, 2]] = resized.shape[1] - windows[:, [2, 0]]
         cells = [_cells(network, maps[0], windows), _cells(network, maps[1], mirrored)]
-        if whole and scale == _MAIN:
+        if whole and scale == WHOLE:
             cells = [np.concatenate([c, [[0, 0, maps.shape[3], maps.shape[2]]]]) for c in cells]
         index = np.repeat([0, 1], [len(c) for c in cells])
         pooled.append(_pooled(network, maps, np.concatenate(cells), index))
@@ -130,7 +141,7 @@ VIEWS: dict[str, Callable[[SPPNet, Pixels], Tensor]] = {
     "one": _one,
     "ten": _ten,
     "full": _full,
-    "maps10": partial(_on_maps, scales=(_MAIN,)),
+    "maps10": partial(_on_maps, scales=(WHOLE,)),
     "maps96": partial(_on_maps, scales=SCALES, sides=True),
     "maps98": partial(_on_maps, scales=SCALES, sides=True, whole=True),
 }

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sppnet.boxes import Boxes, Detections, Target, area, clip, decode_deltas, encode_deltas, nms
 from sppnet.clock import Clock
-from sppnet.files import atomic_path
+from sppnet.files import write_tensors
 from sppnet.geometry import FeatureMaps, choose_scale, project
 from sppnet.images import read_image
 from sppnet.linear import LinearSVMs, MiningSettings, fit_ridge, mine_hard_negatives
@@ -476,11 +476,7 @@ class Detector:
             },
             "about": about or {},
         }
-        with atomic_path(path) as temporary:
-            save_file(
-                tensors, temporary, {"format": FORMAT, "version": VERSION, "detector": json.dumps(facts)}
-            )
-            _sort_metadata(temporary)
+        write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, "detector": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: str | Path, *, weights: str | None = None, device: str = "cpu") -> Detector:
@@ -560,17 +556,6 @@ def describe(path: str | Path) -> dict[str, Any]:
 def shipped() -> Path:
     """Return the path of the detector that is installed with sppnet."""
     return Path(str(resources.files("sppnet") / "data" / "animals.safetensors"))
-
-
-def _sort_metadata(path: Path) -> None:
-    """Sort the metadata of a safetensors file, written in random order: equal models, equal files."""
-    content = path.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def _blocks(windows: Boxes, size: int = 2000) -> Iterator[Boxes]:

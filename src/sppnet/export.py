@@ -20,16 +20,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sppnet.classify import WHOLE, side_of
 from sppnet.files import atomic_path, check_writable
 from sppnet.geometry import SHRINK, Geometry
+from sppnet.images import MAX_ASPECT
+from sppnet.networks import SPPNet
 from sppnet.pooling.bins import LEVELS, valid_levels
-from sppnet.trunks import MAX_ASPECT, Trunk
+from sppnet.trunks import Trunk
 
 if TYPE_CHECKING:
     from sppnet.detect import Detector
@@ -105,7 +108,8 @@ def export_features(trunk: Trunk, path: str | Path, *, side: int, levels: Sequen
         As in `export_network`.
     """
     network = _Features(trunk, valid_levels(levels))
-    _export_image(trunk, (side,), network, ["features"], path, {"levels": network.levels})
+    facts = {"trunk": trunk.signature, "sides": [side], "levels": network.levels}
+    _export_image(_of_trunk(trunk), (side,), network, ["features"], path, facts)
 
 
 def export_detector(detector: Detector, path: str | Path) -> None:
@@ -131,13 +135,52 @@ def export_detector(detector: Detector, path: str | Path) -> None:
     """
     if not detector.classes_:
         raise ValueError("the detector is not fitted yet; call fit, or load one")
-    names = ("classes_", "nms_iou", "levels", "reference")
-    facts = {name.rstrip("_"): getattr(detector, name) for name in names}
-    _export_image(detector.trunk, detector.sides, _Scoring(detector), ["scores", "boxes"], path, facts)
+    trunk, names = detector.trunk, ("classes_", "nms_iou", "sides", "levels", "reference")
+    facts = {name.rstrip("_"): getattr(detector, name) for name in names} | {"trunk": trunk.signature}
+    _export_image(_of_trunk(trunk), detector.sides, _Scoring(detector), ["scores", "boxes"], path, facts)
+
+
+def export_classifier(network: SPPNet, path: str | Path, *, classes: Sequence[str]) -> None:
+    """Write a network with a pyramid to an ONNX file: an image becomes class probabilities.
+
+    The file takes ``image``, (H, W, 3) uint8 RGB, and returns ``probabilities``, (K,) float32, of the whole
+    image: those of `sppnet.classify.probabilities` with the views ``"full"``. Its metadata are ``classes``,
+    the K names, and ``side``, to which the shorter side is resized.
+
+    Parameters
+    ----------
+    network : SPPNet
+    path : path
+    classes : sequence of str
+
+    Raises
+    ------
+    ValueError
+        If the network has no pyramid; or as in `export_network`.
+    """
+    if not network.takes_any_size:
+        raise ValueError("the network has no pyramid and takes one size only, expected one with a pyramid")
+    side = side_of(network, WHOLE)
+    pixels = _Pixels(network.mean.flatten().cpu(), network.std.flatten().cpu(), multiple=1)
+    scores = _Probabilities(network)
+    _export_image(pixels, (side,), scores, ["probabilities"], path, {"classes": [*classes], "side": side})
+
+
+class _Pixels(NamedTuple):
+    """How a network takes pixels: standardised by these, padded to a multiple."""
+
+    mean: Tensor
+    std: Tensor
+    multiple: int
+
+
+def _of_trunk(trunk: Trunk) -> _Pixels:
+    mean, std = (torch.tensor(v) * 255 for v in (trunk.network.mean, trunk.network.std))
+    return _Pixels(mean, std, trunk.multiple)
 
 
 def _export_image(
-    trunk: Trunk,
+    pixels: _Pixels,
     sides: Sequence[int],
     network: nn.Module,
     outputs: list[str],
@@ -155,9 +198,10 @@ def _export_image(
     between = [*(f"prepared_{s}" for s in range(len(sides))), "sizes", "size"]
     image = torch.zeros(60, 80, 3, dtype=torch.uint8)
     free: tuple[Any, ...] = ({0: "height", 1: "width"},)
-    before = _to_onnx(_Preparation(trunk, sides), (image,), free, ["image"], between)
+    before = _to_onnx(_Preparation(pixels, sides), (image,), free, ["image"], between)
 
-    prepared = [torch.zeros(1, 3, *(trunk.multiple * (s + k) for k in (2, 3))) for s in range(len(sides))]
+    unit = max(pixels.multiple, 64)
+    prepared = [torch.zeros(1, 3, *(unit * (s + k) for k in (2, 3))) for s in range(len(sides))]
     example = (prepared, torch.ones(len(sides), 2, dtype=torch.int64), torch.tensor([60, 80]), *windows)
     free = ([{2: f"height_{s}", 3: f"width_{s}"} for s in range(len(sides))], {}, {})
     free += tuple({0: "windows"} for _ in windows)
@@ -165,23 +209,20 @@ def _export_image(
 
     before = compose.add_prefix(before, "prepare/", rename_inputs=False, rename_outputs=False)
     model = compose.merge_models(before, after, [(name, name) for name in between])
-    facts = {"trunk": trunk.signature, "sides": list(sides), **facts}
     _write(model, path, {name: json.dumps(value) for name, value in facts.items()})
 
 
 class _Preparation(nn.Module):
-    """What `Trunk` does to the pixels of an image before its network sees them, for several sides.
+    """What is done to the pixels of an image before a network sees them, for several sides.
 
     Returns the (1, 3, H', W') inputs, the (S, 2) heights and widths before padding, and those of the image.
     Lengths are tensors and not integers because the exporter divides integers in single precision.
     """
 
-    def __init__(self, trunk: Trunk, sides: Sequence[int]) -> None:
+    def __init__(self, pixels: _Pixels, sides: Sequence[int]) -> None:
         super().__init__()
-        self.sides, self.multiple = tuple(sides), trunk.multiple
-        self.mean, self.std = (
-            nn.Buffer(torch.tensor(v) * 255) for v in (trunk.network.mean, trunk.network.std)
-        )
+        self.sides, self.multiple = tuple(sides), pixels.multiple
+        self.mean, self.std = nn.Buffer(pixels.mean), nn.Buffer(pixels.std)
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         size = torch.stack([torch.scalar_tensor(n, dtype=torch.int64) for n in image.shape[:2]])
@@ -197,7 +238,7 @@ class _Preparation(nn.Module):
         return prepared, torch.stack(sizes), size
 
     def _target(self, size: Tensor, side: int) -> Tensor:
-        """Return the height and width to resize to; see `Trunk.__call__`."""
+        """Return the height and width to resize to; see `sppnet.images.whole_image_size`."""
         shorter = size.min()
         target = (size * side + shorter - 1) // shorter
         shrink = side * torch.sqrt(MAX_ASPECT / target.prod().double())
@@ -270,6 +311,18 @@ class _Features(nn.Module):
             window = torch.cat([torch.zeros_like(end), end], dim=1)
             vectors.append(torch.ops.sppnet.pool([stage], window, None, self.levels, "max"))
         return torch.cat(vectors, dim=1)[0]
+
+
+class _Probabilities(nn.Module):
+    """A network from a prepared image to class probabilities."""
+
+    def __init__(self, network: SPPNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, prepared: list[Tensor], sizes: Tensor, size: Tensor) -> Tensor:
+        network = self.network
+        return network.head(network.pool(network.trunk(prepared[0]))).softmax(dim=1)[0]  # type: ignore[no-any-return]
 
 
 class _Scoring(nn.Module):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -61,6 +64,56 @@ def _new_sibling(path: Path) -> Path:
         reason = f"{path}: cannot write ({error.strerror}), expected an existing, writable folder"
         raise type(error)(reason) from None
     return temporary
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all; equal content gives equal files.
+
+    Parameters
+    ----------
+    path : path
+        Replaced if it exists.
+    tensors : mapping from str to tensor
+        On any device, in any layout.
+    metadata : mapping from str to str
+
+    Raises
+    ------
+    OSError
+        If it cannot be written: no folder, no permission, no space.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(plain, temporary, dict(metadata))
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{path}: cannot write ({error})") from None
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which are written in random order."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
+def file_format(path: Path) -> str | None:
+    """Return the format that a safetensors file of ours names; None of any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format")
+    except (SafetensorError, OSError):
+        return None
 
 
 def read_json(path: Path) -> Any:

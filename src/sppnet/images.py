@@ -6,6 +6,7 @@ An image is an ``(H, W, 3)`` uint8 array, RGB and upright. See docs/conventions.
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,9 @@ from PIL.ImageFile import ImageFile
 from sppnet.files import atomic_path
 
 Pixels = npt.NDArray[np.uint8]
+
+# Longer strips are shrunk to the area of one of this aspect, or a few rows of pixels would fill the memory.
+MAX_ASPECT = 16
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 
@@ -165,6 +169,19 @@ def shorter_side_size(height: int, width: int, s: int) -> tuple[int, int]:
     """
     shorter = min(height, width)
     return -(-height * s // shorter), -(-width * s // shorter)
+
+
+def whole_image_size(height: int, width: int, s: int) -> tuple[int, int]:
+    """Return the height and width at which a network sees a whole image whose shorter side becomes `s`.
+
+    The aspect is kept; an image longer than `MAX_ASPECT` times its shorter side gets a smaller one, to have
+    no more pixels than that.
+    """
+    h, w = shorter_side_size(height, width, s)
+    if max(h, w) <= MAX_ASPECT * min(h, w):
+        return h, w
+    shrink = s * math.sqrt(MAX_ASPECT / (h * w))
+    return max(1, round(h * shrink)), max(1, round(w * shrink))
 
 
 def view_windows(height: int, width: int, size: int, sides: bool = False) -> npt.NDArray[np.int64]:

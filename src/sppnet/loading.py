@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -171,15 +171,17 @@ class _Batches:
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of an epoch from batch `start` on."""
-        examples = _Examples(self.images, self.read, self._alteration(number))
+        # Not a lambda: worker processes that do not fork get it by pickle.
+        alter = partial(self._alter, number, self.size_of(number))
+        examples = _Examples(self.images, self.read, alter)
         return _load(examples, self._plan(number)[start:], self.workers)
 
     def _plan(self, number: int) -> list[list[int]]:
         """Return which images form the batches of an epoch in this process."""
         raise NotImplementedError
 
-    def _alteration(self, number: int) -> Callable[[Pixels, int], Pixels]:
-        """Return what an epoch does to the pixels of an image, given its index."""
+    def _alter(self, number: int, size: int, pixels: Pixels, index: int) -> Pixels:
+        """Return what an epoch makes of the pixels of an image, given its size and the image's index."""
         raise NotImplementedError
 
 
@@ -216,11 +218,9 @@ class CropBatches(_Batches):
         plan: list[list[int]] = batches[:, self.rank :: self.world].tolist()
         return plan
 
-    def _alteration(self, number: int) -> Callable[[Pixels, int], Pixels]:
-        crop, size = max(self.sizes), self.size_of(number)
-        return lambda pixels, index: random_crop(
-            pixels, crop, size, self.components, np.random.default_rng((self.seed, number, index))
-        )
+    def _alter(self, number: int, size: int, pixels: Pixels, index: int) -> Pixels:
+        rng = np.random.default_rng((self.seed, number, index))
+        return random_crop(pixels, max(self.sizes), size, self.components, rng)
 
 
 class WholeBatches(_Batches):
@@ -242,11 +242,9 @@ class WholeBatches(_Batches):
         sampler.set_epoch(number)
         return list(sampler)
 
-    def _alteration(self, number: int) -> Callable[[Pixels, int], Pixels]:
-        side = round(self.size_of(number) * MARGIN)
-        return lambda pixels, index: random_whole(
-            pixels, side, self.components, np.random.default_rng((self.seed, number, index))
-        )
+    def _alter(self, number: int, size: int, pixels: Pixels, index: int) -> Pixels:
+        rng = np.random.default_rng((self.seed, number, index))
+        return random_whole(pixels, round(size * MARGIN), self.components, rng)
 
     @cached_property
     def _shapes(self) -> IntArray:
@@ -298,7 +296,10 @@ class CentralCrops:
         self.workers, self.read, self.world, self.rank = workers, read, world, rank
 
     def __iter__(self) -> Iterator[Batch]:
-        examples = _Examples(self.images, self.read, lambda pixels, _: central_crop(pixels, self.size))
+        examples = _Examples(self.images, self.read, self._crop)
         share = range(self.rank, len(self.images), self.world)
         batches = [[*share[i : i + self.batch_size]] for i in range(0, len(share), self.batch_size)]
         return _load(examples, batches, self.workers)
+
+    def _crop(self, pixels: Pixels, _: int) -> Pixels:
+        return central_crop(pixels, self.size)

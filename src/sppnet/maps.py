@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from sppnet.clock import Clock
-from sppnet.files import atomic_path
+from sppnet.files import write_tensors
 from sppnet.geometry import FeatureMaps
 from sppnet.images import Pixels, read_image
 from sppnet.trunks import Trunk
@@ -81,8 +80,7 @@ class MapCache:
             for t, stage in enumerate(scale.stages)
         }
         about = {"factors": [m.factors for m in maps], "shape": shape}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"about": json.dumps(about)})
+        write_tensors(path, tensors, {"about": json.dumps(about)})
 
     def _read(self, path: Path) -> tuple[tuple[FeatureMaps, ...], tuple[int, int]] | None:
         if not path.is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,11 +18,11 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
-from sppnet.files import atomic_path
+from sppnet.files import write_tensors
 from sppnet.geometry import Geometry, derive_geometry
 from sppnet.pooling import SpatialPyramidPooling, pyramid_length
 from sppnet.pooling.bins import LEVELS, valid_levels
@@ -240,14 +241,27 @@ class SPPNet(nn.Module):
         training = self.trunk.training
         try:
             with torch.no_grad():
-                maps = self.trunk.eval()(torch.zeros(1, 3, size, size))
+                maps = self.trunk.eval()(torch.zeros(1, 3, size, size, device=self.mean.device))
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"found images of {size} x {size}, too small for the network ({reason})"
             ) from None
-        self.trunk.train(training)
+        finally:
+            self.trunk.train(training)
         return maps.shape[1], maps.shape[2] * maps.shape[3]
+
+    @cached_property
+    def smallest(self) -> int:
+        """Side in pixels of the smallest image that the trunk takes."""
+
+        def fits(size: int) -> bool:
+            try:
+                return bool(self.map_of(size))
+            except ValueError:
+                return False
+
+        return bisect_left(range(self.size), True, key=fits)
 
     @property
     def layers(self) -> dict[str, nn.Module]:
@@ -538,9 +552,7 @@ def save_network(
         Anything that JSON can hold: how it was made.
     """
     facts = {"format": FORMAT, "version": VERSION, "network": json.dumps(settings._asdict())}
-    state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, {**facts, "about": json.dumps(about or {})})
+    write_tensors(path, network.state_dict(), {**facts, "about": json.dumps(about or {})})
 
 
 def load_network(path: str | Path) -> tuple[SPPNet, NetworkSettings]:

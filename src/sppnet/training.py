@@ -13,18 +13,20 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sppnet.batches import TrueSizes
-from sppnet.files import atomic_path
+from sppnet.files import write_tensors
 from sppnet.loading import Batch, Source
 from sppnet.networks import SPPNet
 
@@ -55,7 +57,7 @@ class Recipe:
     momentum, decay : float
         Momentum, and weight decay.
     accumulate : int
-        Batches whose gradients make one step.
+        Batches whose gradients make one step; what is left at the end of an epoch makes a smaller one.
     """
 
     epochs: int = 70
@@ -91,8 +93,10 @@ class EpochRecord:
     images : int
         That were trained on.
     unreadable : int
-        Files that could not be read, so far.
+        Files that could not be read, so far, in training and validation.
     seconds : float
+    skipped : tuple of str
+        A line for each of these files that is met here for the first time.
     """
 
     epoch: int
@@ -104,12 +108,14 @@ class EpochRecord:
     images: int
     unreadable: int
     seconds: float
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass
 class _Progress:
     """Where training stands, between two steps."""
 
+    batches: int
     epoch: int = 0
     batch: int = 0
     loss: float = 0.0
@@ -120,7 +126,7 @@ class _Progress:
     best: float = math.inf
     waited: int = 0
     unreadable: list[str] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochRecord] = field(default_factory=list)
 
 
 def train(
@@ -141,7 +147,7 @@ def train(
     Parameters
     ----------
     network : SPPNet
-        Its weights are changed in place.
+        Its weights are changed in place. Between epochs and afterwards it is in evaluation mode.
     source : Source
         Of batches, see `sppnet.loading`.
     recipe : Recipe
@@ -149,16 +155,19 @@ def train(
         Central views of other images (this process's share of them); their error decides when the rate drops.
     checkpoint : path, optional
         Written after every epoch and every `save_every` seconds, whole or not at all. If it exists, training
-        goes on from it, on one processor to the same weights bit for bit.
+        goes on from it, on one processor to the same weights bit for bit, and on another number of processes
+        if they still make the same batches together.
     identity : str
         What the run is, in words that are stored in the checkpoint; one of another identity is refused.
     fabric : lightning_fabric.Fabric, optional
-        Device, precision and processes; by default this processor.
+        Device, precision and processes, launched; by default this processor. The scale of the precision
+        ``16-mixed`` is not in the checkpoint; ``bf16-mixed`` has none.
     seed : int
-        Of dropout.
+        Of dropout, with the number of the batch: PyTorch's generator is seeded before each.
     save_every : float
     unreadable_limit : int, optional
         Most distinct files that may be unreadable; by default 1 % of the images met in an epoch, at least 10.
+        A process counts its own, and those of the others whenever a checkpoint is due and after an epoch.
 
     Yields
     ------
@@ -169,32 +178,26 @@ def train(
     TrainingError
         If the loss is not finite (names the files of the batch), or too many files are unreadable.
     ValueError
-        If `checkpoint` belongs to another run.
+        If `checkpoint` belongs to another run, or is damaged.
     OSError
         If the checkpoint cannot be written; the last good one stays.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     path = None if checkpoint is None else Path(checkpoint)
-    network.train()
-    network.trunk.requires_grad_(recipe.trunk_rate > 0)
-    optimizer = _optimizer(network, recipe)
-    torch.manual_seed(seed + fabric.global_rank)
-    progress = _Progress()
-    if path is not None and path.exists():
-        progress = _resume(path, identity, network, optimizer, fabric)
-    run = _Run(network, optimizer, recipe, progress, path, identity, fabric, save_every)
-    yield from (EpochRecord(**record) for record in progress.history)
-    while progress.epoch < recipe.epochs and progress.divided <= 2:
+    if unreadable_limit is None:
+        unreadable_limit = max(10, len(source) * getattr(source, "batch_size", 1) // 100)
+    run = _Run(network, source, recipe, path, identity, fabric, seed, save_every, unreadable_limit)
+    yield from run.resume()
+    while run.goes_on:
         run.set_rate()
-        run.epoch(source, unreadable_limit)
-        yield run.finish(source, validation)
+        run.epoch()
+        yield run.finish(validation)
 
 
 def _optimizer(network: SPPNet, recipe: Recipe) -> torch.optim.SGD:
-    trunk = [p for p in network.trunk.parameters() if p.requires_grad]
     groups = [{"params": list(network.head.parameters()), "factor": 1.0}]
-    if trunk:
-        groups.append({"params": trunk, "factor": recipe.trunk_rate})
+    if recipe.trunk_rate:
+        groups.append({"params": list(network.trunk.parameters()), "factor": recipe.trunk_rate})
     return torch.optim.SGD(groups, recipe.rate, recipe.momentum, weight_decay=recipe.decay)
 
 
@@ -204,18 +207,36 @@ class _Run:
     def __init__(
         self,
         network: SPPNet,
-        optimizer: torch.optim.SGD,
+        source: Source,
         recipe: Recipe,
-        progress: _Progress,
         path: Path | None,
         identity: str,
         fabric: Fabric,
+        seed: int,
         save_every: float,
+        limit: int,
     ) -> None:
-        self.network, self.recipe, self.progress = network, recipe, progress
-        self.path, self.identity, self.fabric, self.save_every = path, identity, fabric, save_every
-        self.module, self.optimizer = fabric.setup(network, optimizer)
+        self.network, self.source, self.recipe, self.fabric = network, source, recipe, fabric
+        self.path, self.identity, self.save_every = path, identity, save_every
+        self.seed, self.limit = seed, limit
+        network.trunk.requires_grad_(recipe.trunk_rate > 0)
+        self.module, self.optimizer = fabric.setup(network, _optimizer(network, recipe))
+        network.eval()
+        self.progress = _Progress(len(source))
         self.saved = self.started = time.monotonic()
+
+    def resume(self) -> list[EpochRecord]:
+        """Go on from the checkpoint, if there is one; return the records of the epochs before it."""
+        if self.path is not None and self.path.exists():
+            self.progress = _resume(self.path, self.identity, self.network, self.optimizer, len(self.source))
+            if self.fabric.global_rank:
+                self.progress.loss, self.progress.wrong, self.progress.images = 0.0, 0, 0
+        return list(self.progress.history)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is another epoch."""
+        return self.progress.epoch < self.recipe.epochs and self.progress.divided <= 2
 
     def set_rate(self) -> None:
         """Set the learning rate of the epoch that begins."""
@@ -225,34 +246,47 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["factor"]
 
-    def epoch(self, source: Source, limit: int | None) -> None:
+    def epoch(self) -> None:
         """Train on what is left of the epoch, and save now and then."""
         progress, every = self.progress, self.recipe.accumulate
-        last = len(source) - 1
-        limit = max(10, len(source) * getattr(source, "batch_size", 1) // 100) if limit is None else limit
-        for i, batch in enumerate(source.epoch(progress.epoch, progress.batch), progress.batch):
-            self._note(batch.unreadable, limit)
-            steps = (i + 1) % every == 0 or i == last
+        self.network.train()
+        self.network.trunk.train(self.recipe.trunk_rate > 0)
+        batches = self.source.epoch(progress.epoch, progress.batch)
+        for i, batch in enumerate(batches, progress.batch):
+            self._note(batch.unreadable)
+            torch.manual_seed(self._seed(i))
+            steps = (i + 1) % every == 0 or i == progress.batches - 1
             self._learn(batch, 1 / every, steps)
             if steps:
                 progress.batch = i + 1
                 if self.path is not None and self._due():
                     self.save(self.path)
 
+    def _seed(self, batch: int) -> int:
+        """Return the seed of what is random in a batch, so that none depends on what came before."""
+        place = self.seed, self.progress.epoch, batch, self.fabric.global_rank
+        return int(np.random.SeedSequence(place).generate_state(1)[0])
+
     def _learn(self, batch: Batch, share: float, steps: bool) -> None:
-        if len(batch.labels):
-            images, labels = self.fabric.to_device(batch.images), self.fabric.to_device(batch.labels)
-            waiting = not steps and self.fabric.world_size > 1
-            with self.fabric.no_backward_sync(self.module, enabled=waiting):
-                scores = self._scores(images, batch.sizes)
-                loss = F.cross_entropy(scores.float(), labels)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise TrainingError(self._diverged(value, batch))
-                self.fabric.backward(loss * share)
-            self.progress.loss += value * len(labels)
-            self.progress.wrong += int((scores.detach().argmax(dim=1) != labels).sum())
-            self.progress.images += len(labels)
+        """Add the gradient of a batch to that of its step, and make the step if it is complete."""
+        images, labels, sizes, count = batch.images, batch.labels, batch.sizes, len(batch.labels)
+        if not count:
+            # A black image without weight: other processes wait for the gradient of this one.
+            images = torch.zeros(1, 3, self.network.size, self.network.size, dtype=torch.uint8)
+            labels, share = torch.zeros(1, dtype=torch.int64), 0.0
+        images, labels = self.fabric.to_device(images), self.fabric.to_device(labels)
+        waits = not steps and self.fabric.world_size > 1
+        with self.fabric.no_backward_sync(self.module, enabled=waits):
+            scores = self._scores(images, sizes)
+            loss = F.cross_entropy(scores.float(), labels)
+            value, wrong = loss.item(), int((scores.detach().argmax(dim=1) != labels).sum())
+            if not math.isfinite(value):
+                raise TrainingError(self._diverged(value, batch))
+            self.fabric.backward(loss * share)
+        if count:
+            self.progress.loss += value * count
+            self.progress.wrong += wrong
+            self.progress.images += count
         if steps:
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -270,38 +304,49 @@ class _Run:
             f"expected a finite number; the batch: {names}{more}"
         )
 
-    def _note(self, lines: Sequence[str], limit: int) -> None:
+    def _note(self, lines: Sequence[str]) -> None:
         """Keep the names of files that could not be read; stop at too many."""
         known = self.progress.unreadable
         known += [line for line in dict.fromkeys(lines) if line not in known]
-        if len(known) > limit:
+        if len(known) > self.limit:
             raise TrainingError(
-                f"{len(known)} files could not be read, expected at most {limit}; last: {known[-1]}"
+                f"{len(known)} files could not be read, expected at most {self.limit}; last: {known[-1]}"
             )
+
+    def _share_notes(self) -> None:
+        """Let every process know what the others noted."""
+        if self.fabric.world_size > 1:
+            notes: list[list[str]] = [[]] * self.fabric.world_size
+            torch.distributed.all_gather_object(notes, self.progress.unreadable)
+            self.progress.unreadable = list(dict.fromkeys(chain.from_iterable(notes)))
 
     def _due(self) -> bool:
         due = time.monotonic() - self.saved > self.save_every
         return bool(self.fabric.broadcast(due)) if self.fabric.world_size > 1 else due
 
-    def finish(self, source: Source, validation: Iterable[Batch] | None) -> EpochRecord:
+    def finish(self, validation: Iterable[Batch] | None) -> EpochRecord:
         """Close an epoch: measure, decide on the rate of the next, save."""
+        self.network.eval()
         progress = self.progress
         loss, wrong, images = self._total([progress.loss, progress.wrong, progress.images])
         error = wrong / images if images else math.nan
         measured = None if validation is None else self._error(validation)
-        passed = progress.seconds + time.monotonic() - self.started
+        self._share_notes()
+        self._note([])
+        before = progress.history[-1].unreadable if progress.history else 0
         record = EpochRecord(
             epoch=progress.epoch,
-            size=source.size_of(progress.epoch),
+            size=self.source.size_of(progress.epoch),
             rate=self.rate,
             loss=loss / images if images else math.nan,
             error=error,
             validation_error=measured,
             images=int(images),
             unreadable=len(progress.unreadable),
-            seconds=passed,
+            seconds=progress.seconds + time.monotonic() - self.started,
+            skipped=tuple(progress.unreadable[before:]),
         )
-        progress.history.append(asdict(record))
+        progress.history.append(record)
         self._wait(error if measured is None else measured)
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.loss, progress.wrong, progress.images, progress.seconds = 0.0, 0, 0, 0.0
@@ -321,15 +366,15 @@ class _Run:
             progress.divided, progress.waited = progress.divided + 1, 0
 
     def _error(self, validation: Iterable[Batch]) -> float:
-        self.network.eval()
         wrong = images = 0
-        with torch.inference_mode():
+        # Not through the wrapped module: the processes need not have equally many batches here.
+        with torch.inference_mode(), self.fabric.autocast():
             for batch in validation:
+                self._note(batch.unreadable)
                 if len(batch.labels):
                     scores = self.network(self.fabric.to_device(batch.images)).cpu()
                     wrong += int((scores.argmax(dim=1) != batch.labels).sum())
                     images += len(batch.labels)
-        self.network.train()
         total = self._total([wrong, images])
         return total[0] / total[1] if total[1] else math.nan
 
@@ -343,12 +388,10 @@ class _Run:
     def save(self, path: Path) -> None:
         """Write everything that the next step depends on."""
         progress, now = self.progress, time.monotonic()
-        states = (
-            self.fabric.all_gather(_random_state()) if self.fabric.world_size > 1 else _random_state()[None]
-        )
+        self._share_notes()
         sums = self._total([progress.loss, progress.wrong, progress.images])
         self.saved = now
-        if self.fabric.global_rank != 0:
+        if self.fabric.global_rank:
             return
         stored = asdict(progress) | {"seconds": progress.seconds + now - self.started}
         stored |= {"loss": sums[0], "wrong": int(sums[1]), "images": int(sums[2])}
@@ -357,38 +400,18 @@ class _Run:
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{name}"] = momentum
-        tensors["random"] = states
         facts = {"format": FORMAT, "version": VERSION, "identity": self.identity}
-        with atomic_path(path) as temporary:
-            save_file(
-                {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-                temporary,
-                {**facts, "progress": json.dumps(stored)},
-            )
-
-
-def _random_state() -> Tensor:
-    """Return the state of the generators that dropout draws from, as bytes."""
-    if torch.cuda.is_available():
-        return torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state()])
-    return torch.get_rng_state()
-
-
-def _restore_random_state(state: Tensor) -> None:
-    count = len(torch.get_rng_state())
-    torch.set_rng_state(state[:count])
-    if torch.cuda.is_available() and len(state) > count:
-        torch.cuda.set_rng_state(state[count:])
+        write_tensors(path, tensors, {**facts, "progress": json.dumps(stored)})
 
 
 def _resume(
-    path: Path, identity: str, network: SPPNet, optimizer: torch.optim.SGD, fabric: Fabric
+    path: Path, identity: str, network: SPPNet, optimizer: torch.optim.SGD, batches: int
 ) -> _Progress:
     """Load a checkpoint into a network and its optimizer."""
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
-        tensors = load_file(path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: found no safetensors file ({error}), expected a checkpoint") from None
     if facts.get("format") != FORMAT or facts.get("version") != VERSION:
@@ -398,20 +421,27 @@ def _resume(
             f"{path}: found the checkpoint of another run ({facts.get('identity')}), expected {identity}; "
             "remove it to start anew"
         )
-    states = tensors.pop("random")
-    if len(states) != fabric.world_size:
-        raise ValueError(
-            f"{path}: found a checkpoint of {len(states)} processes, expected one of {fabric.world_size}"
+    try:
+        progress = _Progress(**json.loads(facts["progress"]))
+        progress.history = [_record(values) for values in progress.history]
+        network.load_state_dict(
+            {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         )
-    weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-    network.load_state_dict(weights)
-    for name, parameter in network.named_parameters():
-        if f"momentum.{name}" in tensors:
-            # In the layout of the parameter, or every step would be slower from here on.
-            stored = torch.empty_like(parameter, device=fabric.device).copy_(tensors[f"momentum.{name}"])
-            optimizer.state[parameter]["momentum_buffer"] = stored.detach()
-    _restore_random_state(states[fabric.global_rank])
-    progress = _Progress(**json.loads(facts["progress"]))
-    if fabric.global_rank:
-        progress.loss, progress.wrong, progress.images = 0.0, 0, 0
+        for name, parameter in network.named_parameters():
+            if f"momentum.{name}" in tensors:
+                # In the layout of the parameter, or every step would be slower from here on.
+                momentum = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                optimizer.state[parameter]["momentum_buffer"] = momentum
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{path}: found a checkpoint that does not fit the network ({reason})") from None
+    if progress.batches != batches:
+        raise ValueError(
+            f"{path}: found a checkpoint of epochs of {progress.batches} batches, expected {batches}; "
+            "remove it to start anew"
+        )
     return progress
+
+
+def _record(values: Any) -> EpochRecord:
+    return EpochRecord(**{**values, "skipped": tuple(values["skipped"])})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -21,11 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from sppnet.geometry import FeatureMaps, derive_geometry
-from sppnet.images import Pixels, resize, shorter_side_size
+from sppnet.images import Pixels, resize, whole_image_size
 
 HEAD = "head"
-# Longer strips are shrunk to the area of one of this aspect, or a few rows of pixels would fill the memory.
-MAX_ASPECT = 16
 RANDOM = "random"
 
 
@@ -104,8 +101,8 @@ class Trunk:
         ----------
         image : (H, W, 3) uint8 RGB
         side : int
-            Shorter side in pixels; the aspect ratio is kept (paper section 4.1). An image longer than
-            `MAX_ASPECT` times its shorter side gets a smaller one, to have no more pixels than that.
+            Shorter side in pixels; the aspect ratio is kept (paper section 4.1). Strips get a smaller one,
+            see `sppnet.images.whole_image_size`.
 
         Returns
         -------
@@ -113,10 +110,7 @@ class Trunk:
             float32 maps on the CPU, channels last in memory.
         """
         height, width = image.shape[:2]
-        h, w = shorter_side_size(height, width, side)
-        if max(h, w) > MAX_ASPECT * min(h, w):
-            shrink = side * math.sqrt(MAX_ASPECT / (h * w))
-            h, w = max(1, round(h * shrink)), max(1, round(w * shrink))
+        h, w = whole_image_size(height, width, side)
         maps = self._run(self._normalise(resize(image, h, w)))
         inside = tuple(
             m[0, : g.cells(h), : g.cells(w)].permute(2, 0, 1)

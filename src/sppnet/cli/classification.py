@@ -49,6 +49,8 @@ Views = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, or a PyTorch device such as cuda.")]
 _SHOWN = 5
+# Of the vectors of a pretrained trunk: the mean norm to which the paper's code scales features (section 4.1).
+PRETRAINED_NORM = 20.0
 
 
 @classify.command()
@@ -112,7 +114,8 @@ def train(
     if not paper and (width != 1 or pyramid is None):
         raise ValueError(f"--width and --levels none are for the paper's networks, found {network}")
     images, held = _training_images(data, split, validation)
-    settings = NetworkSettings(network, images.classes, pyramid, width=width, size=max(sides))
+    norm = PRETRAINED_NORM if pretrained else None
+    settings = NetworkSettings(network, images.classes, pyramid, width=width, norm=norm, size=max(sides))
     length = epochs or (6 if pretrained else 70)
     recipe = training.Recipe(
         epochs=length,

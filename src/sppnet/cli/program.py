@@ -103,7 +103,7 @@ def propose(
 @app.command()
 def export(
     model: Annotated[
-        str, typer.Argument(help="Detector file, - for the installed one, or the timm name of a trunk.")
+        str, typer.Argument(help="Detector or network file, - for the installed detector, or a timm name.")
     ],
     out: Annotated[Path, typer.Option(help="ONNX file to write.")],
     levels: Annotated[str, typer.Option(help="Pyramid levels of a trunk, by commas.")] = "6,3,2,1",
@@ -111,22 +111,29 @@ def export(
     stages: Annotated[str, typer.Option(help="Stages of a trunk that feed the pyramid.")] = "head",
     weights: Weights = None,
 ) -> None:
-    """Write a detector or a trunk with a pyramid to an ONNX file, exact for images of any size.
+    """Write a detector, a classifier or a trunk with a pyramid to an ONNX file, exact for images of any size.
 
-    A detector takes an image and windows and returns scores and boxes; a trunk takes an image and returns its
-    pyramid as one vector. Both take the pixels as they are: resizing is in the file.
+    A detector takes an image and windows and returns scores and boxes; a classifier takes an image and
+    returns probabilities; a trunk its pyramid as one vector. They take the pixels as they are: resizing is in
+    the file.
     """
+    from sppnet import networks
     from sppnet.detect import Detector, shipped
-    from sppnet.export import export_detector, export_features
-    from sppnet.files import check_writable
+    from sppnet.export import export_classifier, export_detector, export_features
+    from sppnet.files import check_writable, file_format
     from sppnet.trunks import Trunk
 
     if out.suffix != ".onnx":
         raise ValueError(f"{out}: found the suffix {out.suffix!r}, expected .onnx")
     check_writable(out)
     path = shipped() if model == SHIPPED else Path(model)
-    if model == SHIPPED or path.is_file() or path.suffix:
+    if path.is_file() or path.suffix:
         check_places(out, None, [path])
+        if file_format(path) == networks.FORMAT:
+            network, settings = networks.load_network(path)
+            export_classifier(network, out, classes=settings.classes)
+            print(f"{out}: image -> probabilities of {len(settings.classes)} classes")
+            return
         detector = Detector.load(path, weights=weights)
         export_detector(detector, out)
         print(f"{out}: image, windows -> scores, boxes of {', '.join(detector.classes_)}")

@@ -2,7 +2,8 @@
 
 Channels are pooled `LANES` at a time. A block of that many is first *packed*: the cells of the maps one after
 the other, each a row of `LANES` numbers, which fills a few vector registers. Every window is then pooled from
-those rows, one row per bin, and its bins are transposed into a page that goes to the output as it is.
+those rows, one row per bin, and its bins are transposed into a page that goes to the output as it is. Maps in
+channels-last order have such rows already; where no cell is read much more than once, they are not packed.
 
 For the maximum, floats are packed as integers of the same order with NaN on top: one vector instruction then
 takes a maximum that carries NaN along, where floats need three.
@@ -11,16 +12,17 @@ A level whose side divides that of a finer one is pooled from the finer bins. It
 k x k finer ones, because ``floor(i * k * size / (k * n))`` is ``floor(i * size / n)``, and so for the ends.
 
 The backward pass finds the maxima again instead of keeping their places, which would take as much memory as
-the output. Each thread owns some channels, so no two add to the same number.
+the output. A task owns its channels of its images, so no two threads add to the same number.
 
 The threads are Python's, around kernels that release the interpreter lock. Numba's own end the process if it
-forked after they started (OpenMP) or if two threads call at once (workqueue).
+forked after they started (OpenMP) or if two threads call at once (workqueue). They are kept from call to
+call: starting them takes as long as pooling small maps.
 """
 
 from __future__ import annotations
 
 import math
-import threading
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -37,12 +39,15 @@ from sppnet.boxes import IntArray
 from sppnet.compiling import compiled, inlined
 from sppnet.pooling.bins import bounds_up_to
 
+# Batch, its first image and how many, first channel and how many, windows.
+Task = tuple[int, int, int, int, int, IntArray]
+
 LANES = 64
 TILE = 16
 LINE = 64
 INT32, INDEX = ir.IntType(32), ir.IntType(64)
 
-# Work below so many numbers read or written is done before threads would have started.
+# Work below so many numbers read or written is done before other threads would have woken.
 SMALL = 2**20
 # Outputs above so many bytes leave the caches before they are read: they are written past them.
 LARGE = 2**22
@@ -68,107 +73,139 @@ def _address(builder: Any, context: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
+def _cells(
+    builder: Any, context: Any, array_type: Any, array: Any, begin: Any, pitch: Any, vector: Any
+) -> Callable[[Any], Any]:
+    """Return what loads cell p, the vector that begins at element ``begin + p * pitch`` of an array."""
+
+    def load(p: Any) -> Any:
+        place = builder.add(begin, builder.mul(p, pitch))
+        return builder.load(_address(builder, context, array_type, array, place, vector), align=4)
+
+    return load
+
+
 def _lowest(kind: Any) -> int:
     return -(1 << (int(kind.width) - 1))
 
 
-@inlined
-def reduce_cells(
-    _: Any, target: Any, bin_: Any, source: Any, first: Any, rows: Any, columns: Any, step: Any
-) -> Any:
-    """Reduce ``source[first + y * step + x]``, y < rows, x < columns, to ``target[bin_]``.
+def _reducer(raw: bool) -> Callable[..., Any]:
+    def reduce(
+        _: Any,
+        target: Any,
+        bin_: Any,
+        source: Any,
+        begin: Any,
+        pitch: Any,
+        first: Any,
+        rows: Any,
+        columns: Any,
+        step: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            target, bin_, source, begin, pitch, first, rows, columns, step = arguments
+            vector = ir.VectorType(context.get_data_type(signature.args[0].dtype), LANES)
+            integers = isinstance(vector.element, ir.IntType)
+            cells = _cells(builder, context, signature.args[2], source, begin, pitch, vector)
+            total = cgutils.alloca_once(builder, vector)  # type: ignore[no-untyped-call]
+            start = _lowest(vector.element) if integers else 0.0
+            builder.store(ir.Constant(vector, [start] * LANES), total)
+            with cgutils.for_range(builder, rows) as y:
+                row = builder.add(first, builder.mul(y.index, step))
+                with cgutils.for_range(builder, columns) as x:
+                    value = cells(builder.add(row, x.index))
+                    old = builder.load(total)
+                    if integers:
+                        key = _keys(builder, value) if raw else value
+                        new = builder.select(builder.icmp_signed(">", old, key), old, key)
+                    else:
+                        new = builder.fadd(old, value)
+                    builder.store(new, total)
+            result = builder.load(total)
+            if not integers:
+                for side in (rows, columns):
+                    count = builder.sitofp(side, vector.element)
+                    result = builder.fdiv(result, _spread(builder, count))
+            at = builder.mul(bin_, INDEX(LANES))
+            builder.store(result, _address(builder, context, signature.args[0], target, at, vector), align=4)
+            return context.get_dummy_value()
 
-    Integers to their maximum, floats to their mean. The accumulator stays in registers, which plain loops do
-    not achieve: their compiler must assume that writing the target changes the source.
-    """
+        return types.void(target, types.int64, source, *[types.int64] * 6), generate
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        target, bin_, source, first, rows, columns, step = arguments
-        vector = ir.VectorType(context.get_data_type(signature.args[0].dtype), LANES)
-        integers = isinstance(vector.element, ir.IntType)
-        at = builder.mul(first, INDEX(LANES))
-        cells = _address(builder, context, signature.args[2], source, at, vector)
-        total = cgutils.alloca_once(builder, vector)  # type: ignore[no-untyped-call]
-        start = _lowest(vector.element) if integers else 0.0
-        builder.store(ir.Constant(vector, [start] * LANES), total)
-        with cgutils.for_range(builder, rows) as y:
-            row = builder.mul(y.index, step)
-            with cgutils.for_range(builder, columns) as x:
-                value = builder.load(builder.gep(cells, [builder.add(row, x.index)]), align=4)
-                old = builder.load(total)
-                if integers:
-                    new = builder.select(builder.icmp_signed(">", old, value), old, value)
-                else:
-                    new = builder.fadd(old, value)
-                builder.store(new, total)
-        result = builder.load(total)
-        if not integers:
-            for side in (rows, columns):
-                count = builder.sitofp(side, vector.element)
-                result = builder.fdiv(result, _spread(builder, count))
-        at = builder.mul(bin_, INDEX(LANES))
-        builder.store(result, _address(builder, context, signature.args[0], target, at, vector), align=4)
-        return context.get_dummy_value()
-
-    return types.void(target, types.int64, source, *[types.int64] * 4), generate
+    return inlined(reduce)
 
 
-@inlined
-def locate_cells(
-    _: Any,
-    target: Any,
-    target_spots: Any,
-    bin_: Any,
-    source: Any,
-    source_spots: Any,
-    first: Any,
-    rows: Any,
-    columns: Any,
-    step: Any,
-) -> Any:
-    """Reduce integers as `reduce_cells` does, and keep the spot of each maximum, the smallest on ties.
+# Both reduce the cells ``first + y * step + x``, y < rows, x < columns, to ``target[bin_]``: integers to
+# their maximum, floats to their mean. Cell p is the `LANES` numbers from ``source[begin + p * pitch]`` on.
+# Integers are keys of floats, which the second computes from the bits of floats. The accumulator stays in
+# registers, which plain loops do not achieve: their compiler must assume that writing the target changes the
+# source.
+reduce_cells, reduce_maps = _reducer(raw=False), _reducer(raw=True)
 
-    The spot of row p of `source` is ``source_spots[p]``, or p itself where that is None.
-    """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        target, target_spots, bin_, source, source_spots, first, rows, columns, step = arguments
-        vector = ir.VectorType(context.get_data_type(signature.args[0].dtype), LANES)
-        given = isinstance(signature.args[4], types.Array)
-        at = builder.mul(first, INDEX(LANES))
-        cells = _address(builder, context, signature.args[3], source, at, vector)
-        known = _address(builder, context, signature.args[4], source_spots, at, vector) if given else None
-        best, spot = (cgutils.alloca_once(builder, vector) for _ in range(2))  # type: ignore[no-untyped-call]
-        builder.store(ir.Constant(vector, [_lowest(vector.element)] * LANES), best)
-        builder.store(ir.Constant(vector, [0] * LANES), spot)
-        with cgutils.for_range(builder, rows) as y:
-            row = builder.mul(y.index, step)
-            with cgutils.for_range(builder, columns) as x:
-                offset = builder.add(row, x.index)
-                value = builder.load(builder.gep(cells, [offset]), align=4)
-                old, old_spot = builder.load(best), builder.load(spot)
-                better = builder.icmp_signed(">", value, old)
-                if known is not None:
-                    new_spot = builder.load(builder.gep(known, [offset]), align=4)
-                    tie = builder.icmp_signed("==", value, old)
-                    earlier = builder.icmp_signed("<", new_spot, old_spot)
-                    better = builder.or_(better, builder.and_(tie, earlier))
-                else:
-                    # Cells come in row order, so the first of equal ones is there already.
-                    number = builder.add(first, offset)
-                    if vector.element != INDEX:
-                        number = builder.trunc(number, vector.element)
-                    new_spot = _spread(builder, number)
-                builder.store(builder.select(better, value, old), best)
-                builder.store(builder.select(better, new_spot, old_spot), spot)
-        at = builder.mul(bin_, INDEX(LANES))
-        for place, array, kind in ((best, target, 0), (spot, target_spots, 1)):
-            pointer = _address(builder, context, signature.args[kind], array, at, vector)
-            builder.store(builder.load(place), pointer, align=4)
-        return context.get_dummy_value()
+def _locator(raw: bool) -> Callable[..., Any]:
+    def locate(
+        _: Any,
+        target: Any,
+        target_spots: Any,
+        bin_: Any,
+        source: Any,
+        source_spots: Any,
+        begin: Any,
+        pitch: Any,
+        first: Any,
+        rows: Any,
+        columns: Any,
+        step: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            target, target_spots, bin_, source, source_spots, begin, pitch, *arguments = arguments
+            first, rows, columns, step = arguments
+            vector = ir.VectorType(context.get_data_type(signature.args[0].dtype), LANES)
+            given = isinstance(signature.args[4], types.Array)
+            cells = _cells(builder, context, signature.args[3], source, begin, pitch, vector)
+            known = None
+            if given:
+                known = _cells(builder, context, signature.args[4], source_spots, begin, pitch, vector)
+            best, spot = (cgutils.alloca_once(builder, vector) for _ in range(2))  # type: ignore[no-untyped-call]
+            builder.store(ir.Constant(vector, [_lowest(vector.element)] * LANES), best)
+            builder.store(ir.Constant(vector, [0] * LANES), spot)
+            with cgutils.for_range(builder, rows) as y:
+                row = builder.add(first, builder.mul(y.index, step))
+                with cgutils.for_range(builder, columns) as x:
+                    number = builder.add(row, x.index)
+                    value = cells(number)
+                    if raw:
+                        value = _keys(builder, value)
+                    old, old_spot = builder.load(best), builder.load(spot)
+                    better = builder.icmp_signed(">", value, old)
+                    if known is not None:
+                        new_spot = known(number)
+                        tie = builder.icmp_signed("==", value, old)
+                        earlier = builder.icmp_signed("<", new_spot, old_spot)
+                        better = builder.or_(better, builder.and_(tie, earlier))
+                    else:
+                        # Cells come in row order, so the first of equal ones is there already.
+                        if vector.element != INDEX:
+                            number = builder.trunc(number, vector.element)
+                        new_spot = _spread(builder, number)
+                    builder.store(builder.select(better, value, old), best)
+                    builder.store(builder.select(better, new_spot, old_spot), spot)
+            at = builder.mul(bin_, INDEX(LANES))
+            for place, array, kind in ((best, target, 0), (spot, target_spots, 1)):
+                pointer = _address(builder, context, signature.args[kind], array, at, vector)
+                builder.store(builder.load(place), pointer, align=4)
+            return context.get_dummy_value()
 
-    integers = [types.int64] * 4
-    return types.void(target, target_spots, types.int64, source, source_spots, *integers), generate
+        integers = [types.int64] * 6
+        return types.void(target, target_spots, types.int64, source, source_spots, *integers), generate
+
+    return inlined(locate)
+
+
+# Both reduce integers as `reduce_cells` and `reduce_maps` do, and keep the spot of each maximum, the smallest
+# on ties. The spot of cell p is found like the cell itself in `source_spots`, or is p where that is None.
+locate_cells, locate_maps = _locator(raw=False), _locator(raw=True)
 
 
 def _transpose(builder: Any, tile: list[Any]) -> list[Any]:
@@ -185,16 +222,16 @@ def _transpose(builder: Any, tile: list[Any]) -> list[Any]:
 
 def _mirrored(builder: Any, row: Any) -> Any:
     """Turn the bits of floats into integers of the same order, or back: negative ones change direction."""
-    kind = row.type.element
-    sign = builder.ashr(row, _vector([kind.width - 1] * TILE, kind))
-    return builder.xor(row, builder.and_(sign, _vector([-1 - _lowest(kind)] * TILE, kind)))
+    kind, count = row.type.element, row.type.count
+    sign = builder.ashr(row, _vector([kind.width - 1] * count, kind))
+    return builder.xor(row, builder.and_(sign, _vector([-1 - _lowest(kind)] * count, kind)))
 
 
 def _keys(builder: Any, row: Any) -> Any:
     """Turn the bits of floats into integers of the same order, every NaN into the largest."""
-    kind = row.type.element
-    magnitude = _vector([-1 - _lowest(kind)] * TILE, kind)
-    infinity = _vector([{32: 0x7F800000, 64: 0x7FF0000000000000}[kind.width]] * TILE, kind)
+    kind, count = row.type.element, row.type.count
+    magnitude = _vector([-1 - _lowest(kind)] * count, kind)
+    infinity = _vector([{32: 0x7F800000, 64: 0x7FF0000000000000}[kind.width]] * count, kind)
     nan = builder.icmp_signed(">", builder.and_(row, magnitude), infinity)
     return builder.select(nan, magnitude, _mirrored(builder, row))
 
@@ -280,11 +317,11 @@ KEYS, FLOATS = ("i4", "i8"), ("f4", "f8")
 _LAYOUT = "i8, i8, i8, i8, i8, i8"
 
 
-@compiled(*_each(f"void(K[::1], {_LAYOUT}, K[:,::1])", KEYS + FLOATS))
+@compiled(*_each(f"void(K[::1], {_LAYOUT}, K[::1])", KEYS + FLOATS))
 def pack(
     flat: Any, at: Any, count: Any, cells: Any, channels: Any, image: Any, stride: Any, rows: Any
 ) -> None:
-    """Write at most `LANES` channels of `count` images to `rows`, one row per cell.
+    """Write at most `LANES` channels of `count` images to `rows`, `LANES` numbers per cell.
 
     The first number lies at ``flat[at]``, images `image` apart. The channels lie `stride` apart and the cells
     next to each other; where `stride` is negative, the cells lie that far apart and the channels together.
@@ -339,8 +376,20 @@ def unpack(
 _WINDOWS = "i8[:,::1], i8[:,::1], i8[:,::1], i8[:,::1]"
 
 
-@compiled(*_each(f"void(K[:,::1], {_WINDOWS}, K[:,::1], K[::1], K[:,::1], i8, i8, b1)", KEYS + FLOATS))
-def pool_block(
+@compiled(
+    *_each(
+        f"void(K[::1], {_LAYOUT}, b1, K[::1], {_WINDOWS}, K[:,::1], K[::1], K[:,::1], i8, b1)", KEYS + FLOATS
+    )
+)
+def pool_part(
+    flat: Any,
+    at: Any,
+    count: Any,
+    cells: Any,
+    channels: Any,
+    image: Any,
+    stride: Any,
+    raw: Any,
     rows: Any,
     places: Any,
     low: Any,
@@ -350,49 +399,69 @@ def pool_block(
     page: Any,
     out: Any,
     channel: Any,
-    channels: Any,
     aligned: Any,
 ) -> None:
-    """Pool every window from one packed block of `channels`, the first of which is `channel`.
+    """Pool windows from some channels of `count` images, the first of which is `channel`.
 
-    A window is a line of `places`: row of its first cell, row step of its map, height, width, row of the
-    output. A level is a line of `plan`. The bounds of the bins of a side are ``low[side]`` and
-    ``high[side]``, level after level.
+    The images lie as `pack` says; where `raw` is set they are read there, else packed to `rows`. A window is
+    a line of `places`: cell where it begins, row step of its map, height, width, row of the output. A level
+    is a line of `plan`. The bounds of the bins of a side are ``low[side]`` and ``high[side]``, level after
+    level.
     """
-    for r in range(len(places)):
-        first, step, height, width, to = places[r]
-        for level in range(len(plan)):
-            n, edge, base, finer, finer_base, offset = plan[level]
-            for i in range(n):
-                y = low[height, edge + i]
-                tall = high[height, edge + i] - y
-                for j in range(n):
-                    bin_ = base + i * n + j
-                    if finer:
-                        k = finer // n
-                        reduce_cells(bins, bin_, bins, finer_base + (i * finer + j) * k, k, k, finer)
-                    else:
+    for block in range(0, channels, LANES):
+        some = min(LANES, channels - block)
+        source, begin, pitch = rows, 0, LANES
+        if raw:
+            source, begin, pitch = flat, at + block, -stride
+        else:
+            pack(flat, at + block * max(stride, 1), count, cells, some, image, stride, rows)
+        for r in range(len(places)):
+            first, step, height, width, to = places[r]
+            for level in range(len(plan)):
+                n, edge, base, finer, finer_base, offset = plan[level]
+                for i in range(n):
+                    y = low[height, edge + i]
+                    tall = high[height, edge + i] - y
+                    for j in range(n):
+                        bin_ = base + i * n + j
+                        if finer:
+                            k = finer // n
+                            cell = finer_base + (i * finer + j) * k
+                            reduce_cells(bins, bin_, bins, 0, LANES, cell, k, k, finer)
+                            continue
                         x = low[width, edge + j]
                         wide = high[width, edge + j] - x
-                        reduce_cells(bins, bin_, rows, first + y * step + x, tall, wide, step)
-            area = n * n
-            # A tile reaches beyond the bins of its channels, into what the tiles after it overwrite.
-            for c in range(0, channels, TILE):
-                for b in range((area - 1) // TILE * TILE, -1, -TILE):
-                    write_tile(page, c * area + b, area, bins, (base + b) * LANES + c)
-            start = offset + channel * area
-            if aligned:
-                stream(out[to], start, page, channels * area // TILE)
-            else:
-                for i in range(channels * area):
-                    out[to, start + i] = page[i]
+                        cell = first + y * step + x
+                        if raw:
+                            reduce_maps(bins, bin_, source, begin, pitch, cell, tall, wide, step)
+                        else:
+                            reduce_cells(bins, bin_, source, begin, pitch, cell, tall, wide, step)
+                area = n * n
+                # A tile reaches beyond the bins of its channels, into what the tiles after it overwrite.
+                for c in range(0, some, TILE):
+                    for b in range((area - 1) // TILE * TILE, -1, -TILE):
+                        write_tile(page, c * area + b, area, bins, (base + b) * LANES + c)
+                start = offset + (channel + block) * area
+                if aligned:
+                    stream(out[to], start, page, some * area // TILE)
+                else:
+                    for i in range(some * area):
+                        out[to, start + i] = page[i]
 
 
 @compiled(
-    f"void(i4[:,::1], {_WINDOWS}, i4[:,::1], i4[:,::1], f4[:,::1], f4[:,::1], i8, i8)",
-    f"void(i8[:,::1], {_WINDOWS}, i8[:,::1], i8[:,::1], f8[:,::1], f8[:,::1], i8, i8)",
+    f"void(i4[::1], {_LAYOUT}, b1, i4[::1], {_WINDOWS}, i4[:,::1], i4[:,::1], f4[:,::1], f4[::1], i8)",
+    f"void(i8[::1], {_LAYOUT}, b1, i8[::1], {_WINDOWS}, i8[:,::1], i8[:,::1], f8[:,::1], f8[::1], i8)",
 )
-def scatter_block(
+def scatter_part(
+    flat: Any,
+    at: Any,
+    count: Any,
+    cells: Any,
+    channels: Any,
+    image: Any,
+    stride: Any,
+    raw: Any,
     rows: Any,
     places: Any,
     low: Any,
@@ -401,58 +470,104 @@ def scatter_block(
     bins: Any,
     spots: Any,
     grad: Any,
-    sums: Any,
+    total: Any,
     channel: Any,
-    channels: Any,
 ) -> None:
-    """Add the gradient of each bin to the row of `sums` where its maximum is; all else as in `pool_block`."""
-    for r in range(len(places)):
-        first, step, height, width, to = places[r]
-        for level in range(len(plan)):
-            n, edge, base, finer, finer_base, offset = plan[level]
-            for i in range(n):
-                y = low[height, edge + i]
-                tall = high[height, edge + i] - y
-                for j in range(n):
-                    bin_ = base + i * n + j
-                    if finer:
-                        k = finer // n
-                        at = finer_base + (i * finer + j) * k
-                        locate_cells(bins, spots, bin_, bins, spots, at, k, k, finer)
-                    else:
+    """Write to `total` the gradients of the images, each bin's where its maximum is; else as in `pool_part`.
+
+    `total` lies as `flat` does.
+    """
+    apart, along = stride, 1
+    if stride < 0:
+        apart, along = 1, -stride
+    for n in range(count):
+        begin = at + n * image
+        if stride > 0:
+            total[begin : begin + channels * cells] = 0
+        else:
+            for p in range(cells):
+                total[begin + p * along : begin + p * along + channels] = 0
+    for block in range(0, channels, LANES):
+        some = min(LANES, channels - block)
+        source, begin, pitch = rows, 0, LANES
+        if raw:
+            source, begin, pitch = flat, at + block, -stride
+        else:
+            pack(flat, at + block * max(stride, 1), count, cells, some, image, stride, rows)
+        for r in range(len(places)):
+            first, step, height, width, to = places[r]
+            origin = at + block * apart + first // cells * (image - cells * along)
+            for level in range(len(plan)):
+                n, edge, base, finer, finer_base, offset = plan[level]
+                for i in range(n):
+                    y = low[height, edge + i]
+                    tall = high[height, edge + i] - y
+                    for j in range(n):
+                        bin_ = base + i * n + j
+                        if finer:
+                            k = finer // n
+                            cell = finer_base + (i * finer + j) * k
+                            locate_cells(bins, spots, bin_, bins, spots, 0, LANES, cell, k, k, finer)
+                            continue
                         x = low[width, edge + j]
                         wide = high[width, edge + j] - x
-                        locate_cells(bins, spots, bin_, rows, None, first + y * step + x, tall, wide, step)
-            area = n * n
-            start = offset + channel * area
-            for c in range(channels):
+                        cell = first + y * step + x
+                        if raw:
+                            locate_maps(bins, spots, bin_, source, None, begin, pitch, cell, tall, wide, step)
+                        else:
+                            locate_cells(
+                                bins, spots, bin_, source, None, begin, pitch, cell, tall, wide, step
+                            )
+                area = n * n
+                start = offset + (channel + block) * area
                 for b in range(area):
-                    sums[spots[base + b, c], c] += grad[to, start + c * area + b]
+                    for c in range(some):
+                        # Signed numbers would be checked for being negative.
+                        place = np.uint64(origin + spots[base + b, c] * along + c * apart)
+                        total[place] += grad[np.uint64(to), np.uint64(start + c * area + b)]
 
 
-@compiled(*_each(f"void({_WINDOWS}, K[:,::1], K[:,::1], i8, i8)", FLOATS))
-def spread_block(
-    places: Any, low: Any, high: Any, plan: Any, grad: Any, sums: Any, channel: Any, channels: Any
+@compiled(*_each(f"void(K[::1], {_LAYOUT}, {_WINDOWS}, K[:,::1], K[::1], i8)", FLOATS))
+def spread_part(
+    total: Any,
+    at: Any,
+    count: Any,
+    cells: Any,
+    channels: Any,
+    image: Any,
+    stride: Any,
+    places: Any,
+    low: Any,
+    high: Any,
+    plan: Any,
+    grad: Any,
+    rows: Any,
+    channel: Any,
 ) -> None:
-    """Share the gradient of each bin out evenly among the rows of `sums` that it covers."""
-    for r in range(len(places)):
-        first, step, height, width, to = places[r]
-        for level in range(len(plan)):
-            n, edge, _, _, _, offset = plan[level]
-            area = n * n
-            start = offset + channel * area
-            share = np.zeros(LANES, sums.dtype)
-            for i in range(n):
-                for j in range(n):
-                    y, x = low[height, edge + i], low[width, edge + j]
-                    tall, wide = high[height, edge + i] - y, high[width, edge + j] - x
-                    for c in range(channels):
-                        share[c] = grad[to, start + c * area + i * n + j] / (tall * wide)
-                    for p in range(tall):
-                        for q in range(wide):
-                            cell = first + (y + p) * step + x + q
-                            for c in range(LANES):
-                                sums[cell, c] += share[c]
+    """Write to `total` the gradients of the images, each bin's shared out evenly among its cells."""
+    sums = rows[: count * cells * LANES].reshape(count * cells, LANES)
+    for block in range(0, channels, LANES):
+        some = min(LANES, channels - block)
+        sums[:] = 0
+        for r in range(len(places)):
+            first, step, height, width, to = places[r]
+            for level in range(len(plan)):
+                n, edge, _, _, _, offset = plan[level]
+                area = n * n
+                start = offset + (channel + block) * area
+                share = np.zeros(LANES, sums.dtype)
+                for i in range(n):
+                    for j in range(n):
+                        y, x = low[height, edge + i], low[width, edge + j]
+                        tall, wide = high[height, edge + i] - y, high[width, edge + j] - x
+                        for c in range(some):
+                            share[c] = grad[to, start + c * area + i * n + j] / (tall * wide)
+                        for p in range(tall):
+                            for q in range(wide):
+                                cell = first + (y + p) * step + x + q
+                                for c in range(LANES):
+                                    sums[cell, c] += share[c]
+        unpack(total, at + block * max(stride, 1), count, cells, some, image, stride, sums)
 
 
 @lru_cache(maxsize=64)
@@ -479,6 +594,7 @@ class _Batch:
     """A batch of maps as flat memory, read or written in blocks of channels."""
 
     def __init__(self, maps: Tensor) -> None:
+        self.shape = maps.shape
         _, channels, height, width = maps.shape
         self.cells = height * width
         self.image = channels * self.cells
@@ -496,130 +612,156 @@ class _Batch:
 
 
 @lru_cache(maxsize=64)
-def _images(shapes: tuple[torch.Size, ...]) -> tuple[IntArray, IntArray, IntArray, int]:
-    """Return where each batch's images begin, each image's packed cells and row step; the longest side."""
+def _images(shapes: tuple[torch.Size, ...]) -> tuple[IntArray, IntArray, IntArray]:
+    """Return where each batch's images begin, each image's packed cells and row step."""
     counts = [shape[0] for shape in shapes]
     heights, widths = (np.repeat([shape[axis] for shape in shapes], counts) for axis in (2, 3))
     numbers = np.concatenate([[0], np.cumsum(counts)])
     starts = np.concatenate([[0], np.cumsum(heights * widths)])
-    return numbers, starts, widths, max(max(shape[2:]) for shape in shapes)
+    return numbers, starts, widths
 
 
 class _Work:
-    """What the passes share: the images, where the windows lie in their packed cells, and the tasks.
+    """What the passes share: where the windows lie in the packed cells of the images, and the tasks.
 
-    A task is a block of channels, and windows that follow each other when sorted by image. It packs the
-    images of its windows only.
+    A task is some channels, and windows that follow each other when sorted by image, all of one batch.
 
     Parameters
     ----------
-    maps : sequence of (N_i, C, H_i, W_i) tensors
-        In the dtype in which they are packed.
-    windows, index, levels
-        Those of `pool`.
+    shapes : sequence of torch.Size
+        Those of the maps.
+    direct : bool
+        Whether the kernels could read the maps as they lie.
+    windows, index : int64 arrays
+    levels : tuple of int
     whole : bool
-        Whether all windows of an image belong to one task of each block.
+        Whether all windows of an image belong to one task of each block of channels.
+    threads : int
     """
 
     def __init__(
-        self, maps: Sequence[Tensor], windows: Tensor, index: Tensor, levels: tuple[int, ...], whole: bool
+        self,
+        shapes: tuple[torch.Size, ...],
+        direct: bool,
+        windows: IntArray,
+        index: IntArray,
+        levels: tuple[int, ...],
+        whole: bool,
+        threads: int,
     ) -> None:
-        self.batches = [_Batch(m) for m in maps]
-        self.numbers, self.starts, widths, longest = _images(tuple(m.shape for m in maps))
-        self.bounds = bounds_up_to(longest, levels)
-        self.dtype, self.channels, self.whole = self.batches[0].flat.dtype, maps[0].shape[1], whole
-        which, (x1, y1, x2, y2) = index.numpy(), windows.numpy().T
-        step = widths[which]
-        places = np.empty((len(which), 5), np.int64)
-        for k, column in enumerate((self.starts[which] + y1 * step + x1, step, y2 - y1, x2 - x1)):
+        self.numbers, self.starts, widths = _images(shapes)
+        self.bounds = bounds_up_to(max(max(shape[2:]) for shape in shapes), levels)
+        self.channels, self.whole = shapes[0][1], whole
+        x1, y1, x2, y2 = windows.T
+        step = widths[index]
+        places = np.empty((len(index), 5), np.int64)
+        for k, column in enumerate((self.starts[index] + y1 * step + x1, step, y2 - y1, x2 - x1)):
             places[:, k] = column
-        places[:, 4] = np.arange(len(which))
-        if (which[1:] < which[:-1]).any():
-            order = np.argsort(which, kind="stable")
-            places, which = places[order], which[order]
-        self.places, self.which = places, which
-        bins = sum(n * n for n in levels)
-        self.threads = torch.get_num_threads()
-        if max(int(self.starts[-1]), len(which) * bins) * self.channels < SMALL:
-            self.threads = 1
-        self._scratch = threading.local()
-        self._bins, self._area = bins, max(levels) ** 2
-
-    def memory(self, name: str, *shape: int, dtype: Any = None) -> Any:
-        """Return memory that starts at a cache line, for the tasks of one thread to use in turn."""
-        kept = self._scratch.__dict__
-        if name not in kept or kept[name].shape != shape:
-            kind = getattr(torch, np.dtype(dtype or self.dtype).name)
-            kept[name] = torch.empty(shape, dtype=kind, device="cpu").numpy()
-        return kept[name]
-
-    def bins(self, name: str) -> Any:
-        """Return memory for the bins of a window, with room for a tile that reaches beyond them."""
-        return self.memory(name, self._bins + TILE, LANES)
-
-    def page(self) -> Any:
-        """Return memory for the numbers of a level that go to the output."""
-        return self.memory("page", self._area * LANES + TILE)
+        places[:, 4] = np.arange(len(index))
+        if (index[1:] < index[:-1]).any():
+            order = np.argsort(index, kind="stable")
+            places, index = places[order], index[order]
+        self.places, self.index = places, index
+        # A tile of the transposition reaches beyond the bins and the page.
+        bins, cells = sum(n * n for n in levels), int(self.starts[-1])
+        self.bins, self.page = (bins + TILE, LANES), max(levels) ** 2 * LANES + TILE
+        small = max(cells, len(index) * bins) * self.channels < SMALL
+        self.threads = 1 if small else threads
+        self.width = self.channels if small else LANES
+        # One image has only its channels to divide among the threads.
+        if whole and self.numbers[-1] < self.threads and self.channels < LANES * self.threads:
+            self.width = min(LANES, -(-self.channels // self.threads // TILE) * TILE)
+        # Packing pays for cells that are read again and again.
+        direct = direct and self.channels % LANES == self.width % LANES == 0
+        self.raw = direct and int((places[:, 2] * places[:, 3]).sum()) <= cells
+        self.complete = bool(np.all(np.bincount(index, minlength=self.numbers[-1])))
+        self.tasks, packed = self._tasks()
+        self.rows = (packed + TILE) * LANES
 
     def _parts(self, blocks: int) -> list[slice]:
         """Divide the windows so that the threads stay busy to the end and tasks pack few cells."""
-        count = len(self.which)
+        count = len(self.index)
         share = 1 if self.threads == 1 else math.ceil(4 * self.threads / blocks)
         parts = max(share, math.ceil(int(self.starts[-1]) / CELLS))
         # Every part packs its images again.
-        parts = min(parts, max(math.ceil(count / 64), int(self.which[-1] - self.which[0]) + 1))
-        if parts == 1:
-            return [slice(0, count)]
+        parts = min(parts, max(math.ceil(count / 64), int(self.index[-1] - self.index[0]) + 1))
         cuts = np.linspace(0, count, parts + 1).astype(int)
         if self.whole:
-            cuts[:-1] = np.searchsorted(self.which, self.which[cuts[:-1]])
-        cuts = np.unique(cuts)
+            cuts[:-1] = np.searchsorted(self.index, self.index[cuts[:-1]])
+        cuts = np.unique(np.concatenate([cuts, np.searchsorted(self.index, self.numbers)]))
         return [slice(a, b) for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)]
 
-    def run(self, task: Callable[[int, int, slice], None]) -> None:
-        """Call ``task(channel, channels, part)`` for every task, in threads if that pays."""
-        width = LANES
-        if self.whole and self.channels < LANES * self.threads:
-            width = min(LANES, -(-self.channels // self.threads // TILE) * TILE)
-        blocks = range(0, self.channels, width)
-        tasks = [(c, min(width, self.channels - c), p) for p in self._parts(len(blocks)) for c in blocks]
-        if min(self.threads, len(tasks)) == 1:
-            for one in tasks:
-                task(*one)
-        else:
-            with ThreadPoolExecutor(min(self.threads, len(tasks))) as executor:
-                list(executor.map(lambda one: task(*one), tasks))
+    def _tasks(self) -> tuple[list[Task], int]:
+        """Return the tasks and the most cells that one of them packs."""
+        tasks, cells = [], 0
+        blocks = range(0, self.channels, self.width)
+        for part in self._parts(len(blocks)):
+            first, last = int(self.index[part.start]), int(self.index[part.stop - 1])
+            batch = int(np.searchsorted(self.numbers, first, side="right")) - 1
+            start, places = int(self.starts[first]), self.places[part]
+            if start:
+                places = places - np.array([start, 0, 0, 0, 0])
+            cells = max(cells, int(self.starts[last + 1]) - start)
+            images = first - int(self.numbers[batch]), last - first + 1
+            tasks += [(batch, *images, c, min(self.width, self.channels - c), places) for c in blocks]
+        return tasks, cells
 
-    def overlaps(self, part: slice) -> tuple[int, list[tuple[_Batch, int, int, int]]]:
-        """Return the number of packed cells of a part's images, and what to pack.
+    def run(self, worker: Callable[[], Callable[..., None]]) -> None:
+        """Call ``worker()`` in each thread, and what it returns with the numbers of every task.
 
-        For each batch that holds some of them: the batch, its first of these images, how many, and the first
-        one's row among the packed cells.
+        They are the batch, its first image and how many, the first channel and how many, and the windows,
+        which lie in the packed cells of these images.
         """
-        first, last = int(self.which[part.start]), int(self.which[part.stop - 1]) + 1
-        found = []
-        for b, batch in enumerate(self.batches):
-            low, high = max(first, int(self.numbers[b])), min(last, int(self.numbers[b + 1]))
-            if low < high:
-                row = int(self.starts[low] - self.starts[first])
-                found.append((batch, low - int(self.numbers[b]), high - low, row))
-        return int(self.starts[last] - self.starts[first]), found
+        tasks = iter(self.tasks)
 
-    def pack(self, channel: int, channels: int, part: slice) -> tuple[Any, IntArray]:
-        """Return the packed cells of the images of a part's windows, and the windows in them."""
-        cells, found = self.overlaps(part)
-        rows = self.memory("rows", cells + TILE, LANES)
-        for batch, first, count, row in found:
-            pack(*batch.layout(first, count, channel, channels), rows[row:])
-        return rows, self.windows(part)
+        def work() -> None:
+            call = worker()
+            for task in tasks:
+                call(*task)
 
-    def windows(self, part: slice) -> IntArray:
-        """Return a part's windows in the packed cells of its images."""
-        start = self.starts[self.which[part.start]]
-        if start == 0:
-            return self.places[part]
-        places: IntArray = self.places[part] - np.array([start, 0, 0, 0, 0])
-        return places
+        count = min(self.threads, len(self.tasks)) - 1
+        helpers = [_executor(os.getpid(), self.threads).submit(work) for _ in range(count)]
+        work()
+        for helper in helpers:
+            # One that has not begun by now finds nothing to do.
+            if not helper.cancel():
+                helper.result()
+
+
+@lru_cache(maxsize=1)
+def _executor(_: int, threads: int) -> ThreadPoolExecutor:
+    """Return the threads of a process that help the caller; a forked process has none of its parent's."""
+    return ThreadPoolExecutor(threads - 1)
+
+
+@lru_cache(maxsize=64)
+def _whole_images(
+    shapes: tuple[torch.Size, ...], direct: bool, levels: tuple[int, ...], whole: bool, threads: int
+) -> _Work:
+    """Return the work of pooling each image as a whole."""
+    windows = [[0, 0, shape[3], shape[2]] for shape in shapes for _ in range(shape[0])]
+    index = np.arange(len(windows))
+    return _Work(shapes, direct, np.array(windows), index, levels, whole, threads)
+
+
+def _work(
+    batches: Sequence[_Batch],
+    windows: Tensor | None,
+    index: Tensor | None,
+    levels: tuple[int, ...],
+    whole: bool,
+) -> _Work:
+    shapes = tuple(batch.shape for batch in batches)
+    direct = all(batch.stride < 0 for batch in batches)
+    threads = torch.get_num_threads()
+    if windows is None or index is None:
+        return _whole_images(shapes, direct, levels, whole, threads)
+    return _Work(shapes, direct, windows.numpy(), index.numpy(), levels, whole, threads)
+
+
+def _memory(dtype: torch.dtype, *shapes: int | tuple[int, ...]) -> list[Any]:
+    """Return uninitialised arrays; PyTorch's start at a cache line."""
+    return [torch.empty(shape, dtype=dtype, device="cpu").numpy() for shape in shapes]
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
@@ -633,48 +775,66 @@ def _bits(dtype: torch.dtype) -> torch.dtype:
 
 
 def pool(
-    maps: Sequence[Tensor], windows: Tensor, index: Tensor, levels: Sequence[int], mode: str, out: Tensor
+    maps: Sequence[Tensor],
+    windows: Tensor | None,
+    index: Tensor | None,
+    levels: Sequence[int],
+    mode: str,
+    out: Tensor,
 ) -> None:
     """Pool valid windows into `out`; the arguments are those of `sppnet.pooling.operator.pool`.
 
     Parameters
     ----------
     maps : sequence of (N_i, C, H_i, W_i) float tensors
-    windows : (R, 4) int64
-    index : (R,) int64
+    windows : (R, 4) int64, optional
+    index : (R,) int64, optional
+        Given if `windows` are.
     levels : sequence of int
     mode : {"max", "average"}
     out : (R, C * M) float tensor, contiguous
     """
-    working = _working(maps[0].dtype)
+    working, sides = _working(maps[0].dtype), tuple(levels)
     maps = [m.detach().to(working) for m in maps]
     if out.dtype != working:
-        rows = max(1, CONVERTED // (out.shape[1] * working.itemsize))
+        # Vectors of whole images take little memory next to the maps.
+        rows = len(out) if windows is None else max(1, CONVERTED // (out.shape[1] * working.itemsize))
         buffer = torch.empty((min(rows, len(out)), out.shape[1]), dtype=working)
         for start in range(0, len(out), rows):
             part = slice(start, start + rows)
             target = buffer[: len(out[part])]
-            pool(maps, windows[part], index[part], levels, mode, target)
+            places, which = (None if given is None else given[part] for given in (windows, index))
+            pool(maps, places, which, levels, mode, target)
             out[part] = target
         return
     kind = _bits(working) if mode == "max" else working
-    sides = tuple(levels)
-    work = _Work([m.view(kind) for m in maps], windows, index, sides, whole=False)
+    batches = [_Batch(m.view(kind)) for m in maps]
+    work = _work(batches, windows, index, sides, whole=False)
     numbers = out.detach().view(kind).numpy()
     plan = _plan(work.channels, sides, mode == "max")
     large = numbers.nbytes > LARGE
     aligned = large and work.channels % TILE == 0 and out.data_ptr() % LINE == 0
 
-    def task(channel: int, channels: int, part: slice) -> None:
-        rows, places = work.pack(channel, channels, part)
-        scratch = work.bins("bins"), work.page()
-        pool_block(rows, places, *work.bounds, plan, *scratch, numbers, channel, channels, aligned)
+    def worker() -> Callable[..., None]:
+        rows, bins, page = _memory(kind, work.rows, work.bins, work.page)
 
-    work.run(task)
+        def task(batch: int, first: int, count: int, channel: int, channels: int, places: IntArray) -> None:
+            layout = batches[batch].layout(first, count, channel, channels)
+            scratch = *work.bounds, plan, bins, page
+            pool_part(*layout, work.raw, rows, places, *scratch, numbers, channel, aligned)
+
+        return task
+
+    work.run(worker)
 
 
 def pool_backward(
-    grad: Tensor, maps: Sequence[Tensor], windows: Tensor, index: Tensor, levels: Sequence[int], mode: str
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    windows: Tensor | None,
+    index: Tensor | None,
+    levels: Sequence[int],
+    mode: str,
 ) -> list[Tensor]:
     """Return the gradients of the maps for the gradient (R, C * M) of the result of `pool`.
 
@@ -684,24 +844,28 @@ def pool_backward(
     working, sides = _working(maps[0].dtype), tuple(levels)
     wide = [m.detach().to(working) for m in maps]
     dense = [m if m.is_contiguous() else m.contiguous(memory_format=torch.channels_last) for m in wide]
-    work = _Work([m.view(_bits(working)) for m in dense], windows, index, sides, whole=True)
+    kind = _bits(working) if mode == "max" else working
+    batches = [_Batch(m.view(kind)) for m in dense]
+    work = _work(batches, windows, index, sides, whole=True)
     upstream = grad.detach().to(working).contiguous().numpy()
     plan = _plan(work.channels, sides, mode == "max")
-    totals = [torch.zeros_like(m) for m in dense]
-    targets = dict(zip(work.batches, map(_Batch, totals), strict=True))
+    # Tasks write the gradients of all images that have windows.
+    totals = [torch.empty_like(m) if work.complete else torch.zeros_like(m) for m in dense]
+    targets = [_Batch(total) for total in totals]
 
-    def task(channel: int, channels: int, part: slice) -> None:
-        cells, found = work.overlaps(part)
-        sums = work.memory("sums", cells, LANES, dtype=upstream.dtype)
-        sums.fill(0)
-        if mode == "max":
-            rows, places = work.pack(channel, channels, part)
-            scratch = work.bins("bins"), work.bins("spots")
-            scatter_block(rows, places, *work.bounds, plan, *scratch, upstream, sums, channel, channels)
-        else:
-            spread_block(work.windows(part), *work.bounds, plan, upstream, sums, channel, channels)
-        for batch, first, count, row in found:
-            unpack(*targets[batch].layout(first, count, channel, channels), sums[row:])
+    def worker() -> Callable[..., None]:
+        rows, bins, spots = _memory(kind, work.rows, work.bins, work.bins)
 
-    work.run(task)
+        def task(batch: int, first: int, count: int, channel: int, channels: int, places: IntArray) -> None:
+            target = targets[batch].layout(first, count, channel, channels)
+            if mode == "average":
+                spread_part(*target, places, *work.bounds, plan, upstream, rows, channel)
+                return
+            layout = batches[batch].layout(first, count, channel, channels)
+            scratch = *work.bounds, plan, bins, spots
+            scatter_part(*layout, work.raw, rows, places, *scratch, upstream, target[0], channel)
+
+        return task
+
+    work.run(worker)
     return [total.to(m.dtype) for total, m in zip(totals, maps, strict=True)]
