@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sppnet.boxes import Detections, Target
+    from sppnet.classify import probabilities
     from sppnet.datasets import Dataset, Sample, read_dataset
     from sppnet.detect import Detector, pool_windows
+    from sppnet.folders import LabelledImages, read_labelled_images
     from sppnet.geometry import FeatureMaps, Geometry
     from sppnet.images import read_image
     from sppnet.maps import encode
+    from sppnet.networks import NetworkSettings, SPPNet, build, load_network, save_network
     from sppnet.pooling import SpatialPyramidPooling, pool_region_chunks, pool_regions
     from sppnet.trunks import Trunk
 
@@ -26,25 +29,36 @@ __all__ = [
     "Detector",
     "FeatureMaps",
     "Geometry",
+    "LabelledImages",
+    "NetworkSettings",
+    "SPPNet",
     "Sample",
     "SpatialPyramidPooling",
     "Target",
     "Trunk",
+    "build",
     "encode",
+    "load_network",
     "pool_region_chunks",
     "pool_regions",
     "pool_windows",
+    "probabilities",
     "read_dataset",
     "read_image",
+    "read_labelled_images",
+    "save_network",
 ]
 
 _HOMES = {
     "boxes": ("Detections", "Target"),
+    "classify": ("probabilities",),
     "datasets": ("Dataset", "Sample", "read_dataset"),
     "detect": ("Detector", "pool_windows"),
+    "folders": ("LabelledImages", "read_labelled_images"),
     "geometry": ("FeatureMaps", "Geometry"),
     "maps": ("encode",),
     "images": ("read_image",),
+    "networks": ("NetworkSettings", "SPPNet", "build", "load_network", "save_network"),
     "trunks": ("Trunk",),
     "pooling": ("SpatialPyramidPooling", "pool_region_chunks", "pool_regions"),
 }
