@@ -1,6 +1,7 @@
 import pickle
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -349,3 +350,15 @@ class TestSampleComponents:
     def test_none_is_readable(self, tmp_path):
         with pytest.raises(ValueError, match=r"could not read any of 2 images, first .*[01].png"):
             sample_components([(tmp_path / f"{i}.png", 0) for i in range(2)])
+
+
+@pytest.mark.timeout(60)
+def test_workers_start_beside_the_threads_of_opencv(some_unreadable):
+    """A copy of this process would wait for threads that it does not have."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 0)
+        assert len(list(CropBatches(some_unreadable, 4, (SIZE,), workers=2).epoch(0))) == 4
+    finally:
+        cv2.setNumThreads(threads)

@@ -6,9 +6,10 @@ same ones for the same number, so that training can go on from any batch (paper 
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -105,6 +106,19 @@ def _one_thread(_: int) -> None:
     cv2.setNumThreads(1)
 
 
+@cache
+def _processes() -> multiprocessing.context.BaseContext:
+    """Return how worker processes begin: from a clean server, not from a copy of this process.
+
+    A copy has the thread pools of OpenCV and OpenMP without their threads, and waits for them forever.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def _load(examples: _Examples, batches: list[list[int]], workers: int) -> Iterator[Batch]:
     # A fixed, empty generator: a loader would draw its seed from the one that dropout draws from.
     yield from DataLoader(
@@ -114,6 +128,7 @@ def _load(examples: _Examples, batches: list[list[int]], workers: int) -> Iterat
         collate_fn=_collate,
         worker_init_fn=_one_thread,
         generator=torch.Generator(),
+        multiprocessing_context=_processes() if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -202,7 +217,8 @@ class CropBatches(_Batches):
     seed : int
         Of order, crops, flips, light and sizes.
     workers : int
-        Processes that read; 0 reads in this one.
+        Processes that read; 0 reads in this one. A script that uses some must guard what it does by
+        ``if __name__ == "__main__":``, as for all processes that are not copies.
     read : callable
         Path to pixels.
     world, rank : int
