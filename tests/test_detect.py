@@ -543,7 +543,7 @@ def test_a_failed_save_leaves_the_old_file(detector, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(detect, "save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         detector.save(path)
     assert path.read_text() == "the old model"

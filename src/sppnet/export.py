@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -406,11 +408,22 @@ def _free_sizes(value: Any, suffix: str) -> Any:
     return {i: name + suffix for i, name in names.items()}
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence a logger that says at length what it cannot solve about sizes that pooling rounds up."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
 def _to_onnx(network: nn.Module, example: tuple[Any, ...], free: Any, inputs: Names, outputs: Names) -> Any:
     """Return a network as an ONNX model."""
     _import_onnx()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), _quiet(), torch.no_grad():
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
                 copy.deepcopy(network).cpu().eval(),
