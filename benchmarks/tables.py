@@ -188,12 +188,10 @@ def run(arguments, name: str, title: str, fold: int) -> dict:
     fabric = Fabric(accelerator=arguments.device, devices=1, precision=arguments.precision)
     key = f"{name}/{title}/{fold}"
     checkpoint = checkpoint_of(arguments, key)
-    start = time.perf_counter()
     for record in train(
         network, source, recipe, checkpoint=checkpoint, identity=f"{key} {settings} {recipe}", fabric=fabric
     ):
         print(f"{key}: epoch {record.epoch}, size {record.size}, loss {record.loss:.3f}", flush=True)
-    trained = time.perf_counter() - start
     network.eval()
     ranks, seconds = {}, {}
     for views in arguments.views if row.levels else [v for v in arguments.views if v in ("one", "ten")]:
@@ -203,7 +201,7 @@ def run(arguments, name: str, title: str, fold: int) -> dict:
         )
         seconds[views] = (time.perf_counter() - start) / len(unseen)
         print(f"{key}: {views}, error {100 * error(ranks[views]):.2f}", flush=True)
-    facts = {"machine": machine(), "commit": commit(), "trained_s": trained}
+    facts = {"machine": machine(), "commit": commit()}
     return {"ranks": ranks, "seconds_per_image": seconds, "loss": record.loss, **facts}
 
 
@@ -293,12 +291,10 @@ def differences(results: dict, network: str, rows: list[str]) -> list[str]:
 
 def facts(results: dict) -> dict:
     found = list(results["pieces"].values())
-    hours = sum(piece["trained_s"] for piece in found) / 3600
     return {
         "small": round(results["settings"]["side"] * 180 / 224),
         "machine": ", ".join(sorted({piece["machine"] for piece in found})),
         "commit": ", ".join(sorted({piece["commit"] for piece in found})),
-        "hours": f"{hours:.1f}",
     }
 
 
@@ -333,8 +329,8 @@ HEAD = """# Classification, measured
 `python benchmarks/tables.py DATA --results docs/tables.json --docs docs` wrote this page: tables 2 and 3 of
 the paper, run again from scratch at a reduced scale. Every image is tested by the network of its fold, which
 was not trained on it. Width of the networks {width}, crops of {side} pixels ({small} where the paper has
-180), {folds} folds, {epochs} epochs, batches of {batch}, learning rate {rate}, a tenth from 60 % and a
-hundredth from 85 % of the epochs on. {machine}; {hours} hours of training; commit {commit}.
+180), {folds} folds of which those in the tables have been run, {epochs} epochs, batches of {batch}, learning
+rate {rate}, a tenth from 60 % and a hundredth from 85 % of the epochs on. {machine}; commit {commit}.
 
 Views: the central crop (one), the whole image (full), ten crops (ten), ten windows of the maps (maps10),
 96 windows of maps at six scales (maps96), and with the whole image and its flip (maps98).

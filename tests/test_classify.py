@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
+from sppnet import classify
 from sppnet.classify import probabilities
-from sppnet.geometry import FeatureMaps, project
 from sppnet.images import resize
 from sppnet.networks import NetworkSettings, build
 
@@ -75,10 +75,11 @@ def window_scores(network, image, side, sides=False):
         maps = network.trunk(network.standardise(torch.from_numpy(shown).permute(2, 0, 1)[None]))
         for x, y in places(picture, sides):
             left = picture.shape[1] - x - SIDE if mirrored else x
-            window = np.array([[left, y, left + SIDE, y + SIDE]], float)
-            cells = project(window, FeatureMaps((maps[0],), (network.geometry,), (1.0, 1.0)))
-            x1, y1, x2, y2 = cells[0].tolist()
-            vector = network.pool(maps[:, :, y1:y2, x1:x2])
+            # Half of the stride of 16 rounds up.
+            column, row = (left + 8) // 16, (y + 8) // 16
+            side = network.trunk(torch.zeros(1, 3, SIDE, SIDE)).shape[-1]
+            column, row = min(column, maps.shape[3] - side), min(row, maps.shape[2] - side)
+            vector = network.pool(maps[:, :, row : row + side, column : column + side])
             found.append(network.head(vector).softmax(dim=1)[0])
     return found
 
@@ -198,3 +199,16 @@ def test_a_strip_that_becomes_too_thin():
     strip = np.zeros((1, 90_000, 3), np.uint8)
     with pytest.raises(ValueError, match="cut it into parts"):
         probabilities(network, strip, "full")
+
+
+def test_a_view_has_as_many_cells_as_a_crop():
+    network = network_of()
+    side = network.trunk(torch.zeros(1, 3, SIDE, SIDE)).shape[-1]
+    seen = []
+    image = np.random.default_rng(0).integers(0, 256, (90, 130, 3), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        pool = classify.pool_regions
+        patch.setattr(classify, "pool_regions", lambda m, w, *a, **k: seen.append(w) or pool(m, w, *a, **k))
+        probabilities(network, image, "maps96")
+    sizes = np.concatenate(seen)[:, 2:] - np.concatenate(seen)[:, :2]
+    assert (sizes == side).all()

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from sppnet.augment import central_crop, resize_shorter
 from sppnet.boxes import IntArray
-from sppnet.geometry import FeatureMaps, project
 from sppnet.images import Pixels, resize, view_windows, whole_image_size
 from sppnet.networks import SPPNet
 from sppnet.pooling import SpatialPyramidPooling, pool_regions
@@ -128,8 +127,16 @@ def _on_maps(
 
 
 def _cells(network: SPPNet, maps: Tensor, windows: IntArray) -> IntArray:
-    """Project windows of a resized image onto its map (C, h, w)."""
-    return project(windows.astype(np.float64), FeatureMaps((maps,), (network.geometry,), (1.0, 1.0)))
+    """Return the cells of views on a map (C, h, w): as many as the map of a crop has, at the nearest place.
+
+    Cell ``u`` of a crop that begins at pixel x lies where cell ``u + x / stride`` of the image does. The rule
+    for candidate windows (`sppnet.geometry.project`) has a tolerance at their borders, and would often give a
+    view a row or column more than the network was trained with.
+    """
+    side = network.map_side
+    ends = np.array([maps.shape[2], maps.shape[1]]) - side
+    starts = np.floor(windows[:, :2] / network.geometry.stride + 0.5).astype(np.int64).clip(0, ends)
+    return np.concatenate([starts, starts + side], axis=1)
 
 
 def _pooled(network: SPPNet, maps: Tensor, windows: IntArray, index: IntArray) -> Tensor:

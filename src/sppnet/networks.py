@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -250,6 +251,11 @@ class SPPNet(nn.Module):
         finally:
             self.trunk.train(training)
         return maps.shape[1], maps.shape[2] * maps.shape[3]
+
+    @cached_property
+    def map_side(self) -> int:
+        """Rows, and columns, of the map of an image of the network's own size."""
+        return math.isqrt(self.map_of(self.size)[1])
 
     @cached_property
     def smallest(self) -> int:
