@@ -75,8 +75,8 @@ def window_scores(network, image, side, sides=False):
         maps = network.trunk(network.standardise(torch.from_numpy(shown).permute(2, 0, 1)[None]))
         for x, y in places(picture, sides):
             left = picture.shape[1] - x - SIDE if mirrored else x
-            # Half of the stride of 16 rounds up.
-            column, row = (left + 8) // 16, (y + 8) // 16
+            stride = int(network.geometry.stride)
+            column, row = (left + stride // 2) // stride, (y + stride // 2) // stride
             side = network.trunk(torch.zeros(1, 3, SIDE, SIDE)).shape[-1]
             column, row = min(column, maps.shape[3] - side), min(row, maps.shape[2] - side)
             vector = network.pool(maps[:, :, row : row + side, column : column + side])
