@@ -207,6 +207,8 @@ class SPPNet(nn.Module):
     ----------
     trunk, pool, head : nn.Module
         ``head(pool(trunk(standardise(images))))`` is what the network computes.
+    map_side : int
+        Rows, and columns, of the map of an image of its own size.
     """
 
     mean: Tensor
@@ -233,6 +235,7 @@ class SPPNet(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         channels, cells = self.map_of(size)
+        self.map_side = math.isqrt(cells)
         self.pool = nn.Flatten() if levels is None else SpatialPyramidPooling(levels, mode)
         bins = cells if levels is None else pyramid_length(1, levels)
         self.head = _fully_connected(channels * bins, head, dropout, depth + 1, norm)
@@ -251,11 +254,6 @@ class SPPNet(nn.Module):
         finally:
             self.trunk.train(training)
         return maps.shape[1], maps.shape[2] * maps.shape[3]
-
-    @cached_property
-    def map_side(self) -> int:
-        """Rows, and columns, of the map of an image of the network's own size."""
-        return math.isqrt(self.map_of(self.size)[1])
 
     @cached_property
     def smallest(self) -> int:
