@@ -63,6 +63,10 @@ class Batch(NamedTuple):
 class Source(Protocol):
     """Batches by epoch."""
 
+    @property
+    def batch_size(self) -> int:
+        """Most images of a batch over all processes."""
+
     def __len__(self) -> int:
         """Return the number of batches of an epoch in this process."""
 
@@ -251,12 +255,11 @@ class WholeBatches(_Batches):
     """
 
     def __len__(self) -> int:
-        return len(self._sampler(self.size_of(0)))
+        return len(self._sampler)
 
     def _plan(self, number: int) -> list[list[int]]:
-        sampler = self._sampler(self.size_of(number))
-        sampler.set_epoch(number)
-        return list(sampler)
+        self._sampler.set_epoch(number)
+        return list(self._sampler)
 
     def _alter(self, number: int, size: int, pixels: Pixels, index: int) -> Pixels:
         rng = np.random.default_rng((self.seed, number, index))
@@ -275,7 +278,8 @@ class WholeBatches(_Batches):
         with ThreadPoolExecutor() as pool:
             return np.array(list(pool.map(shape, range(len(self.images)))))
 
-    def _sampler(self, size: int) -> SizeBucketSampler:
+    @cached_property
+    def _sampler(self) -> SizeBucketSampler:
         # The number of batches must not depend on the epoch's size: buckets are those of the largest.
         side = round(max(self.sizes) * MARGIN)
         shapes = [shorter_side_size(height, width, side) for height, width in self._shapes.tolist()]

@@ -185,7 +185,7 @@ def train(
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     path = None if checkpoint is None else Path(checkpoint)
     if unreadable_limit is None:
-        unreadable_limit = max(10, len(source) * getattr(source, "batch_size", 1) // 100)
+        unreadable_limit = max(10, len(source) * source.batch_size // 100)
     run = _Run(network, source, recipe, path, identity, fabric, seed, save_every, unreadable_limit)
     yield from run.resume()
     while run.goes_on:

@@ -375,6 +375,10 @@ class _Watched:
     def __len__(self) -> int:
         return len(self._source)
 
+    @property
+    def batch_size(self) -> int:
+        return self._source.batch_size
+
     def size_of(self, number: int) -> int:
         return self._source.size_of(number)
 
