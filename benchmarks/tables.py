@@ -91,13 +91,15 @@ def main() -> None:
         name: getattr(arguments, name) for name in ("width", "side", "epochs", "batch", "rate", "folds")
     }
     results = read_results(arguments.results, settings)
+    # Of the code that runs, whatever happens to the files meanwhile.
+    provenance = {"machine": machine(), "commit": commit()}
     missing = [piece for piece in pieces(arguments) if key_of(*piece) not in results["pieces"]]
     # Two small networks on a thread each train faster than one after the other on two threads.
     processes = ProcessPoolExecutor(arguments.jobs, get_context("spawn"), divide_threads, [arguments.jobs])
     with processes as pool:
         running = {pool.submit(run, arguments, *piece): key_of(*piece) for piece in missing}
         for done in as_completed(running):
-            results["pieces"][running[done]] = done.result()
+            results["pieces"][running[done]] = done.result() | provenance
             with atomic_path(arguments.results) as temporary:
                 temporary.write_text(json.dumps(results, indent=0) + "\n")
             checkpoint_of(arguments, running[done]).unlink()
@@ -215,8 +217,7 @@ def run(arguments, name: str, title: str, fold: int) -> dict:
         )
         seconds[views] = (time.perf_counter() - start) / len(unseen)
         print(f"{key}: {views}, error {100 * error(ranks[views]):.2f}", flush=True)
-    facts = {"machine": machine(), "commit": commit()}
-    return {"ranks": ranks, "seconds_per_image": seconds, "loss": record.loss, **facts}
+    return {"ranks": ranks, "seconds_per_image": seconds, "loss": record.loss}
 
 
 def checkpoint_of(arguments, key: str) -> Path:
