@@ -11,10 +11,9 @@ import trees
 from sppnet import detect
 from sppnet.boxes import Detections, Target, area, intersection, iou
 from sppnet.clock import Clock
-from sppnet.detect import Detector, describe, pool_windows
-from sppnet.geometry import FeatureMaps, Geometry, choose_scale, project
+from sppnet.detect import Detector, describe
+from sppnet.maps import pool_windows
 from sppnet.metrics import mean_average_precision, voc_detection
-from sppnet.pooling import pool_regions
 from sppnet.trunks import Trunk
 
 SIDES = (160, 320)
@@ -550,37 +549,3 @@ def test_a_failed_save_leaves_the_old_file(detector, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError, match="nowhere"):
         detector.save(tmp_path / "nowhere" / "model.safetensors")
-
-
-def some_maps(rng, scale, channels=(3, 5)):
-    """Return maps of two stages of an image of 96 x 128 at a scale."""
-    geometry = (Geometry(8, 3.5), Geometry(16, 15))
-    height, width = round(96 * scale), round(128 * scale)
-    stages = tuple(
-        torch.from_numpy(rng.normal(size=(c, g.cells(height), g.cells(width))).astype(np.float32))
-        for c, g in zip(channels, geometry, strict=True)
-    )
-    return FeatureMaps(stages, geometry, (scale, scale))
-
-
-def test_stages_are_pooled_one_by_one_and_joined():
-    rng = np.random.default_rng(0)
-    maps = [some_maps(rng, 1.0), some_maps(rng, 2.0)]
-    sides, levels, boxes = (96, 192), (3, 1), grid()
-    joined = pool_windows(maps, boxes, (96, 128), sides, levels, 64)
-    assert joined.shape == (len(boxes), (3 + 5) * 10)
-    for t, part in enumerate(joined.split([30, 50], dim=1)):
-        single = [FeatureMaps(m.stages[t : t + 1], m.geometry[t : t + 1], m.factors) for m in maps]
-        assert torch.equal(part, pool_windows(single, boxes, (96, 128), sides, levels, 64))
-
-
-def test_each_window_is_pooled_at_its_own_scale():
-    rng = np.random.default_rng(0)
-    maps, sides, boxes = [some_maps(rng, s) for s in (2.0, 0.5, 1.0)], (192, 48, 96), grid()
-    pooled = pool_windows(maps, boxes, (96, 128), sides, (2, 1), reference=40)
-    scales = choose_scale(boxes, 96, 128, sides, 40)
-    assert set(scales) == {0, 1, 2}
-    for i, (box, s) in enumerate(zip(boxes, scales, strict=True)):
-        alone = [pool_regions(maps[s].stages[t], project(box[None], maps[s], t), (2, 1))[0] for t in (0, 1)]
-        assert torch.equal(pooled[i], torch.cat(alone))
-    assert pool_windows(maps, boxes[:0], (96, 128), sides, (2, 1)).shape == (0, 8 * 5)

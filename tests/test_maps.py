@@ -4,8 +4,9 @@ import torch
 
 import trees
 from sppnet.clock import Clock
-from sppnet.geometry import FeatureMaps, Geometry
-from sppnet.maps import MapCache, encode
+from sppnet.geometry import FeatureMaps, Geometry, choose_scale, project
+from sppnet.maps import MapCache, encode, pool_windows
+from sppnet.pooling import pool_regions
 
 
 class Squares:
@@ -141,3 +142,54 @@ def test_a_failed_encoding_leaves_no_entry(tmp_path, image):
     with pytest.raises(ValueError, match="no maps"):
         MapCache(tmp_path, Failing(), (96,))(image, Clock())
     assert list(tmp_path.iterdir()) == []
+
+
+def some_maps(rng, scale, channels=(3, 5)):
+    """Return maps of two stages of an image of 96 x 128 at a scale."""
+    geometry = (Geometry(8, 3.5), Geometry(16, 15))
+    height, width = round(96 * scale), round(128 * scale)
+    stages = tuple(
+        torch.from_numpy(rng.normal(size=(c, g.cells(height), g.cells(width))).astype(np.float32))
+        for c, g in zip(channels, geometry, strict=True)
+    )
+    return FeatureMaps(stages, geometry, (scale, scale))
+
+
+def some_boxes():
+    """Return squares of four sizes all over an image of 96 x 128."""
+    sides = (24, 32, 42, 54)
+    places = [(x, y, s) for s in sides for y in range(0, 97 - s, 8) for x in range(0, 129 - s, 8)]
+    return np.array([(x, y, x + s, y + s) for x, y, s in places], np.float32)
+
+
+def test_stages_are_pooled_one_by_one_and_joined():
+    rng = np.random.default_rng(0)
+    maps = [some_maps(rng, 1.0), some_maps(rng, 2.0)]
+    sides, levels, boxes = (96, 192), (3, 1), some_boxes()
+    joined = pool_windows(maps, boxes, (96, 128), sides, levels, 64)
+    assert joined.shape == (len(boxes), (3 + 5) * 10)
+    for t, part in enumerate(joined.split([30, 50], dim=1)):
+        single = [FeatureMaps(m.stages[t : t + 1], m.geometry[t : t + 1], m.factors) for m in maps]
+        assert torch.equal(part, pool_windows(single, boxes, (96, 128), sides, levels, 64))
+
+
+def test_each_window_is_pooled_at_its_own_scale():
+    rng = np.random.default_rng(0)
+    maps, sides, boxes = [some_maps(rng, s) for s in (2.0, 0.5, 1.0)], (192, 48, 96), some_boxes()
+    pooled = pool_windows(maps, boxes, (96, 128), sides, (2, 1), reference=40)
+    scales = choose_scale(boxes, 96, 128, sides, 40)
+    assert set(scales) == {0, 1, 2}
+    for i, (box, s) in enumerate(zip(boxes, scales, strict=True)):
+        alone = [pool_regions(maps[s].stages[t], project(box[None], maps[s], t), (2, 1))[0] for t in (0, 1)]
+        assert torch.equal(pooled[i], torch.cat(alone))
+    assert pool_windows(maps, boxes[:0], (96, 128), sides, (2, 1)).shape == (0, 8 * 5)
+
+
+def test_bins_keep_their_average():
+    rng = np.random.default_rng(0)
+    maps, boxes = [some_maps(rng, 1.0)], some_boxes()
+    pooled = pool_windows(maps, boxes, (96, 128), (96,), (2, 1), mode="average")
+    for stage, part in enumerate(pooled.split([15, 25], dim=1)):
+        cells = project(boxes, maps[0], stage)
+        alone = pool_regions(maps[0].stages[stage], cells, (2, 1), mode="average")
+        assert torch.equal(part, alone)

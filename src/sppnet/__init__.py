@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from sppnet.boxes import Detections, Target
     from sppnet.classify import probabilities
     from sppnet.datasets import Dataset, Sample, read_dataset
-    from sppnet.detect import Detector, pool_windows
+    from sppnet.detect import Detector
     from sppnet.folders import LabelledImages, read_labelled_images
     from sppnet.geometry import FeatureMaps, Geometry
     from sppnet.images import read_image
-    from sppnet.maps import encode
+    from sppnet.maps import encode, pool_windows
     from sppnet.networks import NetworkSettings, SPPNet, build, load_network, save_network
     from sppnet.pooling import SpatialPyramidPooling, pool_region_chunks, pool_regions
     from sppnet.trunks import Trunk
@@ -53,10 +53,10 @@ _HOMES = {
     "boxes": ("Detections", "Target"),
     "classify": ("probabilities",),
     "datasets": ("Dataset", "Sample", "read_dataset"),
-    "detect": ("Detector", "pool_windows"),
+    "detect": ("Detector",),
     "folders": ("LabelledImages", "read_labelled_images"),
     "geometry": ("FeatureMaps", "Geometry"),
-    "maps": ("encode",),
+    "maps": ("encode", "pool_windows"),
     "images": ("read_image",),
     "networks": ("NetworkSettings", "SPPNet", "build", "load_network", "save_network"),
     "trunks": ("Trunk",),

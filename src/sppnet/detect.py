@@ -25,11 +25,10 @@ from torch import Tensor
 from sppnet.boxes import Boxes, Detections, Target, area, clip, decode_deltas, encode_deltas, nms
 from sppnet.clock import Clock
 from sppnet.files import write_tensors
-from sppnet.geometry import FeatureMaps, choose_scale, project
+from sppnet.geometry import FeatureMaps
 from sppnet.images import read_image
 from sppnet.linear import LinearSVMs, MiningSettings, fit_ridge, mine_hard_negatives
-from sppnet.maps import Image, MapCache, encode
-from sppnet.pooling import pool_regions
+from sppnet.maps import Image, MapCache, encode, pool_windows
 from sppnet.sampling import Plan, SamplingRules, plan_images
 from sppnet.trunks import Trunk
 
@@ -37,46 +36,6 @@ FORMAT, VERSION = "sppnet-detector", "1"
 _FACTS = {"classes", "feature_scale", "trunk", "settings", "about"}
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
-
-
-def pool_windows(
-    maps: Sequence[FeatureMaps],
-    boxes: Boxes,
-    shape: tuple[int, int],
-    sides: Sequence[int],
-    levels: Sequence[int],
-    reference: float = 208,
-) -> Tensor:
-    """Pool windows of an image, each at the scale where its size suits the trunk best (section 4.1).
-
-    Parameters
-    ----------
-    maps : sequence of FeatureMaps
-        One per side.
-    boxes : (R, 4) float32
-        Windows in pixels of the original image.
-    shape : (int, int)
-        Height and width of the original image.
-    sides : sequence of int
-        Shorter side of each scale.
-    levels : sequence of int
-        Sides of the pyramid's levels.
-    reference : float
-        Side in pixels that a window should have at its scale; see `sppnet.geometry.choose_scale`.
-
-    Returns
-    -------
-    (R, D) float32 tensor
-        For each stage in turn, the pyramid in the order of `sppnet.pooling.pool_regions`.
-    """
-    scale = choose_scale(boxes, *shape, sides, reference)
-    pooled = []
-    for t in range(len(maps[0].stages)):
-        windows = np.zeros((len(boxes), 4), dtype=np.int64)
-        for s in np.unique(scale):
-            windows[scale == s] = project(boxes[scale == s], maps[s], t)
-        pooled.append(pool_regions([m.stages[t] for m in maps], windows, levels, index=scale))
-    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
 
 def _no_track(items: Sequence[Any], description: str) -> Iterable[Any]:

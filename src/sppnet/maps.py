@@ -1,4 +1,4 @@
-"""Feature maps of images: computed once, kept on disk in half precision."""
+"""Feature maps of images: computed once, asked for any window, kept on disk in half precision."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from sppnet.boxes import Boxes
 from sppnet.clock import Clock
 from sppnet.files import write_tensors
-from sppnet.geometry import FeatureMaps
+from sppnet.geometry import FeatureMaps, choose_scale, project
 from sppnet.images import Pixels, read_image
+from sppnet.pooling import pool_regions
 from sppnet.trunks import Trunk
 
 Image = Path | Pixels
@@ -36,6 +40,49 @@ def encode(trunk: Trunk, image: Pixels, sides: Sequence[int]) -> tuple[FeatureMa
         One per side.
     """
     return tuple(trunk(image, side) for side in sides)
+
+
+def pool_windows(
+    maps: Sequence[FeatureMaps],
+    boxes: Boxes,
+    shape: tuple[int, int],
+    sides: Sequence[int],
+    levels: Sequence[int],
+    reference: float = 208,
+    mode: str = "max",
+) -> Tensor:
+    """Pool windows of an image, each at the scale where its size suits the trunk best (section 4.1).
+
+    Parameters
+    ----------
+    maps : sequence of FeatureMaps
+        One per side.
+    boxes : (R, 4) float32
+        Windows in pixels of the original image.
+    shape : (int, int)
+        Height and width of the original image.
+    sides : sequence of int
+        Shorter side of each scale.
+    levels : sequence of int
+        Sides of the pyramid's levels.
+    reference : float
+        Side in pixels that a window should have at its scale; see `sppnet.geometry.choose_scale`.
+    mode : {"max", "average"}
+        What is kept of a bin.
+
+    Returns
+    -------
+    (R, D) float32 tensor
+        For each stage in turn, the pyramid in the order of `sppnet.pooling.pool_regions`.
+    """
+    scale = choose_scale(boxes, *shape, sides, reference)
+    pooled = []
+    for t in range(len(maps[0].stages)):
+        windows = np.zeros((len(boxes), 4), dtype=np.int64)
+        for s in np.unique(scale):
+            windows[scale == s] = project(boxes[scale == s], maps[s], t)
+        pooled.append(pool_regions([m.stages[t] for m in maps], windows, levels, mode=mode, index=scale))
+    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
 
 class MapCache:

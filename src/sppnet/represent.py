@@ -1,0 +1,424 @@
+"""Images and regions as vectors: frozen maps, a pyramid over the whole image or any box, a projection.
+
+What the paper does on Caltech101 and PASCAL VOC (sections 3.2 and 3.3), for any image and for boxes of one's
+own: the network runs once over the image, and every box is pooled from its maps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from sklearn.base import BaseEstimator, TransformerMixin
+from torch import Tensor
+
+from sppnet.boxes import Boxes, FloatArray, area
+from sppnet.files import write_tensors
+from sppnet.geometry import FeatureMaps
+from sppnet.images import Pixels, read_image, resize
+from sppnet.maps import Image, encode, pool_windows
+from sppnet.pooling import pyramid_length
+from sppnet.pooling.bins import valid_levels, valid_mode
+from sppnet.trunks import Trunk
+
+FORMAT, VERSION = "sppnet-embedder", "1"
+VIEWS = ("full", "crop", "warp")
+NORMS = ("l2", "none")
+_FACTS = "embedder"
+# So many vectors teach the projection, drawn at random; more change it little.
+SAMPLE = 4096
+_AHEAD = 4
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Vectors of images, and of boxes in them, on frozen features; a scikit-learn transformer.
+
+    Parameters
+    ----------
+    trunk : str
+        A timm model name.
+    stages : tuple of str
+        Which maps are pooled, see `sppnet.trunks.Trunk`; the vectors of several are joined.
+    output_stride : int
+        Largest stride of the trunk.
+    weights : str, optional
+        Weights file of the trunk, or ``"random"``; by default the installed ones.
+    device : str
+        ``"cpu"``, or a PyTorch device.
+    sides : tuple of int
+        Shorter sides in pixels to which images are resized. Of several, each box takes the one at which its
+        own side is nearest to 208 pixels (section 4.1).
+    levels : tuple of int
+        The pyramid; ``(1,)`` is global pooling.
+    mode : {"max", "average"}
+        What is kept of a bin.
+    view : {"full", "crop", "warp"}
+        The whole image; its central square; or the whole image pressed into a square (section 3.3). Boxes
+        need the whole image.
+    power : float
+        Every number becomes ``sign(x) * abs(x) ** power`` before the norm; 1 leaves it, as the paper does.
+        0.5 keeps a few strong responses from deciding everything.
+    norm : {"l2", "none"}
+        Whether vectors are scaled to length 1 (section 3.2), those of several stages first one by one.
+    pca : int, optional
+        Number of components to project to, learnt by `fit`; projected vectors are scaled to length 1 again.
+    seed : int
+        Of the sample that the projection is learnt from.
+
+    Attributes
+    ----------
+    pca_mean_ : (D,) float32
+    pca_components_ : (pca, D) float32
+        Learnt by `fit` where `pca` is set.
+
+    Examples
+    --------
+    >>> from skimage.data import chelsea
+    >>> embed = Embedder(levels=(2, 1), weights="random")
+    >>> embed(chelsea()).shape
+    (6400,)
+    >>> embed(chelsea(), np.array([[140, 30, 440, 290], [200, 90, 250, 130]])).shape
+    (2, 6400)
+    """
+
+    pca_mean_: Vectors
+    pca_components_: Vectors
+
+    def __init__(
+        self,
+        trunk: str = "tf_efficientnet_lite0",
+        *,
+        stages: tuple[str, ...] = ("head",),
+        output_stride: int = 32,
+        weights: str | None = None,
+        device: str = "cpu",
+        sides: tuple[int, ...] = (224,),
+        levels: tuple[int, ...] = (3, 2, 1),
+        mode: str = "max",
+        view: str = "full",
+        power: float = 0.5,
+        norm: str = "l2",
+        pca: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.trunk, self.stages, self.output_stride = trunk, stages, output_stride
+        self.weights, self.device = weights, device
+        self.sides, self.levels, self.mode, self.view = sides, levels, mode, view
+        self.power, self.norm, self.pca, self.seed = power, norm, pca, seed
+
+    @property
+    def network(self) -> Trunk:
+        """The trunk; embedders of equal settings share it."""
+        valid_levels(self.levels), valid_mode(self.mode)
+        if self.view not in VIEWS or self.norm not in NORMS or not self.power > 0:
+            raise ValueError(
+                f"found view {self.view!r}, norm {self.norm!r} and power {self.power}, "
+                f"expected one of {', '.join(VIEWS)}, one of {', '.join(NORMS)}, and above 0"
+            )
+        if not self.sides or min(self.sides) < 1 or (self.pca is not None and self.pca < 1):
+            raise ValueError(f"found sides {self.sides} and pca {self.pca}, expected numbers from 1 up")
+        return _trunk(self.trunk, tuple(self.stages), self.output_stride, self.weights, self.device)
+
+    @property
+    def signature(self) -> str:
+        """Text that identifies everything the vectors depend on."""
+        text = f"{self.network.signature} {json.dumps(self._settings())}"
+        if self.pca is None:
+            return text
+        self._check_fitted()
+        return f"{text} pca={_fingerprint(self.pca_components_)}"
+
+    @property
+    def length(self) -> int:
+        """Numbers in a vector."""
+        return self.pca or sum(pyramid_length(c, self.levels) for c in self.network.channels)
+
+    def __call__(self, image: Image, boxes: npt.ArrayLike | None = None) -> Vectors:
+        """Embed an image, or boxes in it.
+
+        Parameters
+        ----------
+        image : Path or (H, W, 3) uint8 RGB
+        boxes : (R, 4) float, optional
+            Pixels of the original image, 0-based and half-open.
+
+        Returns
+        -------
+        (D,) float32 without `boxes`, else (R, D) float32
+
+        Raises
+        ------
+        ValueError
+            If a box has no area or lies outside the image (names the first), the projection is not learnt
+            yet, or boxes are asked of another view than the full one.
+        """
+        pixels = read_image(image) if isinstance(image, Path) else image
+        asked = None if boxes is None else self._checked(boxes, pixels.shape[:2])
+        vectors = self.embed_maps(self.maps(pixels), pixels.shape[:2], asked)
+        return vectors[0] if boxes is None else vectors
+
+    def maps(self, image: Pixels) -> tuple[FeatureMaps, ...]:
+        """Compute the maps of an image, one per side: the expensive step, once for any number of boxes."""
+        height, width = image.shape[:2]
+        if self.view == "crop":
+            side = min(height, width)
+            y, x = (height - side) // 2, (width - side) // 2
+            image = image[y : y + side, x : x + side]
+        elif self.view == "warp":
+            image = resize(image, max(self.sides), max(self.sides))
+        return encode(self.network, image, self.sides)
+
+    def embed_maps(
+        self, maps: Sequence[FeatureMaps], shape: tuple[int, int], boxes: Boxes | None = None
+    ) -> Vectors:
+        """Embed boxes, or the whole image, from maps that `maps` gave.
+
+        Parameters
+        ----------
+        maps : sequence of FeatureMaps
+        shape : (int, int)
+            Height and width of the original image.
+        boxes : (R, 4) float32, optional
+            By default the whole image.
+
+        Returns
+        -------
+        (R, D) float32
+        """
+        if boxes is None:
+            # Of a crop or a warped image this is the whole of it, too: boxes are clipped to the map.
+            boxes = np.array([[0, 0, shape[1], shape[0]]], np.float32)
+        pooled = pool_windows(maps, boxes, shape, self.sides, self.levels, mode=self.mode)
+        return self._projected(self._normalised(pooled))
+
+    def fit(self, images: Iterable[Image], labels: object = None) -> Embedder:
+        """Learn the projection from images; without `pca` there is nothing to learn.
+
+        Parameters
+        ----------
+        images : iterable of Path or (H, W, 3) uint8 RGB
+        labels
+            Passed over, for scikit-learn.
+        """
+        self.network  # noqa: B018  (says now what is wrong with the settings)
+        if self.pca is None:
+            return self
+        chosen = _sampled(list(images), self.seed)
+        return self.fit_vectors(self.unprojected().transform(chosen))
+
+    def unprojected(self) -> Embedder:
+        """Return the same embedder without the projection: what that is learnt from."""
+        settings: dict[str, Any] = self.get_params() | {"pca": None}
+        return Embedder(**settings)
+
+    def fit_vectors(self, vectors: FloatArray) -> Embedder:
+        """Learn the projection from (n, D) vectors of the `unprojected` embedder.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer vectors than components.
+        """
+        from sklearn.decomposition import PCA
+
+        if self.pca is None:
+            raise ValueError("found no number of components, expected pca to be set")
+        if len(vectors) < self.pca:
+            raise ValueError(
+                f"found {len(vectors)} vectors to learn {self.pca} components from, "
+                "expected at least as many; use fewer components or none"
+            )
+        known = PCA(self.pca, svd_solver="randomized", random_state=self.seed).fit(
+            _sampled(vectors, self.seed)
+        )
+        self.pca_mean_ = known.mean_.astype(np.float32)
+        self.pca_components_ = known.components_.astype(np.float32)
+        return self
+
+    def transform(self, images: Iterable[Image]) -> Vectors:
+        """Embed whole images, (n, D) float32; the next ones are read meanwhile.
+
+        Raises
+        ------
+        ValueError, OSError
+            From the first image that cannot be read; the message names it.
+        """
+        vectors = []
+        for found in self.stream(images):
+            if isinstance(found, Exception):
+                raise found
+            vectors.append(found[0])
+        return np.stack(vectors) if vectors else np.zeros((0, self.length), np.float32)
+
+    def stream(
+        self, images: Iterable[Image], boxes: Iterable[npt.ArrayLike | None] | None = None
+    ) -> Iterator[Vectors | Exception]:
+        """Embed many images one after the other, or the boxes in each; the next ones are read meanwhile.
+
+        Parameters
+        ----------
+        images : iterable of Path or (H, W, 3) uint8 RGB
+        boxes : iterable of (R, 4) float or None, optional
+            For each image; None is the whole image.
+
+        Yields
+        ------
+        (R, D) float32, or the ValueError or OSError that an image gave
+        """
+        asked = iter(boxes) if boxes is not None else None
+        with ThreadPoolExecutor(1) as ahead:
+            source = iter(images)
+            waiting = [(image, ahead.submit(_read, image)) for image in islice(source, _AHEAD)]
+            while waiting:
+                image, reading = waiting.pop(0)
+                waiting += [(following, ahead.submit(_read, following)) for following in islice(source, 1)]
+                wanted = None if asked is None else next(asked)
+                try:
+                    found = self(reading.result(), wanted)
+                except (ValueError, OSError) as error:
+                    known = not isinstance(image, Path) or str(image) in str(error)
+                    yield error if known else ValueError(f"{image}: {error}")
+                else:
+                    yield found[None] if wanted is None else found
+
+    def save(self, path: str | Path) -> None:
+        """Write settings and projection to a safetensors file, for `load`."""
+        facts, tensors = self.state()
+        write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, **facts})
+
+    def state(self) -> tuple[dict[str, str], dict[str, Tensor]]:
+        """Return what `load` needs, as metadata and tensors for a safetensors file of any format."""
+        about = {"signature": self.signature, "settings": self._settings(), "trunk": self._trunk_settings()}
+        projection = {} if self.pca is None else {"mean": self.pca_mean_, "components": self.pca_components_}
+        tensors = {f"pca.{name}": torch.from_numpy(value) for name, value in projection.items()}
+        return {_FACTS: json.dumps(about)}, tensors
+
+    @classmethod
+    def load(cls, path: str | Path, *, weights: str | None = None, device: str = "cpu") -> Embedder:
+        """Read an embedder from its own file, or from any file of vectors that it made.
+
+        Parameters
+        ----------
+        path : path
+        weights : str, optional
+            Weights file of the trunk, if it was not the installed one.
+        device : str
+
+        Raises
+        ------
+        ValueError
+            If the file holds none, or the trunk at hand has other weights (names both).
+        FileNotFoundError
+            If there is no such file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: found no such file, expected an embedder")
+        try:
+            with safe_open(path, "np") as file:
+                about = json.loads((file.metadata() or {})[_FACTS])
+                fitted = {k: file.get_tensor(k) for k in file.keys() if k.startswith("pca.")}  # noqa: SIM118
+            stored = about["trunk"] | about["settings"]
+            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+            embedder = cls(weights=weights, device=device, **plain)
+            if embedder.pca is not None:
+                embedder.pca_mean_, embedder.pca_components_ = fitted["pca.mean"], fitted["pca.components"]
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: found no embedder in it ({error}), expected one of sppnet's") from None
+        if embedder.signature != about["signature"]:
+            raise ValueError(
+                f"{path}: made by {about['signature']}, found {embedder.signature}; expected the same trunk "
+                "and weights"
+            )
+        return embedder
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Tell scikit-learn whether `transform` can be called."""
+        return self.pca is None or hasattr(self, "pca_components_")
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("sides", "levels", "mode", "view", "power", "norm", "pca")
+        return {name: getattr(self, name) for name in names}
+
+    def _trunk_settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("trunk", "stages", "output_stride")}
+
+    def _checked(self, boxes: npt.ArrayLike, shape: tuple[int, int]) -> Boxes:
+        if self.view != "full":
+            raise ValueError(f"found boxes for the view {self.view!r}, expected the view 'full'")
+        given = np.asarray(boxes, np.float32)
+        if given.size == 0:
+            return np.zeros((0, 4), np.float32)
+        if given.ndim != 2 or given.shape[1] != 4:
+            raise ValueError(f"found boxes of shape {given.shape}, expected (R, 4)")
+        height, width = shape
+        inside = np.clip(given, 0, [width, height, width, height])
+        wrong = np.flatnonzero(~np.isfinite(given).all(axis=1) | ~(area(inside) > 0))
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(
+                f"found the box {row} {given[row].tolist()}, expected x1 < x2 and y1 < y2, inside the image "
+                f"of {width} x {height}"
+            )
+        return given
+
+    def _normalised(self, pooled: Tensor) -> Tensor:
+        if self.power != 1:
+            pooled = pooled.sign() * pooled.abs().pow(self.power)
+        if self.norm == "none":
+            return pooled
+        lengths = [pyramid_length(c, self.levels) for c in self.network.channels]
+        parts = [F.normalize(part) for part in torch.split(pooled, lengths, dim=1)]
+        return parts[0] if len(parts) == 1 else F.normalize(torch.cat(parts, dim=1))
+
+    def _projected(self, vectors: Tensor) -> Vectors:
+        if self.pca is None:
+            return vectors.numpy()
+        self._check_fitted()
+        components = torch.from_numpy(self.pca_components_)
+        # The mean is taken off afterwards: it is one short vector there.
+        offset = components @ torch.from_numpy(self.pca_mean_)
+        projected = vectors @ components.T - offset
+        return (F.normalize(projected) if self.norm == "l2" else projected).numpy()
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise ValueError(
+                f"the projection to {self.pca} components is not learnt yet; call fit, or load one"
+            )
+
+
+@lru_cache(maxsize=4)
+def _trunk(name: str, stages: tuple[str, ...], output_stride: int, weights: str | None, device: str) -> Trunk:
+    return Trunk(name, stages, output_stride, weights, device)
+
+
+def _read(image: Image) -> Pixels:
+    return read_image(image) if isinstance(image, Path) else image
+
+
+def _sampled(items: Any, seed: int) -> Any:
+    """Return at most `SAMPLE` of the items, drawn at random."""
+    if len(items) <= SAMPLE:
+        return items
+    chosen = np.sort(np.random.default_rng(seed).choice(len(items), SAMPLE, replace=False))
+    return items[chosen] if isinstance(items, np.ndarray) else [items[i] for i in chosen]
+
+
+def _fingerprint(values: Vectors) -> str:
+    """Return 16 hexadecimal digits that stand for an array."""
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:16]
