@@ -1,4 +1,4 @@
-"""Detection datasets: PASCAL VOC, COCO and YOLO folders as one sequence of samples.
+"""Detection datasets: PASCAL VOC, COCO and YOLO folders, and CSV files, as one sequence of samples.
 
 The formats' own conventions end here: what comes out has 0-based half-open boxes (see docs/conventions.md).
 What is wrong in a dataset is an error that names file and line; what is merely odd is put right, counted and
@@ -7,6 +7,7 @@ told in `Dataset.notes`. Nothing is skipped silently.
 
 from __future__ import annotations
 
+import csv
 import glob
 import math
 import os
@@ -26,7 +27,7 @@ from sppnet.boxes import Target, clip
 from sppnet.files import numbered_lines, read_json
 from sppnet.images import ImageError, image_files, image_size
 
-Format = Literal["voc", "coco", "yolo"]
+Format = Literal["voc", "coco", "yolo", "csv"]
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -114,6 +115,8 @@ def read_dataset(root: str | Path, split: str | None = None, *, format: Format |
     - YOLO: a YAML file, or a folder with ``data.yaml`` or ``dataset.yaml``, whose ``train``, ``val`` and
       ``test`` are the splits; or a folder with ``images``, ``labels`` and ``classes.txt`` or ``obj.names``,
       where ``all`` and each folder in ``images`` are splits.
+    - CSV: a file with the columns ``path`` (relative to its folder, or absolute), ``x1, y1, x2, y2`` (pixels,
+      0-based and half-open), and possibly ``label`` and ``split``; a line for each box.
 
     Boxes that reach beyond their image are clipped, and counted in `Dataset.notes`. Images without objects
     are kept as negatives; in YOLO folders also those without a label file, unless no image has one.
@@ -126,7 +129,7 @@ def read_dataset(root: str | Path, split: str | None = None, *, format: Format |
         Name of the part to read, or a beginning that only one has (``train`` finds ``train2017``). By default
         everything that is annotated (VOC), or the only split there is (COCO, YOLO). Of a COCO file it is just
         a name, and that of a folder where its images may be.
-    format : {"voc", "coco", "yolo"}, optional
+    format : {"voc", "coco", "yolo", "csv"}, optional
         Needed where a folder can be read in more than one way.
 
     Raises
@@ -605,6 +608,63 @@ def _orphans(labels: Mapping[Path, Path]) -> list[Path]:
     return sorted(found - labels.keys())
 
 
+_CORNERS = ("x1", "y1", "x2", "y2")
+_UNNAMED = "box"  # the label of boxes without one
+
+
+def _csv_files(root: Path) -> list[Path]:
+    return [root] if root.is_file() and root.suffix.lower() == ".csv" else []
+
+
+def _read_csv(root: Path, split: str | None) -> Dataset:
+    findings = _Findings()
+    boxes: dict[str, list[_Row]] = {}
+    places: dict[str, str] = {}
+    splits: set[str] = set()
+    with root.open(encoding="utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text, skipinitialspace=True, restkey="", restval="")
+        columns = reader.fieldnames or []
+        if not {"path", *_CORNERS} <= set(columns):
+            raise DatasetError(
+                f"{root}:1: found the columns {', '.join(columns) or '(none)'}, expected path, x1, y1, x2, y2"
+            )
+        try:
+            for line in reader:
+                splits.add(line.get("split", ""))
+                if split is not None and line.get("split") != split:
+                    continue
+                where = f"{root}:{reader.line_num}"
+                with findings.collect():
+                    path = line["path"]
+                    boxes.setdefault(path, []).append(_csv_row(where, line))
+                    places.setdefault(path, where)
+        except csv.Error as error:
+            raise DatasetError(f"{root}:{reader.line_num}: found no CSV ({error}), expected CSV") from None
+    if split is not None and split not in splits:
+        raise DatasetError(f"{root}: found no split {split!r}, expected one of: {', '.join(sorted(splits))}")
+    samples = []
+    for name, rows in boxes.items():
+        with findings.collect():
+            path = root.parent / name
+            if not path.is_file():
+                raise DatasetError(f"{places[name]}: found no image file {path}, expected one")
+            height, width = image_size(path)
+            samples.append(Sample(name, path, findings.target(rows, height, width)))
+    return findings.dataset(root, split, samples)
+
+
+def _csv_row(where: str, line: Mapping[str, str]) -> _Row:
+    texts = [line[name] for name in _CORNERS]
+    try:
+        x1, y1, x2, y2 = map(float, texts)
+    except ValueError:
+        raise DatasetError(
+            f"{where}: found {', '.join(texts)}, expected the numbers x1, y1, x2, y2"
+        ) from None
+    label = line.get("label") or _UNNAMED
+    return _Row((x1, y1, x2, y2), label, f"{where}: box {', '.join(texts)} of {label!r}")
+
+
 class _Known(NamedTuple):
     """A format: how to tell it, how to read it, what it looks like."""
 
@@ -619,4 +679,5 @@ _FORMATS: dict[str, _Known] = {
         _coco_files, _read_coco, "a .json file, annotations/instances_*.json or _annotations.coco.json"
     ),
     "yolo": _Known(_yolo_files, _read_yolo, "data.yaml, dataset.yaml, or images, labels and classes.txt"),
+    "csv": _Known(_csv_files, _read_csv, "a .csv file of path, x1, y1, x2, y2"),
 }

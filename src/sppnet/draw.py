@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from sppnet.boxes import Detections, Target
+from sppnet.boxes import Boxes, Detections, Target
 from sppnet.files import atomic_path
 from sppnet.images import Pixels
 from sppnet.metrics import ClassResult
@@ -72,7 +72,16 @@ def draw_detections(
     return np.asarray(picture)
 
 
-def _corners(box: np.ndarray[tuple[int], np.dtype[np.float32]]) -> tuple[float, float, float, float]:
+def draw_region(image: Pixels, box: Boxes) -> Pixels:
+    """Return a copy of an image with a (4,) box drawn on it."""
+    picture = Image.fromarray(image)
+    pen, unit = ImageDraw.Draw(picture), max(2, round(min(picture.size) / 80))
+    pen.rectangle(_corners(box), outline=(0, 0, 0), width=2 * unit)
+    pen.rectangle(_corners(box), outline=(255, 210, 0), width=unit)
+    return np.asarray(picture)
+
+
+def _corners(box: Boxes) -> tuple[float, float, float, float]:
     """Return the inclusive corners that Pillow draws for a half-open box."""
     return (
         float(box[0]),

@@ -20,8 +20,8 @@ from sppnet.images import SUFFIXES
 
 _SUFFIXES = frozenset(os.fsencode(suffix) for suffix in SUFFIXES)
 _SHOWN = 10
-# Where ImageNet keeps its splits, below the folder that its archive is unpacked to.
-_IMAGENET = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+# Where ImageNet keeps its splits and Caltech101 its classes, below the folder that their archives unpack to.
+_PUBLISHED = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "101_ObjectCategories")
 # A folder of such a name that holds folders is taken for a split until the caller says otherwise.
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
@@ -150,7 +150,7 @@ def read_labelled_images(
         raise FileNotFoundError(f"{root}: found no such folder or file, expected labelled images")
     notes: tuple[str, ...] = ()
     if root.is_dir():
-        root = next((root / below for below in _IMAGENET if (root / below).is_dir()), root)
+        root = next((root / below for below in _PUBLISHED if (root / below).is_dir()), root)
         names, notes = _read_folder(root, split)
     elif root.suffix.lower() == ".csv":
         names = _read_csv(root, split)

@@ -132,13 +132,17 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return _trunk(self.trunk, tuple(self.stages), self.output_stride, self.weights, self.device)
 
     @property
+    def kind(self) -> str:
+        """Text that identifies trunk and settings: what embedders share whose projections may differ."""
+        return f"{self.network.signature} {json.dumps(self._settings())}"
+
+    @property
     def signature(self) -> str:
         """Text that identifies everything the vectors depend on."""
-        text = f"{self.network.signature} {json.dumps(self._settings())}"
         if self.pca is None:
-            return text
+            return self.kind
         self._check_fitted()
-        return f"{text} pca={_fingerprint(self.pca_components_)}"
+        return f"{self.kind} projection={_fingerprint(self.pca_components_)}"
 
     @property
     def length(self) -> int:
@@ -323,26 +327,23 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         FileNotFoundError
             If there is no such file.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: found no such file, expected an embedder")
-        try:
-            with safe_open(path, "np") as file:
-                about = json.loads((file.metadata() or {})[_FACTS])
-                fitted = {k: file.get_tensor(k) for k in file.keys() if k.startswith("pca.")}  # noqa: SIM118
-            stored = about["trunk"] | about["settings"]
-            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-            embedder = cls(weights=weights, device=device, **plain)
-            if embedder.pca is not None:
-                embedder.pca_mean_, embedder.pca_components_ = fitted["pca.mean"], fitted["pca.components"]
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: found no embedder in it ({error}), expected one of sppnet's") from None
+        about, fitted = _stored(Path(path))
+        stored = about["trunk"] | about["settings"]
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        embedder = cls(weights=weights, device=device, **plain)
+        if embedder.pca is not None:
+            embedder.pca_mean_, embedder.pca_components_ = fitted["pca.mean"], fitted["pca.components"]
         if embedder.signature != about["signature"]:
             raise ValueError(
                 f"{path}: made by {about['signature']}, found {embedder.signature}; expected the same trunk "
                 "and weights"
             )
         return embedder
+
+    @staticmethod
+    def stored_signature(path: Path) -> str:
+        """Return the signature of the embedder in a file, for which `load` is not needed."""
+        return str(_stored(path)[0]["signature"])
 
     def __sklearn_is_fitted__(self) -> bool:
         """Tell scikit-learn whether `transform` can be called."""
@@ -403,6 +404,19 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 @lru_cache(maxsize=4)
 def _trunk(name: str, stages: tuple[str, ...], output_stride: int, weights: str | None, device: str) -> Trunk:
     return Trunk(name, stages, output_stride, weights, device)
+
+
+def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Vectors]]:
+    """Return what a file tells of the embedder in it, and its projection."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: found no such file, expected an embedder")
+    try:
+        with safe_open(path, "np") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})[_FACTS])
+            projection = {k: file.get_tensor(k) for k in file.keys() if k.startswith("pca.")}  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: found no embedder in it ({error}), expected one of sppnet's") from None
+    return about, projection
 
 
 def _read(image: Image) -> Pixels:

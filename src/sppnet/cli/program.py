@@ -14,6 +14,7 @@ import typer
 from sppnet.cli.classification import classify
 from sppnet.cli.console import SHIPPED, Device, Weights, check_places, integers, print_failures, track
 from sppnet.cli.detection import PROPOSALS, SHOWN, detect, detect_in, propose_windows
+from sppnet.cli.representation import embed, index, protocol, search
 
 if TYPE_CHECKING:
     from sppnet.boxes import Boxes
@@ -22,10 +23,14 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Spatial pyramid pooling: classifiers and detectors from one pass over images of any size.",
+    help="Spatial pyramid pooling: classifiers, detectors and vectors from one pass over images of any size.",
 )
 app.add_typer(detect, name="detect")
 app.add_typer(classify, name="classify")
+app.command()(embed)
+app.add_typer(protocol, name="protocol")
+app.command()(index)
+app.command()(search)
 
 
 def main() -> None:

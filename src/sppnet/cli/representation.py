@@ -1,0 +1,624 @@
+"""The commands on vectors: of images and boxes, the paper's protocols on them, search by region."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sppnet.cli.console import (
+    Device,
+    Json,
+    Out,
+    Split,
+    Weights,
+    check_folder,
+    check_places,
+    integers,
+    make_folder,
+    name_list,
+    print_failures,
+    print_table,
+    track,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sppnet.boxes import Boxes, Target
+    from sppnet.images import Pixels
+    from sppnet.represent import Embedder, Vectors
+    from sppnet.search import Hit, Index
+
+protocol = typer.Typer(no_args_is_help=True, help="The paper's protocols for frozen features.")
+
+TrunkName = Annotated[str, typer.Option("--trunk", help="timm model name.")]
+Stages = Annotated[str, typer.Option(help="Stages that feed the pyramid: 1 to 5, head.")]
+Stride = Annotated[int, typer.Option(help="Largest stride of the trunk: 32, or 16 for finer maps.")]
+Scales = Annotated[
+    str, typer.Option(help="Shorter sides in pixels, by commas; each box takes the one that suits it.")
+]
+Levels = Annotated[str, typer.Option(help="Pyramid levels, by commas.")]
+Mode = Annotated[str, typer.Option(help="What is kept of a bin: max or average.")]
+View = Annotated[str, typer.Option(help="full: the whole image; crop: its centre; warp: pressed square.")]
+Power = Annotated[float, typer.Option(help="Numbers are raised to it before the norm; 1 leaves them.")]
+Pca = Annotated[int | None, typer.Option(min=1, help="Project to so many components.")]
+Seed = Annotated[int, typer.Option(help="Of every random draw.")]
+
+_TRUNK, _STAGES, _STRIDE, _SCALES, _LEVELS = "tf_efficientnet_lite0", "head", 32, "224", "3,2,1"
+# The paper's best, of Overfeat-7 (tables 6 and 7).
+_PUBLISHED = {"caltech101": 93.42, "voc": 82.44}
+# What an index is made of unless told otherwise (benchmarks/search.py).
+_REGIONS, _REGION_SCALES, _REGION_LEVELS, _REGION_PCA = 60, "320", "2,1", 256
+_PROPOSALS = "edge-boxes"
+# Seconds after which an index that grows is written.
+_SAVE_EVERY = 300.0
+
+
+def embed(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="Image files, folders, patterns, or one folder of class folders."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File of vectors to write (.safetensors).")] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="Boxes to embed: VOC folder, COCO JSON, YOLO folder, CSV of path,x1,y1,x2,y2."),
+    ] = None,
+    split: Split = None,
+    append: Annotated[bool, typer.Option(help="Add images to OUT; those it has are not done again.")] = False,
+    like: Annotated[
+        Path | None, typer.Option(help="File of vectors whose settings and projection to take.")
+    ] = None,
+    trunk: TrunkName = _TRUNK,
+    stages: Stages = _STAGES,
+    stride: Stride = _STRIDE,
+    weights: Weights = None,
+    scales: Scales = _SCALES,
+    levels: Levels = _LEVELS,
+    mode: Mode = "max",
+    view: View = "full",
+    power: Power = 0.5,
+    norm: Annotated[str, typer.Option(help="l2: vectors of length 1; none: as they are.")] = "l2",
+    pca: Pca = None,
+    half: Annotated[bool, typer.Option(help="Write half precision.")] = False,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Write a vector for each image, or each of your boxes; a run that was stopped goes on."""
+    from sppnet.files import check_writable
+    from sppnet.represent import Embedder
+    from sppnet.vectors import VectorWriter, parts_folder
+
+    if out is None or out.suffix != ".safetensors":
+        raise ValueError(f"--out {out}: expected a file that ends in .safetensors")
+    check_writable(out)
+    check_folder(parts_folder(out))
+    jobs = _jobs(sources or [], boxes, split)
+    check_places(out, None, [path for path, _, _ in jobs])
+    if like is not None:
+        embedder = Embedder.load(like, weights=weights, device=device)
+    else:
+        embedder = _embedder(
+            trunk, stages, stride, weights, device, scales, levels, mode, view, power, norm, pca, seed
+        )
+    embedder = _with_projection(embedder, out, append, jobs)
+    writer = VectorWriter(out, embedder, half=half, append=append)
+    waiting = [job for job in jobs if str(job[0]) not in writer.done]
+    if len(waiting) < len(jobs):
+        print(f"note: {len(jobs) - len(waiting)} of {len(jobs)} images are there already", file=sys.stderr)
+    failures: list[str] = []
+    stream = embedder.stream([path for path, _, _ in waiting], [asked for _, asked, _ in waiting])
+    start = time.perf_counter()
+    for (path, asked, labels), found in zip(waiting, track(stream, "Embedding", len(waiting)), strict=True):
+        if isinstance(found, Exception):
+            failures.append(str(found))
+        else:
+            writer.add(str(path), found, _boxes_of(path, asked), labels)
+    seconds = time.perf_counter() - start
+    print_failures(failures, len(jobs))
+    if len(failures) == len(jobs):
+        raise typer.Exit(1)
+    count = writer.finish()
+    speed = f", {len(waiting) / seconds:.3g} images per second" if waiting else ""
+    print(f"{out}: {count} vectors of {embedder.length} numbers{speed}")
+    raise typer.Exit(int(bool(failures)))
+
+
+@protocol.command()
+def caltech101(
+    data: Annotated[
+        Path, typer.Argument(help="Caltech101: a folder with a folder of images for each class.")
+    ],
+    splits: Annotated[int, typer.Option(min=1, help="Random splits.")] = 10,
+    json_file: Json = None,
+    trunk: TrunkName = _TRUNK,
+    stages: Stages = _STAGES,
+    stride: Stride = _STRIDE,
+    weights: Weights = None,
+    scale: Annotated[int, typer.Option(min=1, help="Shorter side in pixels.")] = 224,
+    levels: Levels = _LEVELS,
+    mode: Mode = "max",
+    view: View = "full",
+    power: Power = 0.5,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Measure features by Caltech101's protocol: 30 training and up to 50 test images of each class.
+
+    C of the SVMs is chosen by cross-validation inside the training images of each split.
+    """
+    import numpy as np
+
+    from sppnet.folders import read_labelled_images
+    from sppnet.protocols import caltech101, gram_matrix
+
+    check_places(json_file, None, [data])
+    images = read_labelled_images(data, ".")
+    for note in images.notes:
+        print(f"note: {note}", file=sys.stderr)
+    embedder = _embedder(
+        trunk, stages, stride, weights, device, str(scale), levels, mode, view, power, "l2", None, seed
+    )
+    gram = gram_matrix(_all_vectors(embedder, [path for path, _ in images]))
+    labels = np.array([label for _, label in images])
+    results = caltech101(gram, labels, splits=splits, seed=seed)
+    found = list(track(results, "Fitting SVMs", splits))
+    values = np.array([result.accuracy for result in found])
+    spread = float(values.std(ddof=1)) if len(values) > 1 else None
+    print(
+        f"{100 * values.mean():.2f} % mean class accuracy"
+        + ("" if spread is None else f" ± {100 * spread:.2f}")
+        + f" over {splits} splits (paper, Overfeat-7: {_PUBLISHED['caltech101']} ± 0.5)"
+    )
+    if json_file is not None:
+        content = {
+            "mean": float(values.mean()),
+            "std": spread,
+            "splits": [{"accuracy": result.accuracy, "C": result.C} for result in found],
+            "embedder": embedder.signature,
+            "images": len(images),
+            "classes": len(images.classes),
+        }
+        write_json(json_file, content)
+
+
+@protocol.command()
+def voc(
+    data: Annotated[Path, typer.Argument(help="VOC folder.")],
+    train_split: Annotated[str, typer.Option(help="Images to learn from.")] = "trainval",
+    test_split: Annotated[str, typer.Option(help="Images to test on.")] = "test",
+    json_file: Json = None,
+    classes: Annotated[str | None, typer.Option(help="Classes, by commas; default: all.")] = None,
+    trunk: TrunkName = _TRUNK,
+    stages: Stages = _STAGES,
+    stride: Stride = _STRIDE,
+    weights: Weights = None,
+    scales: Annotated[
+        str, typer.Option(help="Shorter sides to choose from inside the training images, by commas.")
+    ] = "224,320,392",
+    levels: Levels = _LEVELS,
+    mode: Mode = "max",
+    view: View = "full",
+    power: Power = 0.5,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Measure features by PASCAL VOC's classification task: AP of each class.
+
+    Scale, and C of the SVM of each class, are chosen by cross-validation inside the training images.
+    """
+    import numpy as np
+    from rich.table import Table
+
+    from sppnet.datasets import read_dataset
+    from sppnet.protocols import cross_validated, gram_matrix, voc
+
+    check_places(json_file, None, [data])
+    parts = [read_dataset(data, split) for split in (train_split, test_split)]
+    samples = [sample for part in parts for sample in part]
+    names = sorted({*parts[0].classes}) if classes is None else name_list(classes)
+    signs = _presence([sample.target for sample in samples], names)
+    train, test = np.arange(len(parts[0])), np.arange(len(parts[0]), len(samples))
+    paths = [sample.path for sample in samples]
+    best: tuple[float, int, Embedder, Any] | None = None
+    expected: dict[int, float] = {}
+    for side in integers("--scales", scales):
+        embedder = _embedder(
+            trunk, stages, stride, weights, device, str(side), levels, mode, view, power, "l2", None, seed
+        )
+        gram = gram_matrix(_all_vectors(embedder, paths, f"Embedding at {side}"))
+        expected[side] = cross_validated(gram, signs, train, seed=seed)
+        print(f"shorter side {side}: {100 * expected[side]:.2f} mAP by cross-validation")
+        if best is None or expected[side] > best[0]:
+            best = expected[side], side, embedder, gram
+    assert best is not None
+    results = voc(best[3], signs, train, test, seed=seed)
+    table = Table("class", "positives", "AP (11-point)", "AP (area)", title=f"shorter side {best[1]}")
+    for name, result in zip(names, results, strict=True):
+        values = (result.average_precision, result.area)
+        table.add_row(name, str(result.positives), *(f"{100 * v:.2f}" for v in values))
+    tested = [result for result in results if result.positives]
+    means = [float(np.mean([getattr(r, kind) for r in tested])) for kind in ("average_precision", "area")]
+    table.add_section()
+    table.add_row("mean", "", *(f"{100 * mean:.2f}" for mean in means))
+    print_table(table)
+    print(f"paper, VOC 2007, 20 classes, Overfeat-7: {_PUBLISHED['voc']}")
+    if json_file is not None:
+        content = {
+            "mAP": means[0],
+            "mAP_area": means[1],
+            "classes": {
+                name: {"AP": r.average_precision, "AP_area": r.area, "C": r.C, "positives": r.positives}
+                for name, r in zip(names, results, strict=True)
+            },
+            "scale": best[1],
+            "cross_validation": {str(side): value for side, value in expected.items()},
+            "embedder": best[2].signature,
+        }
+        write_json(json_file, content)
+
+
+def index(
+    folder: Annotated[Path, typer.Argument(help="Folder of images, at any depth.")],
+    out: Annotated[Path, typer.Option(help="Folder of the index; brought up to date if it is there.")],
+    proposals: Annotated[
+        str, typer.Option(help="Windows of an image besides the whole: see sppnet propose --help; or none.")
+    ] = _PROPOSALS,
+    windows: Annotated[int, typer.Option(min=1, help="Most regions of an image.")] = _REGIONS,
+    trunk: TrunkName = _TRUNK,
+    stages: Stages = _STAGES,
+    stride: Stride = 16,
+    weights: Weights = None,
+    scales: Scales = _REGION_SCALES,
+    levels: Levels = _REGION_LEVELS,
+    mode: Mode = "max",
+    power: Power = 0.5,
+    pca: Annotated[int, typer.Option(min=1, help="Components of the vectors.")] = _REGION_PCA,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Index the regions of all images of a folder, for sppnet search.
+
+    Started again, it adds new and changed images and removes those that are gone; the rest stays.
+    """
+    from sppnet.images import image_files
+    from sppnet.search import MANIFEST, Index, changes
+
+    check_folder(out)
+    found = {str(path.relative_to(folder)): _stamp(path) for path in image_files([f"{folder}/**/*"])}
+    asked = _embedder(
+        trunk, stages, stride, weights, device, scales, levels, mode, "full", power, "l2", pca, seed
+    )
+    propose = _regions(proposals, windows)
+    if (out / MANIFEST).exists():
+        store = Index.open(out, weights=weights, device=device)
+        _check_kind(out, store.embedder, asked)
+    else:
+        learnt = _learn_regions(asked, [folder / name for name in found], propose)
+        store = Index.create(out, str(folder.resolve()), learnt)
+    new, changed, gone = changes(store.images, found)
+    store.remove([*changed, *gone])
+    failures = _fill(store, folder, {name: found[name] for name in [*new, *changed]}, propose)
+    print_failures(failures, len(found))
+    if not store.images:
+        raise typer.Exit(1)
+    store.save()
+    print(
+        f"{out}: {len(store)} regions of {len(store.images)} images; "
+        f"{len(new)} new, {len(changed)} changed, {len(gone)} gone"
+    )
+    raise typer.Exit(int(bool(failures)))
+
+
+def search(
+    store: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that sppnet index made.")],
+    image: Annotated[Path, typer.Option(help="Image to search with.")],
+    box: Annotated[
+        str | None, typer.Option(help="Region of it: x1,y1,x2,y2 in pixels; default: the whole image.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Most images.")] = 20,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that was indexed, for pictures; default: where it was.")
+    ] = None,
+    out: Out = None,
+    json_file: Json = None,
+    weights: Weights = None,
+    device: Device = "cpu",
+) -> None:
+    """Find the images with the regions most like a region of an image; --out draws them."""
+    import numpy as np
+    from rich.table import Table
+
+    from sppnet.images import read_image
+    from sppnet.search import Index
+
+    check_places(json_file, out, [image])
+    pixels = read_image(image)
+    region = _region(box, pixels)
+    known = Index.open(store, weights=weights, device=device)
+    vector = known.embedder(pixels, region[None])[0]
+    start = time.perf_counter()
+    hits = known.search(vector, top)
+    seconds = time.perf_counter() - start
+    table = Table("image", "score", "box (x1, y1, x2, y2)", title=f"of {len(known)} regions, {seconds:.3f} s")
+    for hit in hits:
+        table.add_row(hit.image, f"{hit.score:.3f}", ", ".join(f"{edge:.0f}" for edge in hit.box))
+    print_table(table)
+    if json_file is not None:
+        found = [{"image": h.image, "score": h.score, "box": np.asarray(h.box).tolist()} for h in hits]
+        content = {"query": {"image": str(image), "box": region.tolist()}, "hits": found, "seconds": seconds}
+        write_json(json_file, content)
+    if out is not None:
+        make_folder(out)
+        failures = _draw_hits(out / "search.png", pixels, region, hits, images or Path(known.source))
+        print(f"contact sheet in {out / 'search.png'}")
+        print_failures(failures, len(hits))
+        raise typer.Exit(int(bool(failures)))
+
+
+def _embedder(
+    trunk: str,
+    stages: str,
+    stride: int,
+    weights: str | None,
+    device: str,
+    scales: str,
+    levels: str,
+    mode: str,
+    view: str,
+    power: float,
+    norm: str,
+    pca: int | None,
+    seed: int,
+) -> Embedder:
+    """Build an embedder, and its network: what is wrong with the settings is said now."""
+    from sppnet.represent import Embedder
+
+    embedder = Embedder(
+        trunk,
+        stages=tuple(name_list(stages)),
+        output_stride=stride,
+        weights=weights,
+        device=device,
+        sides=integers("--scales", scales),
+        levels=integers("--levels", levels),
+        mode=mode,
+        view=view,
+        power=power,
+        norm=norm,
+        pca=pca,
+        seed=seed,
+    )
+    embedder.network  # noqa: B018
+    return embedder
+
+
+Job = tuple[Path, "Boxes | None", tuple[str, ...]]
+
+
+def _jobs(sources: Sequence[str], boxes: Path | None, split: str | None) -> list[Job]:
+    """Return the images to embed, with the boxes that are asked of each and the labels of the rows."""
+    from sppnet.datasets import read_dataset
+    from sppnet.folders import read_labelled_images
+    from sppnet.images import image_files
+
+    if boxes is None:
+        if not sources:
+            raise ValueError("found no image, expected image files, folders or patterns, or --boxes")
+        folder = Path(sources[0])
+        if len(sources) == 1 and folder.is_dir() and not any(path.is_file() for path in folder.iterdir()):
+            labelled = read_labelled_images(folder, split)
+            return [(path, None, (labelled.classes[label],)) for path, label in labelled]
+        return [(path, None, ("",)) for path in _distinct(image_files(sources))]
+    dataset = read_dataset(boxes, split)
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
+    targets = {sample.path.resolve(): sample.target for sample in dataset if sample.target.labels}
+    paths = _distinct(image_files(sources)) if sources else [sample.path for sample in dataset]
+    found = [(path, targets[path.resolve()]) for path in paths if path.resolve() in targets]
+    if not found:
+        raise ValueError(f"{boxes}: found no box of the {len(paths)} images, expected some")
+    if len(found) < len(paths):
+        print(f"note: images without boxes, left out: {len(paths) - len(found)}", file=sys.stderr)
+    return [(path, target.boxes, target.labels) for path, target in found]
+
+
+def _distinct(paths: Sequence[Path]) -> Sequence[Path]:
+    """Return the paths, unless two are one file."""
+    files: dict[Path, Path] = {}
+    for path in paths:
+        first = files.setdefault(path.resolve(), path)
+        if first is not path:
+            raise ValueError(f"{path}: found the same file as {first}, expected each image once")
+    return paths
+
+
+def _boxes_of(path: Path, asked: Boxes | None) -> Boxes:
+    """Return the boxes that were embedded: those that were asked for, or the whole image."""
+    import numpy as np
+
+    from sppnet.images import image_size
+
+    if asked is not None:
+        return asked
+    height, width = image_size(path)
+    return np.array([[0, 0, width, height]], np.float32)
+
+
+def _with_projection(embedder: Embedder, out: Path, append: bool, jobs: Sequence[Job]) -> Embedder:
+    """Return the embedder ready to embed: with the projection of an earlier run, or a new one."""
+    import numpy as np
+
+    from sppnet.represent import SAMPLE, Embedder
+    from sppnet.vectors import parts_folder
+
+    if embedder.pca is None or embedder.__sklearn_is_fitted__():
+        return embedder
+    kept = parts_folder(out) / "embedder.safetensors"
+    for earlier in (out if append else kept, kept):
+        if earlier.exists():
+            known = Embedder.load(earlier, weights=embedder.weights, device=embedder.device)
+            _check_kind(earlier, known, embedder)
+            return known
+    order = np.random.default_rng(embedder.seed).permutation(len(jobs))[:SAMPLE]
+    chosen = [jobs[i] for i in order.tolist()]
+    stream = embedder.unprojected().stream([p for p, _, _ in chosen], [asked for _, asked, _ in chosen])
+    rows = [found for found in track(stream, "Sampling", len(chosen)) if not isinstance(found, Exception)]
+    embedder.fit_vectors(_joined(rows, embedder))
+    kept.parent.mkdir(exist_ok=True)
+    embedder.save(kept)
+    return embedder
+
+
+def _check_kind(place: Path, known: Embedder, asked: Embedder) -> None:
+    """Raise a ValueError, with both names, if what is there was made with other settings."""
+    if known.kind != asked.kind:
+        raise ValueError(f"{place}: made by another embedder, {known.kind}; expected {asked.kind}")
+
+
+def _joined(rows: Sequence[Vectors], embedder: Embedder) -> Vectors:
+    import numpy as np
+
+    return np.concatenate([np.zeros((0, embedder.unprojected().length), np.float32), *rows])
+
+
+def _all_vectors(embedder: Embedder, paths: Sequence[Path], title: str = "Embedding") -> np.ndarray[Any, Any]:
+    """Embed all images, in half precision; a protocol on some of them would be another one."""
+    import numpy as np
+
+    vectors = np.empty((len(paths), embedder.length), np.float16)
+    for i, found in enumerate(track(embedder.stream(paths), title, len(paths))):
+        if isinstance(found, Exception):
+            raise found
+        vectors[i] = found[0]
+    return vectors
+
+
+def _presence(targets: Sequence[Target], names: Sequence[str]) -> np.ndarray[Any, Any]:
+    """Return (n, K): 1 for a class that an image shows, 0 for one it shows with difficulty alone, else -1."""
+    import numpy as np
+
+    signs = np.full((len(targets), len(names)), -1)
+    columns = {name: k for k, name in enumerate(names)}
+    for row, target in zip(signs, targets, strict=True):
+        for label, ignored in zip(target.labels, target.ignored, strict=True):
+            if label in columns:
+                row[columns[label]] = max(row[columns[label]], 0 if ignored else 1)
+    return signs
+
+
+Regions = Callable[["Pixels"], "Boxes"]
+
+
+def _regions(proposals: str, count: int) -> Regions:
+    """Return what gives the regions of an image: the whole, which comes first, and the best windows."""
+    from sppnet.proposals import parse
+
+    if proposals == "none":
+        return lambda pixels: _whole(pixels)[None]
+    method = parse(proposals)
+    return lambda pixels: method(pixels)[0][:count]
+
+
+def _whole(pixels: Pixels) -> Boxes:
+    """Return the (4,) box of a whole image."""
+    import numpy as np
+
+    return np.array([0, 0, pixels.shape[1], pixels.shape[0]], np.float32)
+
+
+def _stamp(path: Path) -> str:
+    """Return text that changes when a file does."""
+    facts = path.stat()
+    return f"{facts.st_size} {facts.st_mtime_ns}"
+
+
+def _prepared(paths: Sequence[Path], propose: Regions) -> Iterator[tuple[Path, Pixels, Boxes] | Exception]:
+    """Yield each image with its regions, or the error that it gave; the next ones are prepared meanwhile."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from sppnet.images import read_image
+
+    def prepare(path: Path) -> tuple[Path, Pixels, Boxes] | Exception:
+        try:
+            pixels = read_image(path)
+            return path, pixels, propose(pixels)
+        except (ValueError, OSError) as error:
+            return error if str(path) in str(error) else ValueError(f"{path}: {error}")
+
+    with ThreadPoolExecutor(2) as ahead:
+        left = iter(paths)
+        waiting = [ahead.submit(prepare, path) for path in islice(left, 4)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [ahead.submit(prepare, path) for path in islice(left, 1)]
+
+
+def _learn_regions(embedder: Embedder, paths: Sequence[Path], propose: Regions) -> Embedder:
+    """Learn the projection of an index from regions of a sample of the images."""
+    import numpy as np
+
+    from sppnet.represent import SAMPLE
+
+    order = np.random.default_rng(embedder.seed).permutation(len(paths))[: SAMPLE // 8]
+    chosen, raw = [paths[i] for i in order.tolist()], embedder.unprojected()
+    each = -(-SAMPLE // len(chosen))
+    rows = []
+    for ready in track(_prepared(chosen, propose), "Sampling", len(chosen)):
+        if not isinstance(ready, Exception):
+            _, pixels, boxes = ready
+            rows.append(raw(pixels, boxes[:: max(1, len(boxes) // each)]))
+    return embedder.fit_vectors(_joined(rows, embedder))
+
+
+def _fill(store: Index, folder: Path, stamps: Mapping[str, str], propose: Regions) -> list[str]:
+    """Add images to an index, save it now and then, and return what could not be read."""
+    failures: list[str] = []
+    saved = time.monotonic()
+    ready = _prepared([folder / name for name in stamps], propose)
+    for (name, stamp), found in zip(stamps.items(), track(ready, "Indexing", len(stamps)), strict=True):
+        if isinstance(found, Exception):
+            failures.append(str(found))
+            continue
+        _, pixels, boxes = found
+        store.add(name, stamp, boxes, store.embedder(pixels, boxes))
+        if time.monotonic() - saved > _SAVE_EVERY:
+            store.save()
+            saved = time.monotonic()
+    return failures
+
+
+def _region(text: str | None, pixels: Pixels) -> Boxes:
+    import numpy as np
+
+    if text is None:
+        return _whole(pixels)
+    try:
+        x1, y1, x2, y2 = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--box {text}: expected four numbers between commas: x1,y1,x2,y2") from None
+    return np.array([x1, y1, x2, y2], np.float32)
+
+
+def _draw_hits(path: Path, query: Pixels, region: Boxes, hits: Sequence[Hit], folder: Path) -> list[str]:
+    """Draw the query and what was found, each with its region; return what could not be read."""
+    from sppnet.draw import contact_sheet, draw_region
+    from sppnet.images import read_image, write_image
+
+    pictures, titles, failures = [draw_region(query, region)], ["query"], []
+    for rank, hit in enumerate(hits, 1):
+        try:
+            pictures.append(draw_region(read_image(folder / hit.image), hit.box))
+        except (ValueError, OSError) as error:
+            failures.append(str(error))
+        else:
+            titles.append(f"{rank}  {hit.score:.3f}  {hit.image}")
+    write_image(path, contact_sheet(pictures, titles))
+    return failures

@@ -1,0 +1,341 @@
+"""Search by region: an index of the vectors of images and of windows in them, kept on disk.
+
+An index is a folder: a graph of neighbours with the vectors in half precision (usearch), the rows behind it,
+and a manifest that names both with their checksums. The manifest is replaced last, so that what is on disk is
+always one whole index, the old or the new.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load_file
+
+from sppnet.boxes import Boxes
+from sppnet.files import atomic_path, read_json, write_tensors
+from sppnet.represent import Embedder, Vectors
+from sppnet.vectors import pack_names, unpack_names
+
+FORMAT, VERSION = "sppnet-index", "1"
+MANIFEST = "index.json"
+
+# Neighbours per vector, and how many candidates are kept while adding and searching: recall@10 of 0.95 and
+# more among a million regions (benchmarks/search.py).
+_CONNECTIVITY, _ADD, _SEARCH = 16, 96, 128
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Hit:
+    """What a search found in one image.
+
+    Attributes
+    ----------
+    image : str
+        Its name in the index.
+    box : (4,) float32
+        The region of it that matches best, in its pixels.
+    score : float
+        Inner product of the vectors: 1 for equal ones.
+    """
+
+    image: str
+    box: npt.NDArray[np.float32]
+    score: float
+
+
+class Index:
+    """Vectors of regions, found by likeness; `create` or `open` one.
+
+    Attributes
+    ----------
+    folder : Path
+    source : str
+        Where the images lie.
+    embedder : Embedder
+        Makes the vectors, those of the queries, too; they have length 1.
+    images : dict of str to str
+        Name of each image to its stamp: any text that changes when the image does.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: str,
+        embedder: Embedder,
+        graph: Any,
+        images: dict[str, str],
+        owners: npt.NDArray[np.int64],
+        boxes: Boxes,
+    ) -> None:
+        self.folder, self.source, self.embedder, self.images = folder, source, embedder, images
+        self._graph = graph
+        # Row r of the graph is a region of image `_owners[r]`, a place in `_names`; -1 when it was removed.
+        self._names = list(images)
+        self._owners, self._boxes = [owners], [boxes]
+
+    @classmethod
+    def create(cls, folder: Path, source: str, embedder: Embedder) -> Index:
+        """Begin an index; nothing is written before `save`.
+
+        Raises
+        ------
+        ValueError
+            If there is an index, or the embedder does not give vectors of length 1.
+        """
+        from usearch.index import Index as Graph
+
+        if (folder / MANIFEST).exists():
+            raise ValueError(f"{folder}: found an index, expected none yet; open it instead")
+        if embedder.norm != "l2":
+            raise ValueError(f"found the norm {embedder.norm!r}, expected 'l2' for an index")
+        graph = Graph(
+            ndim=embedder.length,
+            metric="ip",
+            dtype="f16",
+            connectivity=_CONNECTIVITY,
+            expansion_add=_ADD,
+            expansion_search=_SEARCH,
+        )
+        return cls(folder, source, embedder, graph, {}, np.zeros(0, np.int64), np.zeros((0, 4), np.float32))
+
+    @classmethod
+    def open(cls, folder: Path, *, weights: str | None = None, device: str = "cpu") -> Index:
+        """Read an index.
+
+        Parameters
+        ----------
+        folder : Path
+        weights : str, optional
+            Weights file of the trunk, if it was not the installed one.
+        device : str
+
+        Raises
+        ------
+        ValueError
+            If there is none, it is damaged or half written, or the trunk at hand is another one (names both).
+        """
+        from usearch.index import Index as Graph
+
+        manifest = folder / MANIFEST
+        if not manifest.is_file():
+            raise ValueError(f"{folder}: found no {MANIFEST}, expected an index that sppnet index made")
+        about = read_json(manifest)
+        if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+            raise ValueError(f"{manifest}: found {about.get('format')}, expected {FORMAT} {VERSION}")
+        for name, facts in about["files"].items():
+            found = _facts(folder / name) if (folder / name).is_file() else None
+            if found != facts:
+                raise ValueError(
+                    f"{folder / name}: found a damaged or missing file ({found}), expected {facts}; "
+                    "make the index anew"
+                )
+        rows, graph = (folder / about[key] for key in ("rows", "graph"))
+        content = load_file(rows)
+        names = unpack_names(content["names"], np.arange(about["images"]))
+        stamps = unpack_names(content["stamps"], content["stamp"])
+        return cls(
+            folder,
+            about["source"],
+            Embedder.load(rows, weights=weights, device=device),
+            Graph.restore(str(graph)),
+            dict(zip(names, stamps, strict=True)),
+            content["owners"],
+            content["boxes"],
+        )
+
+    def __len__(self) -> int:
+        """Return the number of regions."""
+        return len(self._graph)
+
+    def add(self, name: str, stamp: str, boxes: Boxes, vectors: Vectors) -> None:
+        """Add the regions of an image.
+
+        Parameters
+        ----------
+        name : str
+        stamp : str
+        boxes : (R, 4) float32
+        vectors : (R, D) float32
+            Of length 1.
+
+        Raises
+        ------
+        ValueError
+            If the image is there already, or the vectors are of another length than the others.
+        """
+        if name in self.images:
+            raise ValueError(
+                f"found {name!r} in the index already, expected each image once; remove it first"
+            )
+        if vectors.shape != (len(boxes), self._graph.ndim):
+            raise ValueError(
+                f"found vectors {vectors.shape} of {name!r}, expected ({len(boxes)}, {self._graph.ndim})"
+            )
+        first = sum(map(len, self._owners))
+        if len(boxes):
+            keys = np.arange(first, first + len(boxes), dtype=np.uint64)
+            self._graph.add(keys, vectors.astype(np.float16), threads=torch.get_num_threads())
+        self._owners.append(np.full(len(boxes), len(self._names), np.int64))
+        self._boxes.append(np.asarray(boxes, np.float32))
+        self._names.append(name)
+        self.images[name] = stamp
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove images with all their regions; the others stay as they are.
+
+        Raises
+        ------
+        ValueError
+            If one is not there; then none is removed.
+        """
+        gone = list(dict.fromkeys(names))
+        unknown = [name for name in gone if name not in self.images]
+        if unknown:
+            raise ValueError(f"found no {unknown[0]!r} in the index of {len(self.images)} images")
+        if not gone:
+            return
+        owners, _ = self._rows()
+        places = np.array([i for i, name in enumerate(self._names) if name in set(gone)])
+        rows = np.flatnonzero(np.isin(owners, places))
+        self._graph.remove(rows.astype(np.uint64), compact=False)
+        owners[rows] = -1
+        for name in gone:
+            del self.images[name]
+        # A name that comes back is another image.
+        for place in places:
+            self._names[place] = ""
+
+    def search(self, vector: Vectors, top: int = 20) -> list[Hit]:
+        """Find the images with the regions most like a vector, best first, each with its best region.
+
+        Parameters
+        ----------
+        vector : (D,) float32
+            Of length 1.
+        top : int
+            Most images.
+
+        Returns
+        -------
+        list of Hit
+
+        Raises
+        ------
+        ValueError
+            If the vector has another length than the index's.
+        """
+        if vector.shape != (self._graph.ndim,) or top < 1:
+            raise ValueError(
+                f"found a vector {vector.shape} and top {top}, expected ({self._graph.ndim},) and at least 1"
+            )
+        owners, boxes = self._rows()
+        count = 4 * top
+        while True:
+            keys, scores = self.nearest(vector, count)
+            _, first = np.unique(owners[keys], return_index=True)
+            best = np.sort(first)[:top]
+            # Many regions of one image are alike: look further until there are enough images.
+            if len(best) >= min(top, len(self.images)) or count >= len(self):
+                break
+            count *= 4
+        return [Hit(self._names[owners[keys[i]]], boxes[keys[i]], float(scores[i])) for i in best]
+
+    def nearest(self, vectors: Vectors, count: int) -> tuple[npt.NDArray[np.int64], Vectors]:
+        """Return rows and scores of the regions nearest to a vector, best first, as many as `count`."""
+        if not len(self):
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        # The graph looks at no more candidates than it keeps.
+        self._graph.expansion_search = max(_SEARCH, count)
+        found = self._graph.search(vectors.astype(np.float16), min(count, len(self)))
+        return found.keys.astype(np.int64), 1 - found.distances.astype(np.float32)
+
+    def save(self) -> None:
+        """Write the index; what was on disk stays whole until the new one is.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        manifest = self.folder / MANIFEST
+        old: dict[str, Any] = {"files": {}, "generation": 0}
+        if manifest.exists():
+            old = read_json(manifest)
+        generation = old["generation"] + 1
+        rows, graph = (self.folder / f"{generation}.{suffix}" for suffix in ("safetensors", "usearch"))
+        with atomic_path(graph) as temporary:
+            self._graph.save(str(temporary))
+        owners, boxes = self._compacted()
+        facts, tensors = self.embedder.state()
+        names, _ = pack_names(list(self.images))
+        stamps, stamp = pack_names(list(self.images.values()))
+        write_tensors(
+            rows,
+            {
+                "owners": torch.from_numpy(owners),
+                "boxes": torch.from_numpy(boxes),
+                **{"names": names, "stamps": stamps, "stamp": stamp, **tensors},
+            },
+            {"format": FORMAT, "version": VERSION, **facts},
+        )
+        about: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "generation": generation,
+            "source": self.source,
+            "rows": rows.name,
+            "graph": graph.name,
+            "regions": len(self),
+            "images": len(self.images),
+            "files": {path.name: _facts(path) for path in (rows, graph)},
+        }
+        with atomic_path(manifest) as temporary:
+            temporary.write_text(json.dumps(about, indent=1) + "\n")
+        for name in old["files"]:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _rows(self) -> tuple[npt.NDArray[np.int64], Boxes]:
+        self._owners, self._boxes = [np.concatenate(self._owners)], [np.concatenate(self._boxes)]
+        return self._owners[0], self._boxes[0]
+
+    def _compacted(self) -> tuple[npt.NDArray[np.int64], Boxes]:
+        """Return owners and boxes with the images counted without those that are gone."""
+        owners, boxes = self._rows()
+        places = {name: i for i, name in enumerate(self.images)}
+        table = np.array([*(places.get(name, -1) for name in self._names), -1])
+        self._owners, self._names = [table[owners]], list(self.images)
+        return self._owners[0], boxes
+
+
+def changes(
+    known: Mapping[str, str], found: Mapping[str, str]
+) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    """Compare images of an index with those of a folder, by name and stamp.
+
+    Returns
+    -------
+    (list of str, list of str, list of str)
+        New, changed, and gone, in order.
+    """
+    new = [name for name in found if name not in known]
+    changed = [name for name in found if name in known and known[name] != found[name]]
+    return new, changed, [name for name in known if name not in found]
+
+
+def _facts(path: Path) -> dict[str, int]:
+    """Return the size of a file, and a checksum by which damage shows."""
+    checksum = 0
+    with path.open("rb") as file:
+        while content := file.read(_CHUNK):
+            checksum = zlib.crc32(content, checksum)
+    return {"bytes": path.stat().st_size, "crc32": checksum}
