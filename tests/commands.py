@@ -20,6 +20,10 @@ PROGRESS = (
     "Detecting",
     "Training",
     "Classifying",
+    "Embedding",
+    "Sampling",
+    "Indexing",
+    "Fitting SVMs",
 )
 
 

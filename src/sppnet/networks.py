@@ -275,6 +275,14 @@ class SPPNet(nn.Module):
         pool = f"spp{self.depth}" if self.takes_any_size else f"flat{self.depth}"
         return {**own, pool: self.pool, **OrderedDict(self.head.named_children())}
 
+    @property
+    def groups(self) -> list[list[nn.Parameter]]:
+        """The trunk's parameters in groups, from the image on: convolutions, or stages of a timm trunk."""
+        if isinstance(self.trunk, _Timm):
+            return self.trunk.groups()
+        children = (list(child.parameters()) for child in self.trunk.children())
+        return [parameters for parameters in children if parameters]
+
     @cached_property
     def geometry(self) -> Geometry:
         """Where the cells of the map lie in the image."""
@@ -490,6 +498,15 @@ class _Timm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         maps: Tensor = self.model.forward_features(x)  # type: ignore[operator]
         return maps
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        from timm.models import group_parameters
+
+        matcher = self.model.group_matcher(coarse=True)  # type: ignore[operator]
+        named = dict(self.model.named_parameters())
+        grouped = group_parameters(self.model, matcher)
+        found = ([named[name] for name in names if name in named] for names in grouped.values())
+        return [parameters for parameters in found if parameters]
 
     def train(self, mode: bool = True) -> _Timm:
         super().train(mode)

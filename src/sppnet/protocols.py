@@ -113,13 +113,9 @@ def caltech101(
         If the shapes disagree, or a class has no image left to test.
     """
     labels = np.asarray(labels)
+    check_caltech101(labels, splits, train, test)
     _check(gram, len(labels))
-    classes, counts = np.unique(labels, return_counts=True)
-    if splits < 1 or min(train - _FOLDS, test - 1) < 0 or counts.min(initial=train + 1) <= train:
-        raise ValueError(
-            f"found {splits} splits into {train} and {test} images of classes of {counts.min(initial=0)} "
-            f"and more, expected at least 1 split, {_FOLDS} images to train and one more to test"
-        )
+    classes = np.unique(labels)
     for split in range(splits):
         rng = np.random.default_rng((seed, split))
         shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
@@ -134,6 +130,19 @@ def caltech101(
         cost = costs[int(np.argmax(quality))]
         scores = svm_scores(gram, seen, unseen, signs[seen], [cost] * len(classes))
         yield SplitResult(classification(scores, positions[unseen]).mean_class, cost)
+
+
+def check_caltech101(
+    labels: npt.NDArray[np.integer[Any]], splits: int = 10, train: int = 30, test: int = 50
+) -> None:
+    """Raise now, before long work, the ValueError that `caltech101` would raise for these labels."""
+    _, counts = np.unique(labels, return_counts=True)
+    least = int(counts.min()) if len(counts) else 0
+    if splits < 1 or train < _FOLDS or test < 1 or least <= train:
+        raise ValueError(
+            f"found {splits} splits into {train} and {test} images of classes of {least} and more, expected "
+            f"at least 1 split, {_FOLDS} images to train and one more to test"
+        )
 
 
 def voc(

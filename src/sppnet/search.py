@@ -240,7 +240,8 @@ class Index:
         owners, boxes = self._rows()
         count = 4 * top
         while True:
-            keys, scores = self.nearest(vector, count)
+            # Where all are wanted the graph may not lead to all: equal vectors know only one another.
+            keys, scores = self.nearest(vector, count, exact=count >= len(self))
             _, first = np.unique(owners[keys], return_index=True)
             best = np.sort(first)[:top]
             # Many regions of one image are alike: look further until there are enough images.
@@ -249,13 +250,18 @@ class Index:
             count *= 4
         return [Hit(self._names[owners[keys[i]]], boxes[keys[i]], float(scores[i])) for i in best]
 
-    def nearest(self, vectors: Vectors, count: int) -> tuple[npt.NDArray[np.int64], Vectors]:
-        """Return rows and scores of the regions nearest to a vector, best first, as many as `count`."""
+    def nearest(
+        self, vector: Vectors, count: int, *, exact: bool = False
+    ) -> tuple[npt.NDArray[np.int64], Vectors]:
+        """Return rows and scores of the `count` regions nearest to a vector, best first.
+
+        `exact` looks at every region instead of following the graph.
+        """
         if not len(self):
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
         # The graph looks at no more candidates than it keeps.
         self._graph.expansion_search = max(_SEARCH, count)
-        found = self._graph.search(vectors.astype(np.float16), min(count, len(self)))
+        found = self._graph.search(vector.astype(np.float16), min(count, len(self)), exact=exact)
         return found.keys.astype(np.int64), 1 - found.distances.astype(np.float32)
 
     def save(self) -> None:

@@ -58,6 +58,11 @@ class Recipe:
         Momentum, and weight decay.
     accumulate : int
         Batches whose gradients make one step; what is left at the end of an epoch makes a smaller one.
+    frozen : int
+        First groups of the trunk's layers that stay as they are, see `SPPNet.groups`. They cost no backward
+        pass, and of a pretrained trunk they know already what they could learn.
+    smoothing : float
+        Share of each label that is spread evenly over all classes.
     """
 
     epochs: int = 70
@@ -68,11 +73,15 @@ class Recipe:
     momentum: float = 0.9
     decay: float = 5e-4
     accumulate: int = 1
+    frozen: int = 0
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         positive = (self.epochs, self.rate, self.patience, self.accumulate)
-        if min(positive) <= 0 or min(self.trunk_rate, self.momentum, self.decay) < 0:
+        if min(positive) <= 0 or min(self.trunk_rate, self.momentum, self.decay, self.frozen) < 0:
             raise ValueError(f"found {self}, expected epochs, rate, patience and accumulate above 0")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"found the smoothing {self.smoothing}, expected 0 or more and less than 1")
 
 
 @dataclass(frozen=True)
@@ -197,8 +206,17 @@ def train(
 def _optimizer(network: SPPNet, recipe: Recipe) -> torch.optim.SGD:
     groups = [{"params": list(network.head.parameters()), "factor": 1.0}]
     if recipe.trunk_rate:
-        groups.append({"params": list(network.trunk.parameters()), "factor": recipe.trunk_rate})
+        learning = [p for p in network.trunk.parameters() if p.requires_grad]
+        groups.append({"params": learning, "factor": recipe.trunk_rate})
     return torch.optim.SGD(groups, recipe.rate, recipe.momentum, weight_decay=recipe.decay)
+
+
+def _freeze(network: SPPNet, count: int) -> None:
+    groups = network.groups
+    if count > len(groups):
+        raise ValueError(f"found {count} groups to freeze, expected at most the {len(groups)} of the trunk")
+    for parameter in chain.from_iterable(groups[:count]):
+        parameter.requires_grad_(False)
 
 
 class _Run:
@@ -220,6 +238,7 @@ class _Run:
         self.path, self.identity, self.save_every = path, identity, save_every
         self.seed, self.limit = seed, limit
         network.trunk.requires_grad_(recipe.trunk_rate > 0)
+        _freeze(network, recipe.frozen)
         self.module, self.optimizer = fabric.setup(network, _optimizer(network, recipe))
         network.eval()
         self.progress = _Progress(len(source))
@@ -278,7 +297,7 @@ class _Run:
         waits = not steps and self.fabric.world_size > 1
         with self.fabric.no_backward_sync(self.module, enabled=waits):
             scores = self._scores(images, sizes)
-            loss = F.cross_entropy(scores.float(), labels)
+            loss = F.cross_entropy(scores.float(), labels, label_smoothing=self.recipe.smoothing)
             value, wrong = loss.item(), int((scores.detach().argmax(dim=1) != labels).sum())
             if not math.isfinite(value):
                 raise TrainingError(self._diverged(value, batch))

@@ -76,11 +76,11 @@ def train(
     ] = "224,180",
     uniform: Annotated[bool, typer.Option(help="Draw each epoch's size between the sizes.")] = False,
     whole: Annotated[bool, typer.Option(help="Train on whole images in their own aspect ratios.")] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="At most; default: 70, pretrained 6.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="At most; default: 70, pretrained 8.")] = None,
     rate: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
     trunk_rate: Annotated[
         float | None,
-        typer.Option(help="Its factor for the trunk; 0 freezes it; default: 1, pretrained 0.1."),
+        typer.Option(help="Its factor for the trunk; 0 freezes it; default: 1, pretrained 0.5."),
     ] = None,
     drops: Annotated[
         str | None,
@@ -90,6 +90,16 @@ def train(
         int | None, typer.Option(min=1, help="Images of a batch in all; default: 128, pretrained 32.")
     ] = None,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches of a step.")] = 1,
+    frozen: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="First groups of the trunk's layers that stay; default: 0, pretrained half of them."
+        ),
+    ] = None,
+    smoothing: Annotated[
+        float | None,
+        typer.Option(help="Share of a label spread over all classes; default: 0, pretrained 0.1."),
+    ] = None,
     width: Annotated[float, typer.Option(help="Factor on the paper's numbers of filters.")] = 1.0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images; 0: only this one.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda; torchrun starts several processes.")] = "cpu",
@@ -116,17 +126,19 @@ def train(
     images, held = _training_images(data, split, validation)
     norm = PRETRAINED_NORM if pretrained else None
     settings = NetworkSettings(network, images.classes, pyramid, width=width, norm=norm, size=max(sides))
-    length = epochs or (6 if pretrained else 70)
+    model = build(settings, weights, seed)
+    model.map_of(min(sides))
+    length = epochs or (8 if pretrained else 70)
     recipe = training.Recipe(
         epochs=length,
         rate=rate,
-        trunk_rate=(0.1 if pretrained else 1.0) if trunk_rate is None else trunk_rate,
+        trunk_rate=(0.5 if pretrained else 1.0) if trunk_rate is None else trunk_rate,
         drops=_drops(drops, (round(0.6 * length), round(0.85 * length)) if pretrained else None),
         accumulate=accumulate,
+        frozen=(len(model.groups) // 2 if pretrained else 0) if frozen is None else frozen,
+        smoothing=(0.1 if pretrained else 0.0) if smoothing is None else smoothing,
     )
     fabric = _fabric(device, precision)
-    model = build(settings, weights, seed)
-    model.map_of(min(sides))
     source, central = _sources(
         images, held, fabric, batch or (32 if pretrained else 128), sides, whole, uniform, workers, seed
     )

@@ -157,17 +157,18 @@ def caltech101(
     import numpy as np
 
     from sppnet.folders import read_labelled_images
-    from sppnet.protocols import caltech101, gram_matrix
+    from sppnet.protocols import caltech101, check_caltech101, gram_matrix
 
     check_places(json_file, None, [data])
     images = read_labelled_images(data, ".")
     for note in images.notes:
         print(f"note: {note}", file=sys.stderr)
+    labels = np.array([label for _, label in images])
+    check_caltech101(labels, splits)
     embedder = _embedder(
         trunk, stages, stride, weights, device, str(scale), levels, mode, view, power, "l2", None, seed
     )
     gram = gram_matrix(_all_vectors(embedder, [path for path, _ in images]))
-    labels = np.array([label for _, label in images])
     results = caltech101(gram, labels, splits=splits, seed=seed)
     found = list(track(results, "Fitting SVMs", splits))
     values = np.array([result.accuracy for result in found])
