@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from sppnet.maps import encode, pool_windows
     from sppnet.networks import NetworkSettings, SPPNet, build, load_network, save_network
     from sppnet.pooling import SpatialPyramidPooling, pool_region_chunks, pool_regions
+    from sppnet.represent import Embedder
+    from sppnet.search import Index
     from sppnet.trunks import Trunk
+    from sppnet.vectors import VectorTable, read_vectors
 
 __version__ = "0.1.0"
 
@@ -27,8 +30,10 @@ __all__ = [
     "Dataset",
     "Detections",
     "Detector",
+    "Embedder",
     "FeatureMaps",
     "Geometry",
+    "Index",
     "LabelledImages",
     "NetworkSettings",
     "SPPNet",
@@ -36,6 +41,7 @@ __all__ = [
     "SpatialPyramidPooling",
     "Target",
     "Trunk",
+    "VectorTable",
     "build",
     "encode",
     "load_network",
@@ -46,6 +52,7 @@ __all__ = [
     "read_dataset",
     "read_image",
     "read_labelled_images",
+    "read_vectors",
     "save_network",
 ]
 
@@ -60,6 +67,9 @@ _HOMES = {
     "images": ("read_image",),
     "networks": ("NetworkSettings", "SPPNet", "build", "load_network", "save_network"),
     "trunks": ("Trunk",),
+    "represent": ("Embedder",),
+    "search": ("Index",),
+    "vectors": ("VectorTable", "read_vectors"),
     "pooling": ("SpatialPyramidPooling", "pool_region_chunks", "pool_regions"),
 }
 

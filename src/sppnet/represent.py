@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ NORMS = ("l2", "none")
 _FACTS = "embedder"
 # So many vectors teach the projection, drawn at random; more change it little.
 SAMPLE = 4096
-_AHEAD = 4
 
 Vectors = npt.NDArray[np.float32]
 
@@ -168,13 +167,19 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             If a box has no area or lies outside the image (names the first), the projection is not learnt
             yet, or boxes are asked of another view than the full one.
         """
-        pixels = read_image(image) if isinstance(image, Path) else image
-        asked = None if boxes is None else self._checked(boxes, pixels.shape[:2])
-        vectors = self.embed_maps(self.maps(pixels), pixels.shape[:2], asked)
+        vectors = self._embed(self.network, image, boxes)
         return vectors[0] if boxes is None else vectors
 
     def maps(self, image: Pixels) -> tuple[FeatureMaps, ...]:
         """Compute the maps of an image, one per side: the expensive step, once for any number of boxes."""
+        return self._maps(self.network, image)
+
+    def _embed(self, trunk: Trunk, image: Image, boxes: npt.ArrayLike | None) -> Vectors:
+        pixels = read_image(image) if isinstance(image, Path) else image
+        asked = None if boxes is None else self._checked(boxes, pixels.shape[:2])
+        return self.embed_maps(self._maps(trunk, pixels), pixels.shape[:2], asked)
+
+    def _maps(self, trunk: Trunk, image: Pixels) -> tuple[FeatureMaps, ...]:
         height, width = image.shape[:2]
         if self.view == "crop":
             side = min(height, width)
@@ -182,7 +187,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             image = image[y : y + side, x : x + side]
         elif self.view == "warp":
             image = resize(image, max(self.sides), max(self.sides))
-        return encode(self.network, image, self.sides)
+        return encode(trunk, image, self.sides)
 
     def embed_maps(
         self, maps: Sequence[FeatureMaps], shape: tuple[int, int], boxes: Boxes | None = None
@@ -252,7 +257,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, images: Iterable[Image]) -> Vectors:
-        """Embed whole images, (n, D) float32; the next ones are read meanwhile.
+        """Embed whole images, (n, D) float32.
 
         Raises
         ------
@@ -269,7 +274,9 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def stream(
         self, images: Iterable[Image], boxes: Iterable[npt.ArrayLike | None] | None = None
     ) -> Iterator[Vectors | Exception]:
-        """Embed many images one after the other, or the boxes in each; the next ones are read meanwhile.
+        """Embed many images in their order, or the boxes in each.
+
+        Each thread takes an image from its file to its vectors, so that all cores work all the time.
 
         Parameters
         ----------
@@ -281,21 +288,22 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         ------
         (R, D) float32, or the ValueError or OSError that an image gave
         """
-        asked = iter(boxes) if boxes is not None else None
-        with ThreadPoolExecutor(1) as ahead:
-            source = iter(images)
-            waiting = [(image, ahead.submit(_read, image)) for image in islice(source, _AHEAD)]
+        threads = torch.get_num_threads()
+        attempt = partial(self._attempt, _for_threads(self.network, threads))
+        pairs = zip(images, repeat(None)) if boxes is None else zip(images, boxes, strict=True)
+        with ThreadPoolExecutor(threads) as pool:
+            waiting = [pool.submit(attempt, *pair) for pair in islice(pairs, 2 * threads)]
             while waiting:
-                image, reading = waiting.pop(0)
-                waiting += [(following, ahead.submit(_read, following)) for following in islice(source, 1)]
-                wanted = None if asked is None else next(asked)
-                try:
-                    found = self(reading.result(), wanted)
-                except (ValueError, OSError) as error:
-                    known = not isinstance(image, Path) or str(image) in str(error)
-                    yield error if known else ValueError(f"{image}: {error}")
-                else:
-                    yield found[None] if wanted is None else found
+                yield waiting.pop(0).result()
+                waiting += [pool.submit(attempt, *pair) for pair in islice(pairs, 1)]
+
+    def _attempt(self, trunk: Trunk, image: Image, boxes: npt.ArrayLike | None) -> Vectors | Exception:
+        """Embed an image, or boxes in it, to (R, D), or return the error that names it."""
+        try:
+            return self._embed(trunk, image, boxes)
+        except (ValueError, OSError) as error:
+            known = not isinstance(image, Path) or str(image) in str(error)
+            return error if known else ValueError(f"{image}: {error}")
 
     def save(self, path: str | Path) -> None:
         """Write settings and projection to a safetensors file, for `load`."""
@@ -419,8 +427,9 @@ def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Vectors]]:
     return about, projection
 
 
-def _read(image: Image) -> Pixels:
-    return read_image(image) if isinstance(image, Path) else image
+@lru_cache(maxsize=4)
+def _for_threads(trunk: Trunk, count: int) -> Trunk:
+    return trunk.for_threads(count)
 
 
 def _sampled(items: Any, seed: int) -> Any:

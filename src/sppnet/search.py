@@ -156,6 +156,12 @@ class Index:
         """Return the number of regions."""
         return len(self._graph)
 
+    @property
+    def memory(self) -> int:
+        """Bytes that the graph, its vectors included, and the rows take in memory."""
+        owners, boxes = self._rows()
+        return int(self._graph.memory_usage) + owners.nbytes + boxes.nbytes
+
     def add(self, name: str, stamp: str, boxes: Boxes, vectors: Vectors) -> None:
         """Add the regions of an image.
 

@@ -7,8 +7,10 @@ be pooled from the map (paper sections 2.1 and 4.1).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -60,7 +62,7 @@ class Trunk:
         device: str = "cpu",
     ) -> None:
         self.name, self.stages, self.output_stride = name, tuple(stages), output_stride
-        self.weights, self.device = weights, device
+        self.weights, self.device, self.streams = weights, device, 1
         check_device(device)
         model = create_timm(name, output_stride)
         self.digest = load_weights(model, name, weights)
@@ -79,23 +81,33 @@ class Trunk:
 
     @cached_property
     def _run(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        network = _FromPixels(self.network).eval()
         if self.device == "cpu":
-            return _compile_openvino(self.network)
-        network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return _compile_openvino(network, self.streams)
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-        def run(batch: Tensor) -> tuple[Tensor, ...]:
+        def run(pixels: Tensor) -> tuple[Tensor, ...]:
             with torch.inference_mode():
-                moved = batch.to(self.device, memory_format=torch.channels_last)
-                return tuple(m.permute(0, 2, 3, 1).cpu() for m in network(moved))
+                return tuple(m.cpu() for m in network(pixels.to(self.device)))
 
         return run
+
+    def for_threads(self, count: int) -> Trunk:
+        """Return the same trunk for `count` threads at once, on the CPU each with its share of the cores.
+
+        Many images take less time so, and a single one more.
+        """
+        other = copy.copy(self)
+        other.release()
+        other.streams = count
+        return other
 
     def release(self) -> None:
         """Free the compiled network and its buffers; it is compiled again when it is next used."""
         self.__dict__.pop("_run", None)
 
     def __call__(self, image: Pixels, side: int) -> FeatureMaps:
-        """Compute the maps of one image whose shorter side is resized to `side`.
+        """Compute the maps of one image whose shorter side is resized to `side`; several threads may.
 
         Parameters
         ----------
@@ -111,22 +123,21 @@ class Trunk:
         """
         height, width = image.shape[:2]
         h, w = whole_image_size(height, width, side)
-        maps = self._run(self._normalise(resize(image, h, w)))
+        maps = self._run(self._padded(resize(image, h, w)))
         inside = tuple(
             m[0, : g.cells(h), : g.cells(w)].permute(2, 0, 1)
             for m, g in zip(maps, self.geometry, strict=True)
         )
         return FeatureMaps(inside, self.geometry, (w / width, h / height))
 
-    def _normalise(self, image: Pixels) -> Tensor:
-        """Return the (1, 3, H', W') float32 input: standardised, then padded with 0 to full strides."""
+    def _padded(self, image: Pixels) -> Tensor:
+        """Return (1, H', W', 3) float32 pixels, padded to full strides with what becomes 0: their mean."""
         height, width = image.shape[:2]
         up = self.multiple
-        padded = np.zeros((-(-height // up) * up, -(-width // up) * up, 3), dtype=np.float32)
-        mean, std = (np.array(v, dtype=np.float32) for v in (self.network.mean, self.network.std))
-        np.subtract(image, mean * 255, out=padded[:height, :width])
-        padded[:height, :width] /= std * 255
-        return torch.from_numpy(padded).permute(2, 0, 1)[None]
+        padded = np.empty((1, -(-height // up) * up, -(-width // up) * up, 3), dtype=np.float32)
+        padded[0, :height, :width] = image
+        padded[0, height:] = padded[0, :, width:] = np.float32(self.network.mean) * np.float32(255)
+        return torch.from_numpy(padded)
 
 
 class _Stages(nn.Module):
@@ -153,6 +164,19 @@ class _Stages(nn.Module):
         final, maps = model.forward_intermediates(x, indices=self.indices)
         by_name = dict(zip((str(i + 1) for i in self.indices), maps, strict=True)) | {HEAD: final}
         return tuple(by_name[name] for name in self.names)
+
+
+class _FromPixels(nn.Module):
+    """A network of stages behind the standardisation of pixels; channels come last on both sides."""
+
+    def __init__(self, network: _Stages) -> None:
+        super().__init__()
+        self.network = network
+        self.mean, self.std = (nn.Buffer(torch.tensor(v) * 255) for v in (network.mean, network.std))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        standard = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+        return tuple(m.permute(0, 2, 3, 1) for m in self.network(standard))
 
 
 def check_device(device: str) -> None:
@@ -279,32 +303,30 @@ def fix_same_padding(model: nn.Module) -> None:
             )
 
 
-def _compile_openvino(network: nn.Module) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Compile for the CPU with free height and width; the maps come out as (1, h, w, C)."""
+def _compile_openvino(network: nn.Module, streams: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Compile for the CPU with free height and width."""
     import openvino
-
-    class ChannelsLast(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return tuple(m.permute(0, 2, 3, 1) for m in self.network(x))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch deprecates the tracing that OpenVINO converts by.
-        model = openvino.convert_model(
-            ChannelsLast(), example_input=torch.zeros(1, 3, 64, 64), input=[1, 3, -1, -1]
-        )
+        model = openvino.convert_model(network, example_input=torch.zeros(1, 64, 64, 3), input=[1, -1, -1, 3])
     compiled = openvino.Core().compile_model(
         model,
         "CPU",
         # float32 everywhere: the same features on every machine, whatever its fast types are.
-        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()},
+        {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": streams,
+        },
     )
+    requests = threading.local()
 
-    def run(batch: Tensor) -> tuple[Tensor, ...]:
-        results = compiled(batch.contiguous().numpy())
+    def run(pixels: Tensor) -> tuple[Tensor, ...]:
+        # A request serves one thread; those of several threads take turns.
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        results = requests.own.infer(pixels.numpy(), share_inputs=True)
         return tuple(torch.from_numpy(results[i]) for i in range(len(compiled.outputs)))
 
     return run

@@ -71,6 +71,7 @@ def train(
     levels: Annotated[
         str | None, typer.Option(help="Pyramid, by commas; none: the paper's last pooling, one size only.")
     ] = None,
+    mode: Annotated[str, typer.Option(help="What is kept of a bin: max or average.")] = "max",
     sizes: Annotated[
         str, typer.Option(help="Sides of the images, by commas; epochs take turns.")
     ] = "224,180",
@@ -125,7 +126,9 @@ def train(
         raise ValueError(f"--width and --levels none are for the paper's networks, found {network}")
     images, held = _training_images(data, split, validation)
     norm = PRETRAINED_NORM if pretrained else None
-    settings = NetworkSettings(network, images.classes, pyramid, width=width, norm=norm, size=max(sides))
+    settings = NetworkSettings(
+        network, images.classes, pyramid, mode, width=width, norm=norm, size=max(sides)
+    )
     model = build(settings, weights, seed)
     model.map_of(min(sides))
     length = epochs or (8 if pretrained else 70)
