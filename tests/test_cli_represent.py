@@ -136,7 +136,7 @@ class TestEmbed:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (("--out", "v.npz"), ["v.npz", "expected a file that ends in .safetensors"]),
+            (("--out", "v.npz"), ["v.npz", "expected .safetensors"]),
             (("--out", "nowhere/v.safetensors"), ["nowhere"]),
             (("--out", "v.safetensors", "--pca", "50"), ["found 6 vectors to learn 50 components"]),
             (("--out", "v.safetensors", "--view", "half"), ["'half'"]),

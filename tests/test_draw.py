@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sppnet.boxes import Detections, Target
-from sppnet.draw import class_colour, contact_sheet, draw_detections, plot_precision_recall
+from sppnet.draw import class_colour, contact_sheet, draw_detections, draw_region, plot_precision_recall
 from sppnet.metrics import ClassResult
 
 NAMES = ["cat", "dog", "bird"]
@@ -133,3 +133,12 @@ def test_curves_are_written_without_a_warning(tmp_path, results):
         assert min(picture.size) > 300
         assert np.asarray(picture.convert("RGB")).std() > 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_region_is_drawn_on_a_copy():
+    image = np.full((60, 80, 3), 100, np.uint8)
+    found = draw_region(image, np.array([10, 20, 50, 40], np.float32))
+    assert (image == 100).all()
+    assert (found[20, 10:50] != 100).all()
+    assert (found[:18] == 100).all()
+    assert (found[28:32, 20:40] == 100).all()

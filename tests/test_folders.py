@@ -523,3 +523,8 @@ class TestMemory:
         for images in lists:
             size = len(images) * (len("cat/000000.jpg") + 1 + 8 + 4)
             assert size < len(pickle.dumps(images)) < size + 1000
+
+
+def test_caltech101_as_its_archive_unpacks(tmp_path):
+    drawn = class_tree(tmp_path / "101_ObjectCategories")
+    assert [path for path, _ in read_labelled_images(tmp_path)] == [path for path, _ in drawn]

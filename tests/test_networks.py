@@ -588,3 +588,16 @@ def test_the_smallest_image(name):
         with pytest.raises(ValueError, match="too small"):
             network.map_of(side - 1)
     assert network.training
+
+
+def test_groups_hold_every_parameter_of_the_trunk_once_from_the_image_on():
+    for name, count, first in (
+        ("zf5", 5, "conv1.conv.weight"),
+        ("tf_efficientnet_lite0", 8, "model.conv_stem.weight"),
+    ):
+        network = build(NetworkSettings(name, ("a", "b"), levels=(1,), width=0.05 if count == 5 else 1))
+        groups = network.groups
+        assert len(groups) == count
+        assert groups[0][0] is network.trunk.get_parameter(first)
+        found = [id(parameter) for group in groups for parameter in group]
+        assert sorted(found) == sorted(map(id, network.trunk.parameters()))

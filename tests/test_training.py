@@ -199,11 +199,14 @@ def test_the_rate_drops_before_chosen_epochs_only(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"rate": 0.0}, {"patience": 0}, {"accumulate": 0}, {"trunk_rate": -1.0}]
+    "wrong",
+    [{"epochs": 0}, {"rate": 0.0}, {"patience": 0}, {"accumulate": 0}, {"trunk_rate": -1.0}, {"frozen": -1}],
 )
 def test_recipes_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match="expected epochs, rate, patience and accumulate above 0"):
         Recipe(**wrong)
+    with pytest.raises(ValueError, match="found the smoothing 1"):
+        Recipe(smoothing=1.0)
 
 
 # ---- The steps ----
@@ -264,6 +267,28 @@ def test_a_frozen_trunk_stays(images):
     # Another run sets it free again.
     list(train(network, CropBatches(images, 8, (64,)), RECIPE))
     assert not any(torch.equal(before[n], value) for n, value in weights(network).items() if n in frozen)
+
+
+def test_the_first_groups_of_a_trunk_stay(images):
+    network = new_network()
+    before = weights(network)
+    list(train(network, CropBatches(images, 8, (64,)), replace(RECIPE, frozen=2, decay=0.5)))
+    changed = {name for name, value in weights(network).items() if not torch.equal(before[name], value)}
+    still = {name for name in before if name.startswith(("trunk.conv1.", "trunk.conv2."))}
+    assert still
+    assert changed == before.keys() - still
+    with pytest.raises(ValueError, match="found 6 groups to freeze, expected at most the 5 of the trunk"):
+        list(train(network, CropBatches(images, 8, (64,)), replace(RECIPE, frozen=6)))
+
+
+def test_smoothed_labels_are_spread_over_all_classes(images):
+    source, network = CropBatches(images, 24, (64,)), new_network()
+    (batch,) = source.epoch(0)
+    with torch.no_grad():
+        logs = network(batch.images).log_softmax(dim=1)
+    target = F.one_hot(batch.labels, 3) * 0.7 + 0.3 / 3
+    (record,) = train(network, source, replace(RECIPE, epochs=1, smoothing=0.3))
+    assert record.loss == pytest.approx(float(-(target * logs).sum(dim=1).mean()), rel=1e-4)
 
 
 def test_dropout_is_on_in_training_and_the_network_is_ready_between_epochs(images):

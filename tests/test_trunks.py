@@ -1,5 +1,6 @@
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -243,6 +244,16 @@ def test_compiled_maps_equal_pytorch_and_end_where_the_image_does(lite0, small, 
             assert found.stride(0) == 1, "channels last in memory"
             assert found.stride(2) == channels
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_trunk_for_threads_gives_the_same_maps_in_several_at_once(lite0, rng):
+    images = [picture(rng, 64, 64 + 8 * i) for i in range(12)]
+    several = lite0.for_threads(2)
+    assert several.signature == lite0.signature
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: several(image, 64), images))
+    for image, maps in zip(images, found, strict=True):
+        torch.testing.assert_close(maps.stages, lite0(image, 64).stages, rtol=1e-4, atol=1e-4)
 
 
 def test_factors_are_the_resized_over_the_original_size(lite0, rng):

@@ -62,11 +62,11 @@ _SAVE_EVERY = 300.0
 
 
 def embed(
+    out: Annotated[Path, typer.Option(help="File of vectors to write (.safetensors).")],
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="Image files, folders, patterns, or one folder of class folders."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File of vectors to write (.safetensors).")] = None,
     boxes: Annotated[
         Path | None,
         typer.Option(help="Boxes to embed: VOC folder, COCO JSON, YOLO folder, CSV of path,x1,y1,x2,y2."),
@@ -96,8 +96,8 @@ def embed(
     from sppnet.represent import Embedder
     from sppnet.vectors import VectorWriter, parts_folder
 
-    if out is None or out.suffix != ".safetensors":
-        raise ValueError(f"--out {out}: expected a file that ends in .safetensors")
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out}: found the suffix {out.suffix!r}, expected .safetensors")
     check_writable(out)
     check_folder(parts_folder(out))
     jobs = _jobs(sources or [], boxes, split)
