@@ -112,7 +112,7 @@ def learn(known: dict[str, Embedder], paths: list[Path], propose, count: int = 2
         boxes = propose(pixels)
         each(plain, pixels, boxes[:: max(1, len(boxes) // 16)], rows)
     for name, embedder in known.items():
-        embedder.fit_vectors(np.concatenate(rows[name]))
+        embedder.fit_vectors(rows[name])
 
 
 def each(known: dict[str, Embedder], pixels, boxes, into: dict[str, list]) -> None:

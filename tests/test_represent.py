@@ -80,10 +80,12 @@ class TestVectors:
             np.testing.assert_allclose(vector, alone, atol=1e-6)
 
     @pytest.mark.parametrize("view", ["crop", "warp"])
-    def test_of_other_views(self, view, embed, scenes):
+    @pytest.mark.parametrize("side", [64, 160])  # smaller and larger than the image
+    def test_of_other_views(self, view, side, scenes):
         image = scenes[0]
-        seen = image[:, 16:112] if view == "crop" else resize(image, 64, 64)
-        np.testing.assert_allclose(Embedder(**SMALL, view=view)(image), embed(seen), atol=1e-6)
+        seen = image[:, 16:112] if view == "crop" else resize(image, side, side)
+        found = Embedder(sides=(side,), levels=(2, 1), view=view)(image)
+        np.testing.assert_allclose(found, Embedder(sides=(side,), levels=(2, 1))(seen), atol=1e-6)
 
     def test_no_boxes(self, embed, scenes):
         assert embed(scenes[0], np.zeros((0, 4))).shape == (0, embed.length)

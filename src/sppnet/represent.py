@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from sppnet.boxes import Boxes, FloatArray, area
+from sppnet.boxes import Boxes, area
 from sppnet.files import write_tensors
 from sppnet.geometry import FeatureMaps
 from sppnet.images import Pixels, read_image, resize
@@ -179,14 +179,20 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         asked = None if boxes is None else self._checked(boxes, pixels.shape[:2])
         return self.embed_maps(self._maps(trunk, pixels), pixels.shape[:2], asked)
 
+    def _seen(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of what the view shows of an image."""
+        if self.view == "full":
+            return shape
+        side = min(shape) if self.view == "crop" else max(self.sides)
+        return side, side
+
     def _maps(self, trunk: Trunk, image: Pixels) -> tuple[FeatureMaps, ...]:
-        height, width = image.shape[:2]
+        height, width = self._seen(image.shape[:2])
         if self.view == "crop":
-            side = min(height, width)
-            y, x = (height - side) // 2, (width - side) // 2
-            image = image[y : y + side, x : x + side]
+            y, x = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+            image = image[y : y + height, x : x + width]
         elif self.view == "warp":
-            image = resize(image, max(self.sides), max(self.sides))
+            image = resize(image, height, width)
         return encode(trunk, image, self.sides)
 
     def embed_maps(
@@ -207,7 +213,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         (R, D) float32
         """
         if boxes is None:
-            # Of a crop or a warped image this is the whole of it, too: boxes are clipped to the map.
+            shape = self._seen(shape)
             boxes = np.array([[0, 0, shape[1], shape[0]]], np.float32)
         pooled = pool_windows(maps, boxes, shape, self.sides, self.levels, mode=self.mode)
         return self._projected(self._normalised(pooled))
@@ -225,15 +231,15 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if self.pca is None:
             return self
         chosen = _sampled(list(images), self.seed)
-        return self.fit_vectors(self.unprojected().transform(chosen))
+        return self.fit_vectors([self.unprojected().transform(chosen)])
 
     def unprojected(self) -> Embedder:
         """Return the same embedder without the projection: what that is learnt from."""
         settings: dict[str, Any] = self.get_params() | {"pca": None}
         return Embedder(**settings)
 
-    def fit_vectors(self, vectors: FloatArray) -> Embedder:
-        """Learn the projection from (n, D) vectors of the `unprojected` embedder.
+    def fit_vectors(self, vectors: Sequence[Vectors]) -> Embedder:
+        """Learn the projection from arrays (n, D) of vectors of the `unprojected` embedder.
 
         Raises
         ------
@@ -244,16 +250,15 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         if self.pca is None:
             raise ValueError("found no number of components, expected pca to be set")
-        if len(vectors) < self.pca:
+        known = np.concatenate([np.zeros((0, self.unprojected().length), np.float32), *vectors])
+        if len(known) < self.pca:
             raise ValueError(
-                f"found {len(vectors)} vectors to learn {self.pca} components from, "
+                f"found {len(known)} vectors to learn {self.pca} components from, "
                 "expected at least as many; use fewer components or none"
             )
-        known = PCA(self.pca, svd_solver="randomized", random_state=self.seed).fit(
-            _sampled(vectors, self.seed)
-        )
-        self.pca_mean_ = known.mean_.astype(np.float32)
-        self.pca_components_ = known.components_.astype(np.float32)
+        pca = PCA(self.pca, svd_solver="randomized", random_state=self.seed).fit(_sampled(known, self.seed))
+        self.pca_mean_ = pca.mean_.astype(np.float32)
+        self.pca_components_ = pca.components_.astype(np.float32)
         return self
 
     def transform(self, images: Iterable[Image]) -> Vectors:

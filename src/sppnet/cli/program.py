@@ -14,7 +14,8 @@ import typer
 from sppnet.cli.classification import classify
 from sppnet.cli.console import SHIPPED, Device, Weights, check_places, integers, print_failures, track
 from sppnet.cli.detection import PROPOSALS, SHOWN, detect, detect_in, propose_windows
-from sppnet.cli.representation import embed, index, protocol, search
+from sppnet.cli.representation import embed, protocol
+from sppnet.cli.search import index, search
 
 if TYPE_CHECKING:
     from sppnet.boxes import Boxes

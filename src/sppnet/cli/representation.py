@@ -1,11 +1,10 @@
-"""The commands on vectors: of images and boxes, the paper's protocols on them, search by region."""
+"""The commands on vectors: of images and boxes, and the paper's protocols on them."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +13,11 @@ import typer
 from sppnet.cli.console import (
     Device,
     Json,
-    Out,
     Split,
     Weights,
     check_folder,
     check_places,
     integers,
-    make_folder,
     name_list,
     print_failures,
     print_table,
@@ -32,9 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sppnet.boxes import Boxes, Target
-    from sppnet.images import Pixels
-    from sppnet.represent import Embedder, Vectors
-    from sppnet.search import Hit, Index
+    from sppnet.represent import Embedder
 
 protocol = typer.Typer(no_args_is_help=True, help="The paper's protocols for frozen features.")
 
@@ -51,14 +46,10 @@ Power = Annotated[float, typer.Option(help="Numbers are raised to it before the 
 Pca = Annotated[int | None, typer.Option(min=1, help="Project to so many components.")]
 Seed = Annotated[int, typer.Option(help="Of every random draw.")]
 
-_TRUNK, _STAGES, _STRIDE, _SCALES, _LEVELS = "tf_efficientnet_lite0", "head", 32, "224", "3,2,1"
+TRUNK, STAGES = "tf_efficientnet_lite0", "head"
+_STRIDE, _SCALES, _LEVELS = 32, "224", "3,2,1"
 # The paper's best, of Overfeat-7 (tables 6 and 7).
 _PUBLISHED = {"caltech101": 93.42, "voc": 82.44}
-# What an index is made of unless told otherwise (benchmarks/search.py).
-_REGIONS, _REGION_SCALES, _REGION_LEVELS, _REGION_PCA = 60, "320", "2,1", 256
-_PROPOSALS = "edge-boxes"
-# Seconds after which an index that grows is written.
-_SAVE_EVERY = 300.0
 
 
 def embed(
@@ -76,8 +67,8 @@ def embed(
     like: Annotated[
         Path | None, typer.Option(help="File of vectors whose settings and projection to take.")
     ] = None,
-    trunk: TrunkName = _TRUNK,
-    stages: Stages = _STAGES,
+    trunk: TrunkName = TRUNK,
+    stages: Stages = STAGES,
     stride: Stride = _STRIDE,
     weights: Weights = None,
     scales: Scales = _SCALES,
@@ -105,7 +96,7 @@ def embed(
     if like is not None:
         embedder = Embedder.load(like, weights=weights, device=device)
     else:
-        embedder = _embedder(
+        embedder = make_embedder(
             trunk, stages, stride, weights, device, scales, levels, mode, view, power, norm, pca, seed
         )
     embedder = _with_projection(embedder, out, append, jobs)
@@ -138,8 +129,8 @@ def caltech101(
     ],
     splits: Annotated[int, typer.Option(min=1, help="Random splits.")] = 10,
     json_file: Json = None,
-    trunk: TrunkName = _TRUNK,
-    stages: Stages = _STAGES,
+    trunk: TrunkName = TRUNK,
+    stages: Stages = STAGES,
     stride: Stride = _STRIDE,
     weights: Weights = None,
     scale: Annotated[int, typer.Option(min=1, help="Shorter side in pixels.")] = 224,
@@ -165,7 +156,7 @@ def caltech101(
         print(f"note: {note}", file=sys.stderr)
     labels = np.array([label for _, label in images])
     check_caltech101(labels, splits)
-    embedder = _embedder(
+    embedder = make_embedder(
         trunk, stages, stride, weights, device, str(scale), levels, mode, view, power, "l2", None, seed
     )
     gram = gram_matrix(_all_vectors(embedder, [path for path, _ in images]))
@@ -197,8 +188,8 @@ def voc(
     test_split: Annotated[str, typer.Option(help="Images to test on.")] = "test",
     json_file: Json = None,
     classes: Annotated[str | None, typer.Option(help="Classes, by commas; default: all.")] = None,
-    trunk: TrunkName = _TRUNK,
-    stages: Stages = _STAGES,
+    trunk: TrunkName = TRUNK,
+    stages: Stages = STAGES,
     stride: Stride = _STRIDE,
     weights: Weights = None,
     scales: Annotated[
@@ -231,7 +222,7 @@ def voc(
     best: tuple[float, int, Embedder, Any] | None = None
     expected: dict[int, float] = {}
     for side in integers("--scales", scales):
-        embedder = _embedder(
+        embedder = make_embedder(
             trunk, stages, stride, weights, device, str(side), levels, mode, view, power, "l2", None, seed
         )
         gram = gram_matrix(_all_vectors(embedder, paths, f"Embedding at {side}"))
@@ -266,105 +257,7 @@ def voc(
         write_json(json_file, content)
 
 
-def index(
-    folder: Annotated[Path, typer.Argument(help="Folder of images, at any depth.")],
-    out: Annotated[Path, typer.Option(help="Folder of the index; brought up to date if it is there.")],
-    proposals: Annotated[
-        str, typer.Option(help="Windows of an image besides the whole: see sppnet propose --help; or none.")
-    ] = _PROPOSALS,
-    windows: Annotated[int, typer.Option(min=1, help="Most regions of an image.")] = _REGIONS,
-    trunk: TrunkName = _TRUNK,
-    stages: Stages = _STAGES,
-    stride: Stride = 16,
-    weights: Weights = None,
-    scales: Scales = _REGION_SCALES,
-    levels: Levels = _REGION_LEVELS,
-    mode: Mode = "max",
-    power: Power = 0.5,
-    pca: Annotated[int, typer.Option(min=1, help="Components of the vectors.")] = _REGION_PCA,
-    device: Device = "cpu",
-    seed: Seed = 0,
-) -> None:
-    """Index the regions of all images of a folder, for sppnet search.
-
-    Started again, it adds new and changed images and removes those that are gone; the rest stays.
-    """
-    from sppnet.images import image_files
-    from sppnet.search import MANIFEST, Index, changes
-
-    check_folder(out)
-    found = {str(path.relative_to(folder)): _stamp(path) for path in image_files([f"{folder}/**/*"])}
-    asked = _embedder(
-        trunk, stages, stride, weights, device, scales, levels, mode, "full", power, "l2", pca, seed
-    )
-    propose = _regions(proposals, windows)
-    if (out / MANIFEST).exists():
-        store = Index.open(out, weights=weights, device=device)
-        _check_kind(out, store.embedder, asked)
-    else:
-        learnt = _learn_regions(asked, [folder / name for name in found], propose)
-        store = Index.create(out, str(folder.resolve()), learnt)
-    new, changed, gone = changes(store.images, found)
-    store.remove([*changed, *gone])
-    failures = _fill(store, folder, {name: found[name] for name in [*new, *changed]}, propose)
-    print_failures(failures, len(found))
-    if not store.images:
-        raise typer.Exit(1)
-    store.save()
-    print(
-        f"{out}: {len(store)} regions of {len(store.images)} images; "
-        f"{len(new)} new, {len(changed)} changed, {len(gone)} gone"
-    )
-    raise typer.Exit(int(bool(failures)))
-
-
-def search(
-    store: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that sppnet index made.")],
-    image: Annotated[Path, typer.Option(help="Image to search with.")],
-    box: Annotated[
-        str | None, typer.Option(help="Region of it: x1,y1,x2,y2 in pixels; default: the whole image.")
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Most images.")] = 20,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder that was indexed, for pictures; default: where it was.")
-    ] = None,
-    out: Out = None,
-    json_file: Json = None,
-    weights: Weights = None,
-    device: Device = "cpu",
-) -> None:
-    """Find the images with the regions most like a region of an image; --out draws them."""
-    import numpy as np
-    from rich.table import Table
-
-    from sppnet.images import read_image
-    from sppnet.search import Index
-
-    check_places(json_file, out, [image])
-    pixels = read_image(image)
-    region = _region(box, pixels)
-    known = Index.open(store, weights=weights, device=device)
-    vector = known.embedder(pixels, region[None])[0]
-    start = time.perf_counter()
-    hits = known.search(vector, top)
-    seconds = time.perf_counter() - start
-    table = Table("image", "score", "box (x1, y1, x2, y2)", title=f"of {len(known)} regions, {seconds:.3f} s")
-    for hit in hits:
-        table.add_row(hit.image, f"{hit.score:.3f}", ", ".join(f"{edge:.0f}" for edge in hit.box))
-    print_table(table)
-    if json_file is not None:
-        found = [{"image": h.image, "score": h.score, "box": np.asarray(h.box).tolist()} for h in hits]
-        content = {"query": {"image": str(image), "box": region.tolist()}, "hits": found, "seconds": seconds}
-        write_json(json_file, content)
-    if out is not None:
-        make_folder(out)
-        failures = _draw_hits(out / "search.png", pixels, region, hits, images or Path(known.source))
-        print(f"contact sheet in {out / 'search.png'}")
-        print_failures(failures, len(hits))
-        raise typer.Exit(int(bool(failures)))
-
-
-def _embedder(
+def make_embedder(
     trunk: str,
     stages: str,
     stride: int,
@@ -466,28 +359,22 @@ def _with_projection(embedder: Embedder, out: Path, append: bool, jobs: Sequence
     for earlier in (out if append else kept, kept):
         if earlier.exists():
             known = Embedder.load(earlier, weights=embedder.weights, device=embedder.device)
-            _check_kind(earlier, known, embedder)
+            check_kind(earlier, known, embedder)
             return known
     order = np.random.default_rng(embedder.seed).permutation(len(jobs))[:SAMPLE]
     chosen = [jobs[i] for i in order.tolist()]
     stream = embedder.unprojected().stream([p for p, _, _ in chosen], [asked for _, asked, _ in chosen])
     rows = [found for found in track(stream, "Sampling", len(chosen)) if not isinstance(found, Exception)]
-    embedder.fit_vectors(_joined(rows, embedder))
+    embedder.fit_vectors(rows)
     kept.parent.mkdir(exist_ok=True)
     embedder.save(kept)
     return embedder
 
 
-def _check_kind(place: Path, known: Embedder, asked: Embedder) -> None:
+def check_kind(place: Path, known: Embedder, asked: Embedder) -> None:
     """Raise a ValueError, with both names, if what is there was made with other settings."""
     if known.kind != asked.kind:
         raise ValueError(f"{place}: made by another embedder, {known.kind}; expected {asked.kind}")
-
-
-def _joined(rows: Sequence[Vectors], embedder: Embedder) -> Vectors:
-    import numpy as np
-
-    return np.concatenate([np.zeros((0, embedder.unprojected().length), np.float32), *rows])
 
 
 def _all_vectors(embedder: Embedder, paths: Sequence[Path], title: str = "Embedding") -> np.ndarray[Any, Any]:
@@ -513,113 +400,3 @@ def _presence(targets: Sequence[Target], names: Sequence[str]) -> np.ndarray[Any
             if label in columns:
                 row[columns[label]] = max(row[columns[label]], 0 if ignored else 1)
     return signs
-
-
-Regions = Callable[["Pixels"], "Boxes"]
-
-
-def _regions(proposals: str, count: int) -> Regions:
-    """Return what gives the regions of an image: the whole, which comes first, and the best windows."""
-    from sppnet.proposals import parse
-
-    if proposals == "none":
-        return lambda pixels: _whole(pixels)[None]
-    method = parse(proposals)
-    return lambda pixels: method(pixels)[0][:count]
-
-
-def _whole(pixels: Pixels) -> Boxes:
-    """Return the (4,) box of a whole image."""
-    import numpy as np
-
-    return np.array([0, 0, pixels.shape[1], pixels.shape[0]], np.float32)
-
-
-def _stamp(path: Path) -> str:
-    """Return text that changes when a file does."""
-    facts = path.stat()
-    return f"{facts.st_size} {facts.st_mtime_ns}"
-
-
-def _prepared(paths: Sequence[Path], propose: Regions) -> Iterator[tuple[Path, Pixels, Boxes] | Exception]:
-    """Yield each image with its regions, or the error that it gave; the next ones are prepared meanwhile."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from sppnet.images import read_image
-
-    def prepare(path: Path) -> tuple[Path, Pixels, Boxes] | Exception:
-        try:
-            pixels = read_image(path)
-            return path, pixels, propose(pixels)
-        except (ValueError, OSError) as error:
-            return error if str(path) in str(error) else ValueError(f"{path}: {error}")
-
-    with ThreadPoolExecutor(2) as ahead:
-        left = iter(paths)
-        waiting = [ahead.submit(prepare, path) for path in islice(left, 4)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [ahead.submit(prepare, path) for path in islice(left, 1)]
-
-
-def _learn_regions(embedder: Embedder, paths: Sequence[Path], propose: Regions) -> Embedder:
-    """Learn the projection of an index from regions of a sample of the images."""
-    import numpy as np
-
-    from sppnet.represent import SAMPLE
-
-    order = np.random.default_rng(embedder.seed).permutation(len(paths))[: SAMPLE // 8]
-    chosen, raw = [paths[i] for i in order.tolist()], embedder.unprojected()
-    each = -(-SAMPLE // len(chosen))
-    rows = []
-    for ready in track(_prepared(chosen, propose), "Sampling", len(chosen)):
-        if not isinstance(ready, Exception):
-            _, pixels, boxes = ready
-            rows.append(raw(pixels, boxes[:: max(1, len(boxes) // each)]))
-    return embedder.fit_vectors(_joined(rows, embedder))
-
-
-def _fill(store: Index, folder: Path, stamps: Mapping[str, str], propose: Regions) -> list[str]:
-    """Add images to an index, save it now and then, and return what could not be read."""
-    failures: list[str] = []
-    saved = time.monotonic()
-    ready = _prepared([folder / name for name in stamps], propose)
-    for (name, stamp), found in zip(stamps.items(), track(ready, "Indexing", len(stamps)), strict=True):
-        if isinstance(found, Exception):
-            failures.append(str(found))
-            continue
-        _, pixels, boxes = found
-        store.add(name, stamp, boxes, store.embedder(pixels, boxes))
-        if time.monotonic() - saved > _SAVE_EVERY:
-            store.save()
-            saved = time.monotonic()
-    return failures
-
-
-def _region(text: str | None, pixels: Pixels) -> Boxes:
-    import numpy as np
-
-    if text is None:
-        return _whole(pixels)
-    try:
-        x1, y1, x2, y2 = map(float, text.split(","))
-    except ValueError:
-        raise ValueError(f"--box {text}: expected four numbers between commas: x1,y1,x2,y2") from None
-    return np.array([x1, y1, x2, y2], np.float32)
-
-
-def _draw_hits(path: Path, query: Pixels, region: Boxes, hits: Sequence[Hit], folder: Path) -> list[str]:
-    """Draw the query and what was found, each with its region; return what could not be read."""
-    from sppnet.draw import contact_sheet, draw_region
-    from sppnet.images import read_image, write_image
-
-    pictures, titles, failures = [draw_region(query, region)], ["query"], []
-    for rank, hit in enumerate(hits, 1):
-        try:
-            pictures.append(draw_region(read_image(folder / hit.image), hit.box))
-        except (ValueError, OSError) as error:
-            failures.append(str(error))
-        else:
-            titles.append(f"{rank}  {hit.score:.3f}  {hit.image}")
-    write_image(path, contact_sheet(pictures, titles))
-    return failures
