@@ -12,6 +12,7 @@ the images, and compares its answers with a search through all of them.
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import time
 from pathlib import Path
@@ -142,7 +143,7 @@ def mean_precision(scores: np.ndarray, shown: np.ndarray, own: np.ndarray) -> fl
 
 def speed(arguments) -> dict:
     rng = np.random.default_rng(0)
-    paths = image_files([f"{arguments.data}/**/*"])
+    paths = image_files([f"{glob.escape(str(arguments.data))}/**/*"])
     share = -(-arguments.regions // len(paths))
     known = {"2,1": embedders(arguments)["2,1"]}
     learn(known, paths, lambda pixels: random_boxes(pixels, 60, rng))
