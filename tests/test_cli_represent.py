@@ -153,6 +153,32 @@ class TestEmbed:
         arguments = ("--out", "v.safetensors", "--scales", "96", "--levels", "1", "--append")
         fails("embed", photos, *arguments, says=['"sides": [64]', '"sides": [96]'])
 
+    def test_a_dataset_gives_whole_images(self):
+        trees.voc_tree(trees.Path("data"))
+        succeeds("embed", "data", "--split", "val", "--out", "v.safetensors", *SMALL)
+        assert len(read_vectors("v.safetensors")) == 2
+
+    def test_other_boxes_of_an_image_that_is_there(self, photos):
+        succeeds("embed", photos / "1.png", "--out", "v.safetensors", *SMALL)
+        trees.write(trees.Path("b.csv"), f"path,x1,y1,x2,y2\n{photos}/1.png,5,5,50,90\n")
+        arguments = ("--boxes", "b.csv", "--out", "v.safetensors", *SMALL, "--append")
+        before = content()["v.safetensors"]
+        outcome = sppnet("embed", *arguments)
+        assert (outcome.status, content()["v.safetensors"]) == (1, before)
+        assert "found other boxes of" in outcome.said[0]
+
+    def test_like_stands_alone(self, photos):
+        succeeds("embed", photos, "--out", "a.safetensors", *SMALL)
+        arguments = ("--out", "b.safetensors", "--like", "a.safetensors", "--scales", "96")
+        fails("embed", photos, *arguments, says=["--like", "expected it alone"])
+
+    def test_nothing_stays_where_nothing_could_be_read(self, own):
+        for path in own.glob("*.png"):
+            path.write_bytes(b"")
+        before = content()
+        assert sppnet("embed", own, "--out", "v.safetensors", *SMALL).status == 1
+        assert content() == before
+
     def test_zero_area_and_duplicate_boxes(self, photos):
         trees.write(trees.Path("b.csv"), f"path,x1,y1,x2,y2\n{photos}/1.png,5,5,5,9\n")
         fails("embed", "--boxes", "b.csv", "--out", "v.safetensors", says=["b.csv:2", "inverted or empty"])
@@ -235,6 +261,30 @@ class TestSearch:
         other = ("--scales", "96", *INDEX[2:])
         fails("index", photos, "--out", "index", *other, says=['"sides": [64]', '"sides": [96]'])
 
+    def test_other_regions_and_other_folders_are_refused(self, index, photos):
+        shutil.copytree(index, "index")
+        fails("index", photos, "--out", "index", *INDEX[:-1], "9", says=["at most 6", "at most 9"])
+        trees.class_tree(trees.Path("elsewhere"))
+        fails("index", "elsewhere", "--out", "index", *INDEX, says=["the index of", "elsewhere"])
+
+    def test_a_folder_that_moved_is_followed(self, index, own):
+        shutil.copytree(index, "index")
+        assert "0 gone" in succeeds("index", own, "--out", "index", *INDEX).out
+        assert Index.open(trees.Path("index")).source == str(own)
+
+    def test_what_was_done_stays_when_it_is_stopped(self, photos, monkeypatch):
+        plain = Index.add
+
+        def stopped(self, name, *rest):
+            if name == "4.png":
+                raise KeyboardInterrupt
+            plain(self, name, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Index, "add", stopped)
+            assert sppnet("index", photos, "--out", "index", *INDEX).status == 130
+        assert "5 new" in succeeds("index", photos, "--out", "index", *INDEX).out
+
     def test_damage_is_told(self, index, photos):
         shutil.copytree(index, "index")
         (graph,) = trees.Path("index").glob("*.usearch")
@@ -276,5 +326,5 @@ class TestSearch:
 def test_manifest_is_plain(photos):
     succeeds("index", photos, "--out", "index", *INDEX, "--proposals", "none")
     about = json.loads(trees.Path("index/index.json").read_text())
-    assert (about["images"], about["regions"]) == (8, 8)
+    assert (about["images"], about["count"]) == (8, 8)
     assert set(content("index")) == {f"index/{name}" for name in ("index.json", *about["files"])}

@@ -123,3 +123,21 @@ class TestVoc:
         vectors, labels = clusters()
         with pytest.raises(ValueError, match="found 0 positive training images of class 3"):
             voc(gram_matrix(vectors), self.signs(labels), np.arange(30), np.arange(30, 48))
+
+    def test_training_images_are_not_tested(self):
+        vectors, labels = clusters()
+        with pytest.raises(ValueError, match="found 18 images both"):
+            voc(gram_matrix(vectors), self.signs(labels), np.arange(48), np.arange(30, 48))
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_every_class_is_in_every_fold(self, seed):
+        rng = np.random.default_rng(seed)
+        signs = np.full((40, 3), -1)
+        for k, count in enumerate((3, 3, 30)):
+            signs[rng.permutation(40)[:count], k] = 1
+        folds = protocols._balanced_folds(signs, seed)
+        shared = (signs == 1).sum(axis=1) > 1
+        for k in range(3):
+            # Only where images have several classes can a fold go without one.
+            found = set(folds[signs[:, k] == 1])
+            assert found == {0, 1, 2} or shared[signs[:, k] == 1].any()

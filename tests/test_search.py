@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def boxes(count):
 @pytest.fixture
 def index(embedder, tmp_path):
     """Thirty images of five regions each."""
-    made = Index.create(tmp_path / "index", "photos", embedder)
+    made = Index.create(tmp_path / "index", embedder, "photos", "by hand")
     for n in range(30):
         made.add(f"{n}.jpg", f"stamp {n}", boxes(5) + n, vectors(5, n))
     return made
@@ -58,14 +59,26 @@ class TestSearch:
             (query,) = vectors(1, seed)
             agree(index.search(query, top), query, index.images, top)
 
+    def test_the_graph_finds_nearly_all(self, embedder, tmp_path):
+        made = Index.create(tmp_path / "i", embedder)
+        for n in range(60):
+            made.add(str(n), "", boxes(50), vectors(50, n))
+        stored = np.concatenate([vectors(50, n) for n in range(60)])
+        right = 0
+        for query in vectors(20, 1000):
+            rows, scores = made.nearest(query, 10)
+            assert (np.diff(scores) <= 0).all()
+            right += len(set(rows.tolist()) & set(np.argsort(-(stored @ query))[:10].tolist()))
+        assert right >= 190
+
     def test_gives_all_images_where_more_are_asked_for(self, index):
         assert len(index.search(vectors(1, 0)[0], 100)) == 30
 
     def test_an_empty_index_has_no_hits(self, embedder, tmp_path):
-        assert Index.create(tmp_path / "i", "", embedder).search(vectors(1, 0)[0]) == []
+        assert Index.create(tmp_path / "i", embedder).search(vectors(1, 0)[0]) == []
 
     def test_looks_past_many_regions_of_one_image(self, embedder, tmp_path):
-        crowded = Index.create(tmp_path / "i", "", embedder)
+        crowded = Index.create(tmp_path / "i", embedder)
         (query,) = vectors(1, 7)
         crowded.add("crowd", "", boxes(500), np.repeat(query[None], 500, axis=0))
         for n in range(5):
@@ -122,7 +135,8 @@ class TestDisk:
         index.remove(["0.jpg", "17.jpg"])
         index.save()
         opened = Index.open(index.folder)
-        assert (opened.images, opened.source) == (index.images, "photos")
+        assert opened.images == index.images
+        assert (opened.source, opened.regions) == ("photos", "by hand")
         assert opened.embedder.signature == embedder.signature
         for seed in range(100, 105):
             (query,) = vectors(1, seed)
@@ -157,7 +171,7 @@ class TestDisk:
         with pytest.raises(OSError, match="full"):
             index.save()
         assert len(Index.open(index.folder)) == 150
-        assert before.items() <= {p.name: p.read_bytes() for p in index.folder.iterdir()}.items()
+        assert before == {p.name: p.read_bytes() for p in index.folder.iterdir()}
 
     def test_other_folders_are_refused(self, embedder, tmp_path):
         with pytest.raises(ValueError, match="expected an index"):
@@ -166,8 +180,20 @@ class TestDisk:
         with pytest.raises(ValueError, match="found something"):
             Index.open(tmp_path)
         with pytest.raises(ValueError, match="found an index, expected none"):
-            Index.create(tmp_path, "", embedder)
+            Index.create(tmp_path, embedder)
+        for content, says in (
+            ([], "found list"),
+            ({"format": "sppnet-index", "version": "1"}, "found no files"),
+        ):
+            (tmp_path / MANIFEST).write_text(json.dumps(content))
+            with pytest.raises(ValueError, match=says):
+                Index.open(tmp_path)
+
+    def test_a_full_disk_is_an_error_of_the_system(self, index, monkeypatch):
+        monkeypatch.setattr("sppnet.search.atomic_path", lambda _: nullcontext("/dev/full"))
+        with pytest.raises(OSError, match="cannot write"):
+            index.save()
 
     def test_vectors_of_any_length_are_refused(self, tmp_path):
         with pytest.raises(ValueError, match="expected 'l2'"):
-            Index.create(tmp_path, "", Embedder(norm="none"))
+            Index.create(tmp_path, Embedder(norm="none"))

@@ -79,7 +79,7 @@ class TestWriter:
 
     def test_makes_one_file_and_no_other(self, embedder, tmp_path):
         path = tmp_path / "v.safetensors"
-        writer = VectorWriter(path, embedder, every=2)
+        writer = VectorWriter(path, embedder, part_bytes=96)
         self.fill(writer, "abcde")
         assert writer.finish() == 10
         assert [p.name for p in tmp_path.iterdir()] == ["v.safetensors"]
@@ -90,9 +90,10 @@ class TestWriter:
 
     def test_goes_on_from_its_parts(self, embedder, tmp_path):
         path = tmp_path / "v.safetensors"
-        self.fill(VectorWriter(path, embedder, every=2), "abc")  # and is killed: c is not written yet
-        writer = VectorWriter(path, embedder, every=2)
-        assert writer.done == {"a", "b"}
+        self.fill(VectorWriter(path, embedder, part_bytes=96), "abc")  # and is killed: c is not written yet
+        writer = VectorWriter(path, embedder, part_bytes=96)
+        assert writer.done.keys() == writer.part_names == {"a", "b"}
+        assert writer.done["a"].tolist() == [[1] * 4] * 2
         self.fill(writer, "cd")
         assert writer.finish() == 8
         assert read_vectors(path).names[::2] == ("a", "b", "c", "d")
@@ -101,7 +102,7 @@ class TestWriter:
         path = tmp_path / "v.safetensors"
         for names in ("ab", "c"):
             writer = VectorWriter(path, embedder, append=True)
-            assert writer.done == (set() if names == "ab" else {"a", "b"})
+            assert writer.done.keys() == (set() if names == "ab" else {"a", "b"})
             self.fill(writer, names)
             writer.finish()
         assert read_vectors(path).names[::2] == ("a", "b", "c")
@@ -111,6 +112,30 @@ class TestWriter:
         self.fill(writer, "a")
         writer.finish()
         assert read_vectors(tmp_path / "v.safetensors").vectors.dtype == np.float16
+
+    def test_refuses_another_precision_at_once(self, embedder, tmp_path):
+        path = tmp_path / "v.safetensors"
+        writer = VectorWriter(path, embedder)
+        self.fill(writer, "a")
+        writer.flush()
+        with pytest.raises(ValueError, match="found vectors of float32, expected float16"):
+            VectorWriter(path, embedder, half=True)
+
+    def test_killed_between_the_file_and_its_parts(self, embedder, tmp_path, monkeypatch):
+        path = tmp_path / "v.safetensors"
+        writer = VectorWriter(path, embedder, append=True)
+        self.fill(writer, "ab")
+        with monkeypatch.context() as patch:
+            patch.setattr(module.shutil, "rmtree", lambda _: None)
+            writer.finish()
+        again = VectorWriter(path, embedder, append=True)
+        self.fill(again, "c")
+        assert again.finish() == 6
+        assert read_vectors(path).names[::2] == ("a", "b", "c")
+
+    def test_nothing_stays_of_a_run_without_rows(self, embedder, tmp_path):
+        VectorWriter(tmp_path / "v.safetensors", embedder).discard()
+        assert not list(tmp_path.iterdir())
 
     def test_refuses_what_another_embedder_made(self, embedder, tmp_path):
         path = tmp_path / "v.safetensors"
@@ -144,6 +169,6 @@ class TestWriter:
         assert path.read_bytes() == before
         monkeypatch.undo()
         again = VectorWriter(path, embedder, append=True)
-        assert again.done == {"a", "b"}
+        assert again.done.keys() == {"a", "b"}
         assert again.finish() == 4
         assert not parts_folder(path).exists()

@@ -635,9 +635,9 @@ def _read_csv(root: Path, split: str | None) -> Dataset:
                     continue
                 where = f"{root}:{reader.line_num}"
                 with findings.collect():
-                    path = line["path"]
-                    boxes.setdefault(path, []).append(_csv_row(where, line))
-                    places.setdefault(path, where)
+                    row = _csv_row(where, line)
+                    boxes.setdefault(line["path"], []).append(row)
+                    places.setdefault(line["path"], where)
         except csv.Error as error:
             raise DatasetError(f"{root}:{reader.line_num}: found no CSV ({error}), expected CSV") from None
     if split is not None and split not in splits:

@@ -177,15 +177,12 @@ def voc(
     Raises
     ------
     ValueError
-        If the shapes disagree, or a class lacks positives or negatives to learn from.
+        If the shapes disagree, an image is both to learn from and to test on, or a class lacks positives or
+        negatives to learn from.
     """
     signs, train, test = np.asarray(signs), np.asarray(train), np.asarray(test)
     _check(gram, len(signs))
-    for sign, kind in ((1, "positive"), (-1, "negative")):
-        counts = (signs[train] == sign).sum(axis=0)
-        if counts.min(initial=_FOLDS) < _FOLDS:
-            found = f"{counts.min()} {kind} training images of class {int(counts.argmin())}"
-            raise ValueError(f"found {found}, expected at least {_FOLDS} of each class")
+    check_voc(signs, train, test)
     folds = _balanced_folds(signs[train], seed)
     held = _held_out_scores(gram, train, signs[train], folds, costs)
     chosen = [costs[i] for i in _held_out_precision(held, signs[train]).argmax(axis=0)]
@@ -196,6 +193,21 @@ def voc(
         )
         for k in range(signs.shape[1])
     ]
+
+
+def check_voc(
+    signs: npt.NDArray[np.integer[Any]], train: IntArray, test: IntArray, names: Sequence[str] | None = None
+) -> None:
+    """Raise now, before long work, the ValueError that `voc` would raise; `names` are its classes."""
+    both = np.intersect1d(train, test)
+    if len(both):
+        raise ValueError(f"found {len(both)} images both to learn from and to test on, expected none")
+    for sign, kind in ((1, "positive"), (-1, "negative")):
+        counts = (signs[train] == sign).sum(axis=0)
+        if counts.min(initial=_FOLDS) < _FOLDS:
+            name = int(counts.argmin()) if names is None else repr(names[int(counts.argmin())])
+            found = f"{counts.min()} {kind} training images of class {name}"
+            raise ValueError(f"found {found}, expected at least {_FOLDS} of each class")
 
 
 def cross_validated(
@@ -283,9 +295,9 @@ def _balanced_folds(signs: npt.NDArray[np.integer[Any]], seed: int) -> IntArray:
     """Return a fold for each image, so that every class has positives and negatives in all of them."""
     rng = np.random.default_rng(seed)
     folds = np.full(len(signs), -1)
-    # The rarest class first: whoever has it is dealt out before the common ones use up the room.
-    for k in np.argsort((signs == 1).sum(axis=0), kind="stable"):
-        for sign in (1, -1):
+    # Positives before negatives, and the rarest class first: it is dealt out while there is room.
+    for sign in (1, -1):
+        for k in np.argsort((signs == 1).sum(axis=0), kind="stable"):
             free = rng.permutation(np.flatnonzero((signs[:, k] == sign) & (folds < 0)))
             taken = np.bincount(folds[(signs[:, k] == sign) & (folds >= 0)], minlength=_FOLDS)
             for image in free:

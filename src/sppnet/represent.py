@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from sppnet.boxes import Boxes, area
 from sppnet.files import write_tensors
 from sppnet.geometry import FeatureMaps
 from sppnet.images import Pixels, read_image, resize
-from sppnet.maps import Image, encode, pool_windows
+from sppnet.maps import encode, pool_windows
+from sppnet.parallel import in_order
 from sppnet.pooling import pyramid_length
 from sppnet.pooling.bins import valid_levels, valid_mode
 from sppnet.trunks import Trunk
@@ -39,6 +39,7 @@ _FACTS = "embedder"
 SAMPLE = 4096
 
 Vectors = npt.NDArray[np.float32]
+Image = str | Path | Pixels
 
 
 class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -153,7 +154,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        image : Path or (H, W, 3) uint8 RGB
+        image : path or (H, W, 3) uint8 RGB
         boxes : (R, 4) float, optional
             Pixels of the original image, 0-based and half-open.
 
@@ -175,7 +176,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self._maps(self.network, image)
 
     def _embed(self, trunk: Trunk, image: Image, boxes: npt.ArrayLike | None) -> Vectors:
-        pixels = read_image(image) if isinstance(image, Path) else image
+        pixels = image if isinstance(image, np.ndarray) else read_image(image)
         asked = None if boxes is None else self._checked(boxes, pixels.shape[:2])
         return self.embed_maps(self._maps(trunk, pixels), pixels.shape[:2], asked)
 
@@ -223,7 +224,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        images : iterable of Path or (H, W, 3) uint8 RGB
+        images : iterable of path or (H, W, 3) uint8 RGB
         labels
             Passed over, for scikit-learn.
         """
@@ -285,29 +286,26 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        images : iterable of Path or (H, W, 3) uint8 RGB
+        images : iterable of path or (H, W, 3) uint8 RGB
         boxes : iterable of (R, 4) float or None, optional
             For each image; None is the whole image.
 
-        Yields
-        ------
-        (R, D) float32, or the ValueError or OSError that an image gave
+        Returns
+        -------
+        iterator of (R, D) float32, or of the ValueError or OSError that an image gave
         """
         threads = torch.get_num_threads()
         attempt = partial(self._attempt, _for_threads(self.network, threads))
         pairs = zip(images, repeat(None)) if boxes is None else zip(images, boxes, strict=True)
-        with ThreadPoolExecutor(threads) as pool:
-            waiting = [pool.submit(attempt, *pair) for pair in islice(pairs, 2 * threads)]
-            while waiting:
-                yield waiting.pop(0).result()
-                waiting += [pool.submit(attempt, *pair) for pair in islice(pairs, 1)]
+        return in_order(attempt, pairs, threads)
 
-    def _attempt(self, trunk: Trunk, image: Image, boxes: npt.ArrayLike | None) -> Vectors | Exception:
+    def _attempt(self, trunk: Trunk, asked: tuple[Image, npt.ArrayLike | None]) -> Vectors | Exception:
         """Embed an image, or boxes in it, to (R, D), or return the error that names it."""
+        image, boxes = asked
         try:
             return self._embed(trunk, image, boxes)
         except (ValueError, OSError) as error:
-            known = not isinstance(image, Path) or str(image) in str(error)
+            known = isinstance(image, np.ndarray) or str(image) in str(error)
             return error if known else ValueError(f"{image}: {error}")
 
     def save(self, path: str | Path) -> None:
@@ -414,9 +412,12 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _trunk(name: str, stages: tuple[str, ...], output_stride: int, weights: str | None, device: str) -> Trunk:
-    return Trunk(name, stages, output_stride, weights, device)
+    # Random weights are the same ones whenever they are drawn: a trunk may be built again.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Trunk(name, stages, output_stride, weights, device)
 
 
 def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Vectors]]:
@@ -432,7 +433,7 @@ def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Vectors]]:
     return about, projection
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _for_threads(trunk: Trunk, count: int) -> Trunk:
     return trunk.for_threads(count)
 

@@ -30,7 +30,10 @@ MANIFEST = "index.json"
 # Neighbours per vector, and how many candidates are kept while adding and searching: recall@10 of 0.95 and
 # more among a million regions (benchmarks/search.py).
 _CONNECTIVITY, _ADD, _SEARCH = 16, 96, 128
+# So many regions are looked at one by one, in less than a millisecond.
+_EXACT = 5000
 _CHUNK = 1 << 24
+_KEYS = {"generation", "source", "rows", "graph", "regions", "images", "files"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Index:
     folder : Path
     source : str
         Where the images lie.
+    regions : str
+        How the regions of an image were chosen, in words.
     embedder : Embedder
         Makes the vectors, those of the queries, too; they have length 1.
     images : dict of str to str
@@ -70,20 +75,22 @@ class Index:
         self,
         folder: Path,
         source: str,
+        regions: str,
         embedder: Embedder,
         graph: Any,
         images: dict[str, str],
         owners: npt.NDArray[np.int64],
         boxes: Boxes,
     ) -> None:
-        self.folder, self.source, self.embedder, self.images = folder, source, embedder, images
+        self.folder, self.source, self.regions = folder, source, regions
+        self.embedder, self.images = embedder, images
         self._graph = graph
         # Row r of the graph is a region of image `_owners[r]`, a place in `_names`; -1 when it was removed.
         self._names = list(images)
-        self._owners, self._boxes = [owners], [boxes]
+        self._owners, self._boxes, self._next = [owners], [boxes], len(owners)
 
     @classmethod
-    def create(cls, folder: Path, source: str, embedder: Embedder) -> Index:
+    def create(cls, folder: Path, embedder: Embedder, source: str = "", regions: str = "") -> Index:
         """Begin an index; nothing is written before `save`.
 
         Raises
@@ -91,21 +98,12 @@ class Index:
         ValueError
             If there is an index, or the embedder does not give vectors of length 1.
         """
-        from usearch.index import Index as Graph
-
         if (folder / MANIFEST).exists():
             raise ValueError(f"{folder}: found an index, expected none yet; open it instead")
         if embedder.norm != "l2":
             raise ValueError(f"found the norm {embedder.norm!r}, expected 'l2' for an index")
-        graph = Graph(
-            ndim=embedder.length,
-            metric="ip",
-            dtype="f16",
-            connectivity=_CONNECTIVITY,
-            expansion_add=_ADD,
-            expansion_search=_SEARCH,
-        )
-        return cls(folder, source, embedder, graph, {}, np.zeros(0, np.int64), np.zeros((0, 4), np.float32))
+        owners, boxes = np.zeros(0, np.int64), np.zeros((0, 4), np.float32)
+        return cls(folder, source, regions, embedder, _graph(embedder.length), {}, owners, boxes)
 
     @classmethod
     def open(cls, folder: Path, *, weights: str | None = None, device: str = "cpu") -> Index:
@@ -123,30 +121,26 @@ class Index:
         ValueError
             If there is none, it is damaged or half written, or the trunk at hand is another one (names both).
         """
-        from usearch.index import Index as Graph
-
-        manifest = folder / MANIFEST
-        if not manifest.is_file():
-            raise ValueError(f"{folder}: found no {MANIFEST}, expected an index that sppnet index made")
-        about = read_json(manifest)
-        if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-            raise ValueError(f"{manifest}: found {about.get('format')}, expected {FORMAT} {VERSION}")
-        for name, facts in about["files"].items():
-            found = _facts(folder / name) if (folder / name).is_file() else None
-            if found != facts:
-                raise ValueError(
-                    f"{folder / name}: found a damaged or missing file ({found}), expected {facts}; "
-                    "make the index anew"
-                )
+        about = _read_manifest(folder)
+        damage = _damage(folder, about)
+        if damage is not None and (newer := _read_manifest(folder)) != about:
+            # It was saved meanwhile.
+            about, damage = newer, _damage(folder, newer)
+        if damage is not None:
+            raise ValueError(f"{damage}; make the index anew")
         rows, graph = (folder / about[key] for key in ("rows", "graph"))
         content = load_file(rows)
+        embedder = Embedder.load(rows, weights=weights, device=device)
+        restored = _graph(embedder.length)
+        restored.load(str(graph))
         names = unpack_names(content["names"], np.arange(about["images"]))
         stamps = unpack_names(content["stamps"], content["stamp"])
         return cls(
             folder,
             about["source"],
-            Embedder.load(rows, weights=weights, device=device),
-            Graph.restore(str(graph)),
+            about["regions"],
+            embedder,
+            restored,
             dict(zip(names, stamps, strict=True)),
             content["owners"],
             content["boxes"],
@@ -186,12 +180,12 @@ class Index:
             raise ValueError(
                 f"found vectors {vectors.shape} of {name!r}, expected ({len(boxes)}, {self._graph.ndim})"
             )
-        first = sum(map(len, self._owners))
         if len(boxes):
-            keys = np.arange(first, first + len(boxes), dtype=np.uint64)
+            keys = np.arange(self._next, self._next + len(boxes), dtype=np.uint64)
             self._graph.add(keys, vectors.astype(np.float16), threads=torch.get_num_threads())
         self._owners.append(np.full(len(boxes), len(self._names), np.int64))
         self._boxes.append(np.asarray(boxes, np.float32))
+        self._next += len(boxes)
         self._names.append(name)
         self.images[name] = stamp
 
@@ -203,14 +197,14 @@ class Index:
         ValueError
             If one is not there; then none is removed.
         """
-        gone = list(dict.fromkeys(names))
+        gone = dict.fromkeys(names)
         unknown = [name for name in gone if name not in self.images]
         if unknown:
             raise ValueError(f"found no {unknown[0]!r} in the index of {len(self.images)} images")
         if not gone:
             return
         owners, _ = self._rows()
-        places = np.array([i for i, name in enumerate(self._names) if name in set(gone)])
+        places = np.array([i for i, name in enumerate(self._names) if name in gone])
         rows = np.flatnonzero(np.isin(owners, places))
         self._graph.remove(rows.astype(np.uint64), compact=False)
         owners[rows] = -1
@@ -247,7 +241,8 @@ class Index:
         count = 4 * top
         while True:
             # Where all are wanted the graph may not lead to all: equal vectors know only one another.
-            keys, scores = self.nearest(vector, count, exact=count >= len(self))
+            exact = len(self) <= max(count, _EXACT)
+            keys, scores = self.nearest(vector, count, exact=exact)
             _, first = np.unique(owners[keys], return_index=True)
             best = np.sort(first)[:top]
             # Many regions of one image are alike: look further until there are enough images.
@@ -280,13 +275,28 @@ class Index:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         manifest = self.folder / MANIFEST
-        old: dict[str, Any] = {"files": {}, "generation": 0}
-        if manifest.exists():
-            old = read_json(manifest)
+        nothing: dict[str, Any] = {"files": {}, "generation": 0}
+        old = _read_manifest(self.folder) if manifest.exists() else nothing
         generation = old["generation"] + 1
         rows, graph = (self.folder / f"{generation}.{suffix}" for suffix in ("safetensors", "usearch"))
-        with atomic_path(graph) as temporary:
-            self._graph.save(str(temporary))
+        try:
+            self._write(rows, graph)
+            about = self._manifest(generation, rows, graph)
+            with atomic_path(manifest) as temporary:
+                temporary.write_text(json.dumps(about, indent=1) + "\n")
+        except BaseException:
+            for path in (rows, graph):
+                path.unlink(missing_ok=True)
+            raise
+        for name in old["files"]:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _write(self, rows: Path, graph: Path) -> None:
+        try:
+            with atomic_path(graph) as temporary:
+                self._graph.save(str(temporary))
+        except RuntimeError as error:  # what usearch makes of a full disk
+            raise OSError(f"{graph}: cannot write ({error})") from None
         owners, boxes = self._compacted()
         facts, tensors = self.embedder.state()
         names, _ = pack_names(list(self.images))
@@ -300,21 +310,20 @@ class Index:
             },
             {"format": FORMAT, "version": VERSION, **facts},
         )
-        about: dict[str, Any] = {
+
+    def _manifest(self, generation: int, rows: Path, graph: Path) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "version": VERSION,
             "generation": generation,
             "source": self.source,
             "rows": rows.name,
             "graph": graph.name,
-            "regions": len(self),
+            "regions": self.regions,
+            "count": len(self),
             "images": len(self.images),
             "files": {path.name: _facts(path) for path in (rows, graph)},
         }
-        with atomic_path(manifest) as temporary:
-            temporary.write_text(json.dumps(about, indent=1) + "\n")
-        for name in old["files"]:
-            (self.folder / name).unlink(missing_ok=True)
 
     def _rows(self) -> tuple[npt.NDArray[np.int64], Boxes]:
         self._owners, self._boxes = [np.concatenate(self._owners)], [np.concatenate(self._boxes)]
@@ -342,6 +351,43 @@ def changes(
     new = [name for name in found if name not in known]
     changed = [name for name in found if name in known and known[name] != found[name]]
     return new, changed, [name for name in known if name not in found]
+
+
+def _graph(length: int) -> Any:
+    """Return an empty graph for vectors of a length; its settings are not in its file."""
+    from usearch.index import Index as Graph
+
+    return Graph(
+        ndim=length,
+        metric="ip",
+        dtype="f16",
+        connectivity=_CONNECTIVITY,
+        expansion_add=_ADD,
+        expansion_search=_SEARCH,
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder}: found no {MANIFEST}, expected an index that sppnet index made")
+    about = read_json(path)
+    if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+        found = about.get("format") if isinstance(about, dict) else type(about).__name__
+        raise ValueError(f"{path}: found {found}, expected {FORMAT} {VERSION}")
+    missing = _KEYS - about.keys()
+    if missing:
+        raise ValueError(f"{path}: found no {', '.join(sorted(missing))}, expected all that an index has")
+    return about
+
+
+def _damage(folder: Path, about: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the files of an index, if anything is."""
+    for name, facts in about["files"].items():
+        found = _facts(folder / name) if (folder / name).is_file() else None
+        if found != facts:
+            return f"{folder / name}: found a damaged or missing file ({found}), expected {facts}"
+    return None
 
 
 def _facts(path: Path) -> dict[str, int]:

@@ -24,6 +24,9 @@ from sppnet.represent import Embedder
 
 FORMAT, VERSION = "sppnet-vectors", "1"
 
+# Bytes of vectors after which a part is written.
+_PART = 1 << 26
+
 Floats = npt.NDArray[np.floating[Any]]
 
 
@@ -71,8 +74,12 @@ def join_tables(tables: Sequence[VectorTable]) -> VectorTable:
     )
 
 
-def write_vectors(path: str | Path, table: VectorTable, embedder: Embedder) -> None:
+def write_vectors(
+    path: str | Path, table: VectorTable, embedder: Embedder, *, projection: bool = True
+) -> None:
     """Write vectors and the embedder that made them, whole or not at all.
+
+    Without its `projection`, `Embedder.load` cannot read the embedder back, only `check_embedder` its name.
 
     Raises
     ------
@@ -87,7 +94,9 @@ def write_vectors(path: str | Path, table: VectorTable, embedder: Embedder) -> N
         "boxes": torch.from_numpy(np.ascontiguousarray(table.boxes)),
         **{"names": names, "image": image, "labels": labels, "label": label},
     }
-    write_tensors(path, content | tensors, {"format": FORMAT, "version": VERSION, **facts})
+    if projection:
+        content |= tensors
+    write_tensors(path, content, {"format": FORMAT, "version": VERSION, **facts})
 
 
 def read_vectors(path: str | Path) -> VectorTable:
@@ -148,50 +157,61 @@ class VectorWriter:
         Keep vectors in half precision.
     append : bool
         Keep the rows that the file has.
-    every : int
-        Images of a part.
+    part_bytes : int
+        A part is written when its vectors take so much memory.
 
     Attributes
     ----------
-    done : set of str
-        Names of the images that need not be embedded any more.
+    done : dict of str to (R, 4) float32
+        Names of the images that need not be embedded any more, and the boxes that were embedded of each.
+    part_names : set of str
+        Those of them that lie in the parts of an earlier run.
 
     Raises
     ------
     ValueError
-        If the file or its parts come from another embedder (names both).
+        If the file or its parts come from another embedder (names both), or are of another precision.
     """
 
     def __init__(
-        self, path: Path, embedder: Embedder, *, half: bool = False, append: bool = False, every: int = 200
+        self,
+        path: Path,
+        embedder: Embedder,
+        *,
+        half: bool = False,
+        append: bool = False,
+        part_bytes: int = _PART,
     ) -> None:
-        self.path, self.embedder, self.every = path, embedder, every
+        self.path, self.embedder, self.part_bytes = path, embedder, part_bytes
         self.dtype = np.dtype(np.float16 if half else np.float32)
         self.folder = parts_folder(path)
         self._waiting: list[VectorTable] = []
-        self._old = [read_vectors(path)] if append and path.exists() else []
-        if self._old:
-            check_embedder(path, embedder)
-        self.folder.mkdir(exist_ok=True)
-        self._count, parts = 0, []
+        self._old = [self._read(path)] if append and path.exists() else []
+        self._count = 0
+        self.done = _boxes_by_name(self._old)
+        self.part_names: set[str] = set()
         for part in sorted(self.folder.glob("part-*.safetensors")):
-            check_embedder(part, embedder)
-            parts.append(read_vectors(part))
+            table = self._read(part)
             self._count = int(part.stem.removeprefix("part-")) + 1
-        self.done = {name for table in [*self._old, *parts] for name in table.names}
+            if table.names and set(table.names) <= self.done.keys() - self.part_names:
+                part.unlink()  # It is in the file already: the run ended between the two.
+                continue
+            self.done |= _boxes_by_name([table])
+            self.part_names |= set(table.names)
+        self.folder.mkdir(exist_ok=True)
 
     def add(self, name: str, vectors: Floats, boxes: Boxes, labels: Sequence[str]) -> None:
         """Add the rows of an image."""
         rows = VectorTable(vectors.astype(self.dtype), (name,) * len(vectors), boxes, tuple(labels))
         self._waiting.append(rows)
-        if len(self._waiting) >= self.every:
+        if sum(table.vectors.nbytes for table in self._waiting) >= self.part_bytes:
             self.flush()
 
     def flush(self) -> None:
         """Write what is not written yet as a part."""
         if self._waiting:
             part = self.folder / f"part-{self._count:06}.safetensors"
-            write_vectors(part, join_tables(self._waiting), self.embedder)
+            write_vectors(part, join_tables(self._waiting), self.embedder, projection=False)
             self._count, self._waiting = self._count + 1, []
 
     def finish(self) -> int:
@@ -208,6 +228,28 @@ class VectorWriter:
         write_vectors(self.path, table, self.embedder)
         shutil.rmtree(self.folder)
         return len(table)
+
+    def discard(self) -> None:
+        """Remove the folder of parts if no row was written to it."""
+        if not self._count:
+            shutil.rmtree(self.folder)
+
+    def _read(self, path: Path) -> VectorTable:
+        check_embedder(path, self.embedder)
+        table = read_vectors(path)
+        if table.vectors.dtype != self.dtype:
+            raise ValueError(f"{path}: found vectors of {table.vectors.dtype}, expected {self.dtype}")
+        return table
+
+
+def _boxes_by_name(tables: Sequence[VectorTable]) -> dict[str, Boxes]:
+    """Return the boxes of each image; its rows lie together."""
+    found: dict[str, Boxes] = {}
+    for table in tables:
+        starts = [i for i, name in enumerate(table.names) if not i or name != table.names[i - 1]]
+        for start, end in zip(starts, [*starts[1:], len(table)], strict=True):
+            found[table.names[start]] = table.boxes[start:end]
+    return found
 
 
 def parts_folder(path: Path) -> Path:

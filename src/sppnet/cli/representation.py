@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sppnet.boxes import Boxes, Target
     from sppnet.represent import Embedder
+    from sppnet.vectors import VectorWriter
 
 protocol = typer.Typer(no_args_is_help=True, help="The paper's protocols for frozen features.")
 
@@ -91,6 +92,14 @@ def embed(
         raise ValueError(f"{out}: found the suffix {out.suffix!r}, expected .safetensors")
     check_writable(out)
     check_folder(parts_folder(out))
+    options = (trunk, stages, stride, scales, levels, mode, view, power, norm, pca, seed)
+    if like is not None and options != (
+        *(TRUNK, STAGES, _STRIDE, _SCALES, _LEVELS),
+        *("max", "full", 0.5, "l2", None, 0),
+    ):
+        raise ValueError(f"--like {like}: found other settings beside it, expected it alone")
+    if boxes is not None and view != "full":
+        raise ValueError(f"--view {view}: expected full for boxes")
     jobs = _jobs(sources or [], boxes, split)
     check_places(out, None, [path for path, _, _ in jobs])
     if like is not None:
@@ -101,7 +110,7 @@ def embed(
         )
     embedder = _with_projection(embedder, out, append, jobs)
     writer = VectorWriter(out, embedder, half=half, append=append)
-    waiting = [job for job in jobs if str(job[0]) not in writer.done]
+    waiting = _missing(jobs, writer)
     if len(waiting) < len(jobs):
         print(f"note: {len(jobs) - len(waiting)} of {len(jobs)} images are there already", file=sys.stderr)
     failures: list[str] = []
@@ -115,6 +124,7 @@ def embed(
     seconds = time.perf_counter() - start
     print_failures(failures, len(jobs))
     if len(failures) == len(jobs):
+        writer.discard()
         raise typer.Exit(1)
     count = writer.finish()
     speed = f", {len(waiting) / seconds:.3g} images per second" if waiting else ""
@@ -210,14 +220,16 @@ def voc(
     from rich.table import Table
 
     from sppnet.datasets import read_dataset
-    from sppnet.protocols import cross_validated, gram_matrix, voc
+    from sppnet.protocols import check_voc, cross_validated, gram_matrix, voc
 
     check_places(json_file, None, [data])
     parts = [read_dataset(data, split) for split in (train_split, test_split)]
     samples = [sample for part in parts for sample in part]
+    _distinct([sample.path for sample in samples])
     names = sorted({*parts[0].classes}) if classes is None else name_list(classes)
     signs = _presence([sample.target for sample in samples], names)
     train, test = np.arange(len(parts[0])), np.arange(len(parts[0]), len(samples))
+    check_voc(signs, train, test, names)
     paths = [sample.path for sample in samples]
     best: tuple[float, int, Embedder, Any] | None = None
     expected: dict[int, float] = {}
@@ -299,29 +311,64 @@ Job = tuple[Path, "Boxes | None", tuple[str, ...]]
 
 def _jobs(sources: Sequence[str], boxes: Path | None, split: str | None) -> list[Job]:
     """Return the images to embed, with the boxes that are asked of each and the labels of the rows."""
-    from sppnet.datasets import read_dataset
+    from sppnet.datasets import DatasetError, read_dataset
     from sppnet.folders import read_labelled_images
     from sppnet.images import image_files
 
     if boxes is None:
         if not sources:
             raise ValueError("found no image, expected image files, folders or patterns, or --boxes")
-        folder = Path(sources[0])
-        if len(sources) == 1 and folder.is_dir() and not any(path.is_file() for path in folder.iterdir()):
-            labelled = read_labelled_images(folder, split)
+        place = Path(sources[0])
+        if len(sources) == 1 and _is_dataset(place):
+            try:
+                return [(sample.path, None, ("",)) for sample in read_dataset(place, split)]
+            except DatasetError:
+                labelled = read_labelled_images(place, split)
+            for note in labelled.notes:
+                print(f"note: {note}", file=sys.stderr)
             return [(path, None, (labelled.classes[label],)) for path, label in labelled]
         return [(path, None, ("",)) for path in _distinct(image_files(sources))]
     dataset = read_dataset(boxes, split)
     for note in dataset.notes:
         print(f"note: {note}", file=sys.stderr)
+    own = _distinct([sample.path for sample in dataset])
     targets = {sample.path.resolve(): sample.target for sample in dataset if sample.target.labels}
-    paths = _distinct(image_files(sources)) if sources else [sample.path for sample in dataset]
+    paths = _distinct(image_files(sources)) if sources else own
     found = [(path, targets[path.resolve()]) for path in paths if path.resolve() in targets]
     if not found:
         raise ValueError(f"{boxes}: found no box of the {len(paths)} images, expected some")
     if len(found) < len(paths):
         print(f"note: images without boxes, left out: {len(paths) - len(found)}", file=sys.stderr)
     return [(path, target.boxes, target.labels) for path, target in found]
+
+
+def _is_dataset(place: Path) -> bool:
+    """Tell a folder of folders, or a table, from images and a folder of images."""
+    from sppnet.images import SUFFIXES
+
+    if place.is_dir():
+        return not any(path.suffix.lower() in SUFFIXES for path in place.iterdir())
+    return place.suffix.lower() in (".csv", ".json", ".yaml", ".yml")
+
+
+def _missing(jobs: Sequence[Job], writer: VectorWriter) -> list[Job]:
+    """Return the images still to embed; raise a ValueError if what is there is not what is asked for."""
+    import numpy as np
+
+    names = {str(path) for path, _, _ in jobs}
+    strange = sorted(writer.part_names - names)
+    if strange:
+        raise ValueError(
+            f"{writer.folder}: parts of a run with {strange[0]}; start that again, or remove the folder"
+        )
+    waiting = []
+    for path, asked, labels in jobs:
+        known = writer.done.get(str(path))
+        if known is None:
+            waiting.append((path, asked, labels))
+        elif not np.array_equal(known, _boxes_of(path, asked)):
+            raise ValueError(f"{writer.path}: found other boxes of {path}, expected those that are asked for")
+    return waiting
 
 
 def _distinct(paths: Sequence[Path]) -> Sequence[Path]:
@@ -364,7 +411,10 @@ def _with_projection(embedder: Embedder, out: Path, append: bool, jobs: Sequence
     order = np.random.default_rng(embedder.seed).permutation(len(jobs))[:SAMPLE]
     chosen = [jobs[i] for i in order.tolist()]
     stream = embedder.unprojected().stream([p for p, _, _ in chosen], [asked for _, asked, _ in chosen])
-    rows = [found for found in track(stream, "Sampling", len(chosen)) if not isinstance(found, Exception)]
+    results = list(track(stream, "Sampling", len(chosen)))
+    rows = [found for found in results if not isinstance(found, Exception)]
+    if not rows:
+        raise next(found for found in results if isinstance(found, Exception))
     embedder.fit_vectors(rows)
     kept.parent.mkdir(exist_ok=True)
     embedder.save(kept)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +41,7 @@ from sppnet.cli.representation import (
 if TYPE_CHECKING:
     from sppnet.boxes import Boxes
     from sppnet.images import Pixels
-    from sppnet.represent import Embedder
+    from sppnet.represent import Embedder, Vectors
     from sppnet.search import Hit, Index
 
 # What an index is made of unless told otherwise (benchmarks/search.py).
@@ -49,6 +49,7 @@ REGIONS, SIDES, PYRAMID, COMPONENTS = 60, "320", "2,1", 256
 PROPOSALS = "edge-boxes"
 # Seconds after which an index that grows is written.
 SAVE_EVERY = 300.0
+_TILE = 480
 
 
 def index(
@@ -78,24 +79,35 @@ def index(
     from sppnet.search import MANIFEST, Index, changes
 
     check_folder(out)
-    found = {str(path.relative_to(folder)): _stamp(path) for path in image_files([f"{folder}/**/*"])}
+    paths = image_files([f"{glob.escape(str(folder))}/**/*"])
+    found = {str(path.relative_to(folder)): _stamp(path) for path in paths}
     asked = make_embedder(
         trunk, stages, stride, weights, device, scales, levels, mode, "full", power, "l2", pca, seed
     )
-    propose = _regions(proposals, windows)
+    propose, source = _regions(proposals, windows), str(folder.resolve())
+    chosen = f"{proposals}, at most {windows}"
     if (out / MANIFEST).exists():
         store = Index.open(out, weights=weights, device=device)
         check_kind(out, store.embedder, asked)
+        if store.regions != chosen:
+            raise ValueError(f"{out}: made of regions by {store.regions}; expected {chosen}")
+        if store.source != source and not store.images.keys() & found.keys():
+            raise ValueError(f"{out}: the index of {store.source}, expected that folder, found {source}")
+        store.source = source
     else:
         learnt = _learn_regions(asked, [folder / name for name in found], propose)
-        store = Index.create(out, str(folder.resolve()), learnt)
+        store = Index.create(out, learnt, source, chosen)
     new, changed, gone = changes(store.images, found)
     store.remove([*changed, *gone])
-    failures = _fill(store, folder, {name: found[name] for name in [*new, *changed]}, propose)
+    try:
+        failures = _fill(store, folder, {name: found[name] for name in [*new, *changed]}, propose)
+    finally:
+        # What was done stays, also when it is stopped.
+        if store.images:
+            store.save()
     print_failures(failures, len(found))
     if not store.images:
         raise typer.Exit(1)
-    store.save()
     print(
         f"{out}: {len(store)} regions of {len(store.images)} images; "
         f"{len(new)} new, {len(changed)} changed, {len(gone)} gone"
@@ -125,7 +137,8 @@ def search(
     from sppnet.images import read_image
     from sppnet.search import Index
 
-    check_places(json_file, out, [image])
+    sheet = [] if out is None else [out / "search.png"]
+    check_places(json_file, out, [image], sheet)
     pixels = read_image(image)
     region = _region(box, pixels)
     known = Index.open(store, weights=weights, device=device)
@@ -176,10 +189,9 @@ def _stamp(path: Path) -> str:
 
 
 def _prepared(paths: Sequence[Path], propose: Regions) -> Iterator[tuple[Path, Pixels, Boxes] | Exception]:
-    """Yield each image with its regions, or the error that it gave; the next ones are prepared meanwhile."""
-    from concurrent.futures import ThreadPoolExecutor
-
+    """Return each image with its regions, or the error that it gave; the next ones are prepared meanwhile."""
     from sppnet.images import read_image
+    from sppnet.parallel import in_order
 
     def prepare(path: Path) -> tuple[Path, Pixels, Boxes] | Exception:
         try:
@@ -188,12 +200,7 @@ def _prepared(paths: Sequence[Path], propose: Regions) -> Iterator[tuple[Path, P
         except (ValueError, OSError) as error:
             return error if str(path) in str(error) else ValueError(f"{path}: {error}")
 
-    with ThreadPoolExecutor(2) as ahead:
-        left = iter(paths)
-        waiting = [ahead.submit(prepare, path) for path in islice(left, 4)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [ahead.submit(prepare, path) for path in islice(left, 1)]
+    return in_order(prepare, paths, 2)
 
 
 def _learn_regions(embedder: Embedder, paths: Sequence[Path], propose: Regions) -> Embedder:
@@ -205,11 +212,16 @@ def _learn_regions(embedder: Embedder, paths: Sequence[Path], propose: Regions) 
     order = np.random.default_rng(embedder.seed).permutation(len(paths))[: SAMPLE // 8]
     chosen, raw = [paths[i] for i in order.tolist()], embedder.unprojected()
     each = -(-SAMPLE // len(chosen))
-    rows = []
+    rows: list[Vectors] = []
+    failed: list[Exception] = []
     for ready in track(_prepared(chosen, propose), "Sampling", len(chosen)):
-        if not isinstance(ready, Exception):
+        if isinstance(ready, Exception):
+            failed.append(ready)
+        else:
             _, pixels, boxes = ready
             rows.append(raw(pixels, boxes[:: max(1, len(boxes) // each)]))
+    if not rows:
+        raise failed[0]
     return embedder.fit_vectors(rows)
 
 
@@ -244,16 +256,27 @@ def _region(text: str | None, pixels: Pixels) -> Boxes:
 
 def _draw_hits(path: Path, query: Pixels, region: Boxes, hits: Sequence[Hit], folder: Path) -> list[str]:
     """Draw the query and what was found, each with its region; return what could not be read."""
-    from sppnet.draw import contact_sheet, draw_region
+    from sppnet.draw import contact_sheet
     from sppnet.images import read_image, write_image
 
-    pictures, titles, failures = [draw_region(query, region)], ["query"], []
+    pictures, titles, failures = [_tile(query, region)], ["query"], []
     for rank, hit in enumerate(hits, 1):
         try:
-            pictures.append(draw_region(read_image(folder / hit.image), hit.box))
+            pictures.append(_tile(read_image(folder / hit.image), hit.box))
         except (ValueError, OSError) as error:
             failures.append(str(error))
         else:
             titles.append(f"{rank}  {hit.score:.3f}  {hit.image}")
     write_image(path, contact_sheet(pictures, titles))
     return failures
+
+
+def _tile(pixels: Pixels, box: Boxes) -> Pixels:
+    """Draw a region on a small copy of an image: a sheet of large ones would fill the memory."""
+    from sppnet.draw import draw_region
+    from sppnet.images import resize
+
+    height, width = pixels.shape[:2]
+    scale = min(1.0, _TILE / max(height, width))
+    small = resize(pixels, max(1, round(scale * height)), max(1, round(scale * width)))
+    return draw_region(small, box * scale)
