@@ -149,7 +149,7 @@ def speed(arguments) -> dict:
     learn(known, paths, lambda pixels: random_boxes(pixels, 60, rng))
     (embedder,) = known.values()
     with TemporaryDirectory() as folder:
-        index = Index.create(Path(folder) / "index", str(arguments.data), embedder)
+        index = Index.create(Path(folder) / "index", embedder, str(arguments.data))
         kept, spent = [], {"embed": 0.0, "add": 0.0}
         for path in track(paths, "Indexing", console=STDERR):
             start = time.perf_counter()
