@@ -1,0 +1,43 @@
+import threading
+import time
+
+import pytest
+
+from sppnet.parallel import in_order
+
+
+def test_results_come_in_the_order_of_the_items():
+    def slow(n):
+        time.sleep(0.01 * (n % 3))
+        return n
+
+    assert list(in_order(slow, range(20), 4)) == list(range(20))
+    assert list(in_order(slow, [], 4)) == []
+
+
+def test_items_are_drawn_a_few_ahead():
+    drawn = []
+
+    def items():
+        for n in range(100):
+            drawn.append(n)
+            yield n
+
+    results = in_order(lambda n: n, items(), 2)
+    assert not drawn
+    for n in range(10):
+        assert next(results) == n
+        assert len(drawn) <= n + 5
+
+
+def test_other_threads_do_the_work():
+    names = set(in_order(lambda _: (time.sleep(0.02), threading.get_ident())[1], range(6), 3))
+    assert len(names) == 3
+    assert threading.get_ident() not in names
+
+
+def test_an_error_comes_at_its_place():
+    results = in_order(lambda n: 1 / n, [2, 1, 0, 4], 2)
+    assert [next(results), next(results)] == [0.5, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
