@@ -593,7 +593,7 @@ def test_the_smallest_image(name):
 def test_groups_hold_every_parameter_of_the_trunk_once_from_the_image_on():
     for name, count, first in (
         ("zf5", 5, "conv1.conv.weight"),
-        ("tf_efficientnet_lite0", 8, "model.conv_stem.weight"),
+        ("tf_efficientnet_lite0", 8, "model.conv_stem.1.weight"),
     ):
         network = build(NetworkSettings(name, ("a", "b"), levels=(1,), width=0.05 if count == 5 else 1))
         groups = network.groups
