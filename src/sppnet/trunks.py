@@ -175,8 +175,11 @@ class _FromPixels(nn.Module):
         self.mean, self.std = (nn.Buffer(torch.tensor(v) * 255) for v in (network.mean, network.std))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        standard = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
-        return tuple(m.permute(0, 2, 3, 1) for m in self.network(standard))
+        return tuple(m.permute(0, 2, 3, 1) for m in self.network(self.standardise(pixels)))
+
+    def standardise(self, pixels: Tensor) -> Tensor:
+        """Return (1, H, W, 3) pixels, 0 to 255, as the network takes them, (1, 3, H, W)."""
+        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
 def check_device(device: str) -> None:
