@@ -25,6 +25,7 @@ encoder's. With ``--cache`` a later run of the same script with the same setting
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -48,7 +49,7 @@ from pooling import commit, machine
 from sppnet.files import atomic_path, check_writable
 from sppnet.folders import LabelledImages, read_labelled_images
 from sppnet.images import read_image, resize, shorter_side_size
-from sppnet.protocols import caltech101, gram_matrix
+from sppnet.protocols import caltech101, caltech101_splits, gram_matrix
 
 TRAIN, TEST, SEED = 30, 50, 0
 # Pixels: shorter side of the images, sides of the patches, and from patch to patch.
@@ -346,14 +347,9 @@ def progress(steps: Iterable, title: str, total: int) -> Iterable:
 def images_to_learn_from(labels: np.ndarray, splits: int) -> np.ndarray:
     """Return some images of every class that `caltech101` takes for training in every split."""
     rng = np.random.default_rng(SEED)
-    found = []
-    orders = [np.random.default_rng((SEED, split)) for split in range(splits)]
-    # The generator of each split is asked class after class, as `caltech101` does.
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        drawn = [order.permutation(members)[:TRAIN] for order in orders]
-        common = [image for image in members if all(image in seen for seen in drawn)]
-        found.append(rng.permutation(common)[:IMAGES_OF_CLASS])
+    seen = [train for train, _ in caltech101_splits(labels, splits, TRAIN, TEST, SEED)]
+    common = functools.reduce(np.intersect1d, seen)
+    found = [rng.permutation(common[labels[common] == k])[:IMAGES_OF_CLASS] for k in np.unique(labels)]
     chosen = np.concatenate(found).astype(int)
     if not len(chosen):
         raise SystemExit(f"found no image that trains in each of {splits} splits, expected fewer splits")

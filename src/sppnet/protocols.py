@@ -116,13 +116,9 @@ def caltech101(
     check_caltech101(labels, splits, train, test)
     _check(gram, len(labels))
     classes = np.unique(labels)
-    for split in range(splits):
-        rng = np.random.default_rng((seed, split))
-        shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
-        seen = np.concatenate([order[:train] for order in shuffled])
-        unseen = np.concatenate([order[train : train + test] for order in shuffled])
-        signs = np.where(labels[:, None] == classes, 1, -1)
-        positions = np.searchsorted(classes, labels)
+    signs = np.where(labels[:, None] == classes, 1, -1)
+    positions = np.searchsorted(classes, labels)
+    for seen, unseen in caltech101_splits(labels, splits, train, test, seed):
         # Each class in turn, so that every fold has equally many of every class.
         folds = np.tile(np.arange(train) % _FOLDS, len(classes))
         held = _held_out_scores(gram, seen, signs[seen], folds, costs)
@@ -130,6 +126,19 @@ def caltech101(
         cost = costs[int(np.argmax(quality))]
         scores = svm_scores(gram, seen, unseen, signs[seen], [cost] * len(classes))
         yield SplitResult(classification(scores, positions[unseen]).mean_class, cost)
+
+
+def caltech101_splits(
+    labels: npt.NDArray[np.integer[Any]], splits: int = 10, train: int = 30, test: int = 50, seed: int = 0
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield the training and test images of each split that `caltech101` takes, class by class."""
+    for split in range(splits):
+        rng = np.random.default_rng((seed, split))
+        shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+        yield (
+            np.concatenate([order[:train] for order in shuffled]),
+            np.concatenate([order[train : train + test] for order in shuffled]),
+        )
 
 
 def check_caltech101(
