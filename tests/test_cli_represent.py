@@ -198,6 +198,7 @@ class TestProtocol:
         found = read_json("r.json")
         assert found["mean"] > 0.8
         assert len(found["splits"]) == 2
+        assert found["cross_validation"] > 0.8
         assert found["mean"] == pytest.approx(np.mean([s["accuracy"] for s in found["splits"]]))
         assert f"{100 * found['mean']:.2f} % mean class accuracy" in outcome.out
 

@@ -40,11 +40,13 @@ class TestCaltech101:
         vectors, labels = clusters(noise=0.05)
         results = list(caltech101(gram_matrix(vectors), labels, splits=3, train=6))
         assert [result.accuracy for result in results] == [1.0] * 3
+        assert [result.cross_validation for result in results] == [1.0] * 3
 
     def test_noise_is_near_chance(self):
         vectors, labels = clusters(classes=5, each=40, noise=50)
         results = list(caltech101(gram_matrix(vectors), labels, splits=4, train=6))
         assert 0.1 < np.mean([result.accuracy for result in results]) < 0.3
+        assert 0.05 < np.mean([result.cross_validation for result in results]) < 0.4
 
     def test_splits_follow_the_seed(self):
         vectors, labels = clusters(noise=3)

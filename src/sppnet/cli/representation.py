@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,6 +175,8 @@ def caltech101(
     found = list(track(results, "Fitting SVMs", splits))
     values = np.array([result.accuracy for result in found])
     spread = float(values.std(ddof=1)) if len(values) > 1 else None
+    expected = float(np.mean([result.cross_validation for result in found]))
+    print(f"{100 * expected:.2f} % by cross-validation inside the training images")
     print(
         f"{100 * values.mean():.2f} % mean class accuracy"
         + ("" if spread is None else f" ± {100 * spread:.2f}")
@@ -183,7 +186,8 @@ def caltech101(
         content = {
             "mean": float(values.mean()),
             "std": spread,
-            "splits": [{"accuracy": result.accuracy, "C": result.C} for result in found],
+            "cross_validation": expected,
+            "splits": [asdict(result) for result in found],
             "embedder": embedder.signature,
             "images": len(images),
             "classes": len(images.classes),
