@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +29,7 @@ from sppnet.cli.console import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from sppnet.boxes import Boxes, Target
+    from sppnet.boxes import Boxes, FloatArray, Target
     from sppnet.represent import Embedder
     from sppnet.vectors import VectorWriter
 
@@ -235,20 +235,22 @@ def voc(
     train, test = np.arange(len(parts[0])), np.arange(len(parts[0]), len(samples))
     check_voc(signs, train, test, names)
     paths = [sample.path for sample in samples]
-    best: tuple[float, int, Embedder, Any] | None = None
     expected: dict[int, float] = {}
-    for side in integers("--scales", scales):
-        embedder = make_embedder(
-            trunk, stages, stride, weights, device, str(side), levels, mode, view, power, "l2", None, seed
-        )
-        gram = gram_matrix(_all_vectors(embedder, paths, f"Embedding at {side}"))
-        expected[side] = cross_validated(gram, signs, train, seed=seed)
-        print(f"shorter side {side}: {100 * expected[side]:.2f} mAP by cross-validation")
-        if best is None or expected[side] > best[0]:
-            best = expected[side], side, embedder, gram
-    assert best is not None
-    results = voc(best[3], signs, train, test, seed=seed)
-    table = Table("class", "positives", "AP (11-point)", "AP (area)", title=f"shorter side {best[1]}")
+
+    def measured() -> Iterator[tuple[int, Embedder, FloatArray]]:
+        for side in integers("--scales", scales):
+            embedder = make_embedder(
+                trunk, stages, stride, weights, device, str(side), levels, mode, view, power, "l2", None, seed
+            )
+            gram = gram_matrix(_all_vectors(embedder, paths, f"Embedding at {side}"))
+            expected[side] = cross_validated(gram, signs, train, seed=seed)
+            print(f"shorter side {side}: {100 * expected[side]:.2f} mAP by cross-validation")
+            yield side, embedder, gram
+
+    # Of the large matrices only the best one so far is kept.
+    chosen, embedder, gram = max(measured(), key=lambda found: expected[found[0]])
+    results = voc(gram, signs, train, test, seed=seed)
+    table = Table("class", "positives", "AP (11-point)", "AP (area)", title=f"shorter side {chosen}")
     for name, result in zip(names, results, strict=True):
         values = (result.average_precision, result.area)
         table.add_row(name, str(result.positives), *(f"{100 * v:.2f}" for v in values))
@@ -266,9 +268,9 @@ def voc(
                 name: {"AP": r.average_precision, "AP_area": r.area, "C": r.C, "positives": r.positives}
                 for name, r in zip(names, results, strict=True)
             },
-            "scale": best[1],
+            "scale": chosen,
             "cross_validation": {str(side): value for side, value in expected.items()},
-            "embedder": best[2].signature,
+            "embedder": embedder.signature,
         }
         write_json(json_file, content)
 

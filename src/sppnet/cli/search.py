@@ -188,15 +188,15 @@ def _stamp(path: Path) -> str:
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
-def _prepared(paths: Sequence[Path], propose: Regions) -> Iterator[tuple[Path, Pixels, Boxes] | Exception]:
+def _prepared(paths: Sequence[Path], propose: Regions) -> Iterator[tuple[Pixels, Boxes] | Exception]:
     """Return each image with its regions, or the error that it gave; the next ones are prepared meanwhile."""
     from sppnet.images import read_image
     from sppnet.parallel import in_order
 
-    def prepare(path: Path) -> tuple[Path, Pixels, Boxes] | Exception:
+    def prepare(path: Path) -> tuple[Pixels, Boxes] | Exception:
         try:
             pixels = read_image(path)
-            return path, pixels, propose(pixels)
+            return pixels, propose(pixels)
         except (ValueError, OSError) as error:
             return error if str(path) in str(error) else ValueError(f"{path}: {error}")
 
@@ -218,7 +218,7 @@ def _learn_regions(embedder: Embedder, paths: Sequence[Path], propose: Regions) 
         if isinstance(ready, Exception):
             failed.append(ready)
         else:
-            _, pixels, boxes = ready
+            pixels, boxes = ready
             rows.append(raw(pixels, boxes[:: max(1, len(boxes) // each)]))
     if not rows:
         raise failed[0]
@@ -234,7 +234,7 @@ def _fill(store: Index, folder: Path, stamps: Mapping[str, str], propose: Region
         if isinstance(found, Exception):
             failures.append(str(found))
             continue
-        _, pixels, boxes = found
+        pixels, boxes = found
         store.add(name, stamp, boxes, store.embedder(pixels, boxes))
         if time.monotonic() - saved > SAVE_EVERY:
             store.save()
