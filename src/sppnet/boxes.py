@@ -7,12 +7,15 @@ and the box of a whole image is ``0, 0, width, height``. See docs/conventions.md
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Boxes = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -141,20 +144,42 @@ def nms(boxes: FloatArray, scores: FloatArray, threshold: float = 0.3) -> IntArr
     (K,) int64
         Indices of the kept boxes, by falling score; equal scores keep their order.
     """
-    import torch
+    kept = batched_nms(
+        torch.from_numpy(np.ascontiguousarray(boxes, dtype=np.float32)),
+        torch.from_numpy(np.ascontiguousarray(scores)),
+        torch.zeros(len(boxes), dtype=torch.int64),
+        threshold,
+    )
+    return kept.numpy()
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float = 0.3) -> Tensor:
+    """Suppress as `nms` does, only within the same group, on the device of the boxes.
+
+    Parameters
+    ----------
+    boxes : (R, 4) float32 tensor
+    scores : (R,) float tensor
+    groups : (R,) int64 tensor
+        From 0, such as classes.
+    threshold : float
+
+    Returns
+    -------
+    (K,) int64 tensor
+        Indices of the kept boxes, by falling score; equal scores keep their order.
+    """
     from torchvision.ops import nms as torchvision_nms
 
-    order = np.argsort(-scores, kind="stable")
+    order = torch.argsort(scores, descending=True, stable=True)
+    # Groups are moved apart, in double precision, in which that changes no overlap.
+    spread = boxes[order].double()
+    reach = spread.abs().max() * 2 + 1 if len(boxes) else 0.0
+    spread = spread + (groups[order] * reach)[:, None]
     # torchvision's own sort is not stable; strictly falling stand-in scores fix the order.
-    rank = torch.arange(len(order), 0, -1, dtype=torch.float32)
-    kept = torchvision_nms(
-        torch.from_numpy(np.ascontiguousarray(boxes[order], dtype=np.float32)),
-        rank,
-        # It compares in float64: an IoU of just 0.3, rounded to float32, would be greater than 0.3.
-        float(np.float32(threshold)),
-    )
-    result: IntArray = order[kept.numpy()].astype(np.int64)
-    return result
+    rank = torch.arange(len(order), 0, -1, dtype=torch.float64, device=boxes.device)
+    # It compares in float64: an IoU of just 0.3, rounded to float32, would be greater than 0.3.
+    return order[torchvision_nms(spread, rank, float(np.float32(threshold)))]
 
 
 def encode_deltas(windows: FloatArray, truth: FloatArray) -> Boxes:
@@ -172,12 +197,12 @@ def encode_deltas(windows: FloatArray, truth: FloatArray) -> Boxes:
     return np.concatenate([shift, np.log(goal / sizes)], axis=1).astype(np.float32)
 
 
-def decode_deltas(windows: FloatArray, deltas: FloatArray) -> Boxes:
-    """Apply (R, 4) deltas to (R, 4) windows; the inverse of `encode_deltas`.
+def decode_deltas(windows: Tensor, deltas: Tensor) -> Tensor:
+    """Apply (..., 4) deltas to (..., 4) windows that broadcast with them; the inverse of `encode_deltas`.
 
     Scale deltas are limited to a factor of 16 so that a wild prediction cannot overflow.
     """
-    sizes = windows[:, 2:] - windows[:, :2]
-    centres = windows[:, :2] + sizes / 2 + deltas[:, :2] * sizes
-    half = sizes * np.exp(np.clip(deltas[:, 2:], -np.log(16), np.log(16))) / 2
-    return np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)
+    sizes = windows[..., 2:] - windows[..., :2]
+    centres = windows[..., :2] + sizes / 2 + deltas[..., :2] * sizes
+    half = sizes * deltas[..., 2:].clamp(-math.log(16), math.log(16)).exp() / 2
+    return torch.cat([centres - half, centres + half], dim=-1)

@@ -1,13 +1,22 @@
-"""What work costs: seconds by stage, memory at the peak."""
+"""What work costs, and how far it is: seconds by stage, memory at the peak, progress."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+"""``track(items, description)`` yields the items, and may draw how far it is."""
+
+
+def no_track(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """Yield the items and draw nothing."""
+    return items
 
 
 @dataclass

@@ -7,7 +7,8 @@ frozen features of a pretrained trunk. Windows are data here; `sppnet.proposals`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from importlib import resources
@@ -22,24 +23,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sppnet.boxes import Boxes, Detections, Target, area, clip, decode_deltas, encode_deltas, nms
-from sppnet.clock import Clock
+from sppnet.boxes import Boxes, Detections, FloatArray, Target, batched_nms, decode_deltas, encode_deltas
+from sppnet.clock import Clock, Track, no_track
 from sppnet.files import write_tensors
+from sppnet.finetune import FineTuner, Tuning
 from sppnet.geometry import FeatureMaps
+from sppnet.head import LAYERS, Head
 from sppnet.images import read_image
 from sppnet.linear import LinearSVMs, MiningSettings, fit_ridge, mine_hard_negatives
 from sppnet.maps import Image, MapCache, encode, pool_windows
 from sppnet.sampling import Plan, SamplingRules, plan_images
 from sppnet.trunks import Trunk
 
-FORMAT, VERSION = "sppnet-detector", "1"
+FORMAT, VERSION = "sppnet-detector", "2"
+# Windows that are pooled and scored at once: memory does not grow with their number.
+BLOCK, SMALLEST_BLOCK = 2000, 16
+_TENSORS = [f"{name}.{part}" for name in ("svms", "regressors") for part in ("weights", "largest", "offsets")]
 _FACTS = {"classes", "feature_scale", "trunk", "settings", "about"}
-
-Track = Callable[[Sequence[Any], str], Iterable[Any]]
-
-
-def _no_track(items: Sequence[Any], description: str) -> Iterable[Any]:
-    return items
 
 
 class Detector:
@@ -55,6 +55,11 @@ class Detector:
         Shorter sides of the scales in pixels (paper: 480, 576, 688, 864, 1200).
     reference : float
         Side that a window should have at its scale, in pixels (released code: 208).
+    layer : {"pool", "fc6", "fc7"}
+        What the SVMs stand on: the pooled features, or a fully connected layer above them.
+    tuning : Tuning, optional
+        How the fully connected layers are trained, and with them the trunk's last stages if it says so; `fit`
+        then goes on with a tuned copy of the trunk. By default nothing is, and only ``"pool"`` is possible.
     mining : MiningSettings
         SVMs and hard-negative mining.
     negative_iou : float
@@ -73,6 +78,8 @@ class Detector:
     Attributes
     ----------
     classes_ : tuple of str
+    head_ : Head or None
+        The fully connected layers, if there are any.
     svms_ : LinearSVMs
     regressors_ : (K, 4, D) float32, (K, 4) float32
         Weights and offsets of the box deltas.
@@ -87,6 +94,8 @@ class Detector:
         levels: tuple[int, ...] = (3, 2, 1),
         sides: tuple[int, ...] = (240, 336, 480, 672),
         reference: float = 208,
+        layer: str = "pool",
+        tuning: Tuning | None = None,
         mining: MiningSettings = MiningSettings(),  # noqa: B008
         negative_iou: float = 0.3,
         regression_iou: float = 0.5,
@@ -96,10 +105,17 @@ class Detector:
         seed: int = 0,
     ) -> None:
         self.trunk, self.levels, self.sides, self.reference = trunk, tuple(levels), tuple(sides), reference
+        if layer not in LAYERS or (layer != "pool" and tuning is None):
+            raise ValueError(
+                f"found the layer {layer!r}{'' if layer not in LAYERS else ' without tuning'}, "
+                f"expected one of {', '.join(LAYERS)}, and tuning for all but the first"
+            )
+        self.layer, self.tuning = layer, tuning
         self.mining, self.negative_iou, self.nms_iou = mining, negative_iou, nms_iou
         self.regression_iou, self.regression_windows, self.ridge = regression_iou, regression_windows, ridge
         self.seed = seed
         self.classes_: tuple[str, ...] = ()
+        self.head_: Head | None = None
         self.svms_: LinearSVMs
         self.regressors_: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
         self.feature_scale_: float
@@ -112,7 +128,7 @@ class Detector:
         classes: Sequence[str] | None = None,
         *,
         cache: Path | None = None,
-        track: Track = _no_track,
+        track: Track = no_track,
         clock: Clock | None = None,
     ) -> Detector:
         """Fit one SVM and one box regression per class.
@@ -164,7 +180,7 @@ class Detector:
         targets: Sequence[Target],
         *,
         cache: Path | None = None,
-        track: Track = _no_track,
+        track: Track = no_track,
         clock: Clock | None = None,
     ) -> Detector:
         """Learn one more class and leave the others exactly as they are.
@@ -246,44 +262,72 @@ class Detector:
         """
         self._check_fitted()
         clock = clock or Clock()
-        boxes, scores = [], []
-        for part in _blocks(np.asarray(windows, dtype=np.float32).reshape(-1, 4)):
-            with clock("pooling"):
-                features = self._pool(maps, part, shape).mul_(self.feature_scale_)
-            with clock("scoring"):
-                unmoved = np.broadcast_to(part[:, None], (len(part), len(self.classes_), 4))
-                boxes.append(self._move(part, features) if regress else unmoved)
-                scores.append(self.svms_(features))
+        boxes, scores = self.score_windows(maps, shape, windows, regress=regress, clock=clock)
         with clock("scoring"):
-            return self._select(np.concatenate(boxes), np.concatenate(scores), shape, threshold, limit)
+            return select(boxes, scores, self.classes_, shape, self.nms_iou, threshold, limit)
 
-    def _select(
+    def score_windows(
         self,
-        boxes: Boxes,
-        scores: npt.NDArray[np.float32],
+        maps: Sequence[FeatureMaps],
         shape: tuple[int, int],
-        threshold: float,
-        limit: int,
-    ) -> Detections:
-        """Suppress (R, K, 4) boxes with (R, K) scores class by class, and merge what is left by score."""
-        parts = []
-        for k, name in enumerate(self.classes_):
-            inside, score = clip(boxes[:, k], shape[1], shape[0]), scores[:, k]
-            good = np.flatnonzero((score >= threshold) & (area(inside) > 0))
-            kept = good[nms(inside[good], score[good], self.nms_iou)[:limit]]
-            parts.append((inside[kept], score[kept], [name] * len(kept)))
-        found, value, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.argsort(-value, kind="stable")
-        return Detections(found[order], value[order], tuple(str(labels[i]) for i in order))
+        windows: Boxes,
+        *,
+        regress: bool = True,
+        clock: Clock | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Score all windows and move them, without suppression; arguments as in `predict_maps`.
 
-    def _move(self, windows: Boxes, features: Tensor) -> Boxes:
-        """Return the (R, K, 4) boxes that the regressions of the K classes make of (R, 4) windows."""
-        weights, offsets = self.regressors_
-        deltas = (
-            features @ torch.from_numpy(weights.reshape(-1, weights.shape[-1])).T
-        ).numpy() + offsets.reshape(-1)
-        count = len(self.classes_)
-        return decode_deltas(np.repeat(windows, count, axis=0), deltas.reshape(-1, 4)).reshape(-1, count, 4)
+        Returns
+        -------
+        (R, K, 4) float32 tensor
+            The windows as each class's regression moves them.
+        (R, K) float32 tensor
+            Scores. Both are on the device of the maps.
+        """
+        clock = clock or Clock()
+        places = np.asarray(windows, dtype=np.float32).reshape(-1, 4)
+        boxes, scores = [], []
+        start, size = 0, BLOCK
+        while start < max(len(places), 1):
+            part = places[start : start + size]
+            try:
+                moved, value = self._score_block(maps, shape, part, regress, clock)
+            except torch.OutOfMemoryError:
+                if size <= SMALLEST_BLOCK:
+                    raise
+                size //= 2
+                torch.cuda.empty_cache()
+                warnings.warn(
+                    f"out of memory on {self.trunk.device}: going on with {size} windows at a time",
+                    stacklevel=2,
+                )
+                continue
+            boxes.append(moved)
+            scores.append(value)
+            start += size
+        return torch.cat(boxes), torch.cat(scores)
+
+    def _score_block(
+        self, maps: Sequence[FeatureMaps], shape: tuple[int, int], windows: Boxes, regress: bool, clock: Clock
+    ) -> tuple[Tensor, Tensor]:
+        with clock("pooling"):
+            pooled = self._pool(maps, windows, shape).mul_(self.feature_scale_)
+        with clock("scoring"):
+            scores = self.svms_(self._activations(pooled))
+            places = torch.from_numpy(windows).to(pooled.device)[:, None].expand(-1, len(self.classes_), 4)
+            return (decode_deltas(places, self._deltas(pooled)) if regress else places), scores
+
+    def _activations(self, pooled: Tensor) -> Tensor:
+        """Return what the SVMs take, of (R, D) scaled pooled features."""
+        if self.head_ is None:
+            return pooled
+        with torch.no_grad():
+            return self.head_.activations(pooled, self.layer)
+
+    def _deltas(self, pooled: Tensor) -> Tensor:
+        """Return the (R, K, 4) deltas that the regressions of the K classes predict."""
+        weights, offsets = (torch.from_numpy(a).to(pooled.device) for a in self.regressors_)
+        return (pooled @ weights.flatten(0, 1).T).view(-1, *offsets.shape) + offsets
 
     def _pool(self, maps: Sequence[FeatureMaps], boxes: Boxes, shape: tuple[int, int]) -> Tensor:
         return pool_windows(maps, boxes, shape, self.sides, self.levels, self.reference)
@@ -314,6 +358,10 @@ class Detector:
             TemporaryDirectory(prefix="sppnet-") if cache is None else nullcontext(cache)
         )
         with folder as place:
+            new = scale is None
+            if new and self.tuning is not None:
+                with clock("fine-tuning"):
+                    scale = self._tune(self.tuning, images, windows, targets, names, Path(place), track)
             store = MapCache(Path(place), self.trunk, self.sides)
             examples, regression = self._gather(images, plans, store, track, clock)
             # From here on the maps come from the disk.
@@ -325,17 +373,55 @@ class Detector:
                     self._regress(*regression.pop(0), scale) for _ in track(names, "Fitting box regression")
                 ]
             with clock("SVMs"):
+                if new and self.head_ is not None:
+                    self._scale_head(self.head_, examples[1].float() * scale)
                 svms = mine_hard_negatives(
                     # Popped, so that nothing holds them while they are not needed any more.
-                    examples.pop(0).float() * scale,
+                    self._activations(examples.pop(0).float() * scale),
                     np.concatenate([p.labels for p in plans]),
-                    examples.pop(0).float() * scale,
+                    self._activations(examples.pop(0).float() * scale),
                     np.concatenate([p.negative[p.start] for p in plans]),
                     self._candidates(images, plans, store, scale, track, clock),
                     self.mining,
                 )
         weights, offsets = (np.stack(parts) for parts in zip(*ridges, strict=True))
         return svms, (weights, offsets), scale
+
+    def _tune(
+        self,
+        tuning: Tuning,
+        images: Sequence[Image],
+        windows: Sequence[Boxes],
+        targets: Sequence[Target],
+        names: Sequence[str],
+        folder: Path,
+        track: Track,
+    ) -> float:
+        """Train the head, and the trunk if so set; return the factor of pooled features."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tuner = FineTuner(
+            self.trunk,
+            images,
+            windows,
+            targets,
+            names,
+            levels=self.levels,
+            sides=self.sides,
+            tuning=tuning,
+            seed=self.seed,
+            checkpoint=folder / "tuning.safetensors",
+        )
+        tuner.train(track)
+        self.trunk, self.head_ = tuner.trunk, tuner.head
+        return tuner.scale
+
+    def _scale_head(self, head: Head, pooled: Tensor) -> None:
+        """Give the SVMs' activations a mean norm of 20, and round the head as it will be saved."""
+        if self.layer != "pool":
+            mean = float(torch.linalg.vector_norm(self._activations(pooled), dim=1).mean())
+            if mean > 0:
+                head.rescale(self.layer, 20 / mean)
+        head.half().float()
 
     def _candidates(
         self,
@@ -350,7 +436,7 @@ class Detector:
         for image, plan in track(list(zip(images, plans, strict=True)), "Mining hard negatives"):
             maps, shape = store(image, clock)
             with clock("pooling"):
-                features = self._pool(maps, plan.boxes, shape).mul_(scale)
+                features = self._activations(self._pool(maps, plan.boxes, shape).mul_(scale))
             negative = plan.negative.copy()
             negative[plan.start] = False  # These are in the training set from the start.
             yield features, negative
@@ -368,7 +454,7 @@ class Detector:
                 [np.arange(len(plan.labels)), plan.start, np.flatnonzero(plan.fitted >= 0)]
             )
             with clock("pooling"):
-                features = self._pool(maps, plan.boxes[wanted], shape).half()
+                features = self._pool(maps, plan.boxes[wanted], shape).half().cpu()
             first, second = len(plan.labels), len(plan.labels) + len(plan.start)
             positives.append(features[:first].clone())
             start.append(features[first:second].clone())
@@ -401,15 +487,13 @@ class Detector:
             Further JSON-like facts to keep in the metadata, such as the candidate windows it was fitted with.
         """
         self._check_fitted()
-        weights = np.concatenate([self.svms_.weights[:, None], self.regressors_[0]], axis=1)
-        offsets = np.concatenate([self.svms_.biases[:, None], self.regressors_[1]], axis=1)
-        # Half precision keeps three digits of each weight relative to the largest of its row.
-        largest = np.maximum(np.abs(weights).max(axis=2, keepdims=True), 1e-30)
         tensors = {
-            "weights": torch.from_numpy((weights / largest).astype(np.float16)),
-            "largest": torch.from_numpy(largest[..., 0]),
-            "offsets": torch.from_numpy(offsets),
+            **_packed("svms", self.svms_.weights, self.svms_.biases),
+            **_packed("regressors", *self.regressors_),
         }
+        if self.head_ is not None:
+            tensors |= {f"head.{name}": value.half() for name, value in self.head_.state_dict().items()}
+        tensors |= {f"trunk.{name}": value for name, value in self.trunk.tuned.items()}
         trunk = self.trunk
         facts = {
             "classes": self.classes_,
@@ -425,6 +509,8 @@ class Detector:
                 "levels": self.levels,
                 "sides": self.sides,
                 "reference": self.reference,
+                "layer": self.layer,
+                "tuning": None if self.tuning is None else asdict(self.tuning),
                 "negative_iou": self.negative_iou,
                 "regression_iou": self.regression_iou,
                 "regression_windows": self.regression_windows,
@@ -464,17 +550,25 @@ class Detector:
             raise ValueError(
                 f"{path}: fitted on trunk weights {about['digest'][:16]}, found {trunk.digest[:16]}"
             )
-        settings = dict(facts["settings"])
-        mining = MiningSettings(**settings.pop("mining"))
-        settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
-        detector = cls(trunk, mining=mining, **settings)
         tensors = load_file(path)
-        if not tensors.keys() >= {"weights", "largest", "offsets"}:
-            raise ValueError(f"{path}: damaged, found the tensors {', '.join(tensors)}, expected a detector")
-        matrix = (tensors["weights"].float() * tensors["largest"][..., None]).numpy()
-        offsets = tensors["offsets"].numpy()
-        detector.svms_ = LinearSVMs(np.ascontiguousarray(matrix[:, 0]), offsets[:, 0].copy())
-        detector.regressors_ = np.ascontiguousarray(matrix[:, 1:]), offsets[:, 1:].copy()
+        missing = [name for name in _TENSORS if name not in tensors]
+        if missing:
+            raise ValueError(f"{path}: damaged, found no {', '.join(missing)}, expected a detector")
+        settings = dict(facts["settings"])
+        mining, tuning = settings.pop("mining"), settings.pop("tuning")
+        settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
+        trunk.retune(_named("trunk", tensors))
+        detector = cls(
+            trunk,
+            mining=MiningSettings(**mining),
+            tuning=None if tuning is None else Tuning(**tuning),
+            **settings,
+        )
+        head = _named("head", tensors)
+        if head:
+            detector.head_ = Head.from_state(head).to(device).requires_grad_(False)
+        detector.svms_ = LinearSVMs(*_unpacked("svms", tensors))
+        detector.regressors_ = _unpacked("regressors", tensors)
         detector.feature_scale_, detector.classes_ = facts["feature_scale"], tuple(facts["classes"])
         return detector
 
@@ -517,7 +611,66 @@ def shipped() -> Path:
     return Path(str(resources.files("sppnet") / "data" / "animals.safetensors"))
 
 
-def _blocks(windows: Boxes, size: int = 2000) -> Iterator[Boxes]:
-    """Yield at most `size` windows at a time, at least once: memory does not grow with their number."""
-    for start in range(0, max(len(windows), 1), size):
-        yield windows[start : start + size]
+def _packed(name: str, weights: FloatArray, offsets: FloatArray) -> dict[str, Tensor]:
+    """Return weights and offsets as tensors to save, the weights in half precision."""
+    # That keeps three digits of each weight relative to the largest of its row.
+    largest = np.maximum(np.abs(weights).max(axis=-1, keepdims=True), 1e-30)
+    return {
+        f"{name}.weights": torch.from_numpy((weights / largest).astype(np.float16)),
+        f"{name}.largest": torch.from_numpy(largest),
+        f"{name}.offsets": torch.from_numpy(offsets),
+    }
+
+
+def _unpacked(
+    name: str, tensors: dict[str, Tensor]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    weights, largest, offsets = (tensors[f"{name}.{part}"] for part in ("weights", "largest", "offsets"))
+    return (weights.float() * largest).numpy(), offsets.numpy()
+
+
+def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix and a dot, without these."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+
+
+def select(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Sequence[str],
+    shape: tuple[int, int],
+    nms_iou: float,
+    threshold: float,
+    limit: int,
+) -> Detections:
+    """Suppress overlapping boxes class by class and put what is left in order (section 4.1).
+
+    Parameters
+    ----------
+    boxes : (R, K, 4) float32 tensor
+        Original-image pixels.
+    scores : (R, K) float32 tensor
+    classes : sequence of K str
+    shape : (int, int)
+        Height and width of the image, at whose borders boxes are cut off.
+    nms_iou : float
+        See `sppnet.boxes.nms`.
+    threshold : float
+        Least score.
+    limit : int
+        Most detections of a class.
+    """
+    height, width = shape
+    inside = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    real = (inside[..., 2:] > inside[..., :2]).all(dim=-1)
+    kinds, rows = ((scores >= threshold) & real).T.nonzero(as_tuple=True)
+    found, value = inside[rows, kinds], scores[rows, kinds]
+    kept = batched_nms(found, value, kinds, nms_iou)
+    chosen, points, labels = (t[kept].cpu().numpy() for t in (found, value, kinds))
+    # Already by falling score: the first ones of each class are its best.
+    rank = np.empty(len(labels), dtype=np.int64)
+    for k in np.unique(labels):
+        rank[labels == k] = np.arange((labels == k).sum())
+    best = np.flatnonzero(rank < limit)
+    return Detections(chosen[best], points[best], tuple(str(classes[k]) for k in labels[best]))

@@ -68,12 +68,10 @@ class LinearSVMs:
     weights: FloatVector
     biases: FloatVector
 
-    def __call__(self, features: Tensor) -> FloatVector:
-        """Return the (R, K) scores of (R, D) float32 features."""
-        result: FloatVector = (
-            features @ torch.from_numpy(self.weights).T + torch.from_numpy(self.biases)
-        ).numpy()
-        return result
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return the (R, K) scores of (R, D) float32 features, on their device."""
+        weights, biases = (torch.from_numpy(a).to(features.device) for a in (self.weights, self.biases))
+        return features @ weights.T + biases
 
 
 def mine_hard_negatives(
@@ -119,9 +117,9 @@ def mine_hard_negatives(
     svms = training.fit()
     joined = 0
     for features, negative in candidates:
-        hard = negative & (svms(features) > settings.hard)
+        hard = negative & (svms(features) > settings.hard).cpu().numpy()
         chosen = np.flatnonzero(hard.any(axis=1))
-        training.add(features.numpy()[chosen], -hard[chosen].astype(np.int8))
+        training.add(features[torch.from_numpy(chosen)].cpu().numpy(), -hard[chosen].astype(np.int8))
         joined += len(chosen)
         if joined > settings.retrain:
             svms, joined = training.fit(), 0
@@ -178,7 +176,7 @@ class TrainingSet:
             list(threads.map(lambda k: self._fit_class(descend, bits, k), range(self._signs.shape[1])))
         svms = LinearSVMs(self._weights.copy(), self._bias * BIAS_FEATURE)
         parts = torch.split(torch.from_numpy(live), 1024)
-        scores = np.concatenate([svms(part.float()) for part in parts])
+        scores = torch.cat([svms(part.float()) for part in parts]).numpy()
         # What still carries weight stays, or the solution would move.
         easy = (self._signs < 0) & (scores < self.settings.easy) & (self._alphas == 0)
         self._signs[easy] = 0

@@ -122,7 +122,7 @@ class MapCache:
 
     def _write(self, path: Path, maps: tuple[FeatureMaps, ...], shape: tuple[int, int]) -> None:
         tensors = {
-            f"{s}.{t}": stage.permute(1, 2, 0).half().contiguous()
+            f"{s}.{t}": stage.permute(1, 2, 0).half().cpu().contiguous()
             for s, scale in enumerate(maps)
             for t, stage in enumerate(scale.stages)
         }
@@ -132,13 +132,14 @@ class MapCache:
     def _read(self, path: Path) -> tuple[tuple[FeatureMaps, ...], tuple[int, int]] | None:
         if not path.is_file():
             return None
+        device = self.trunk.device
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads(file.metadata()["about"])
                 maps = tuple(
                     FeatureMaps(
                         tuple(
-                            file.get_tensor(f"{s}.{t}").float().permute(2, 0, 1)
+                            file.get_tensor(f"{s}.{t}").to(device).float().permute(2, 0, 1)
                             for t in range(len(self.trunk.geometry))
                         ),
                         self.trunk.geometry,

@@ -216,7 +216,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if boxes is None:
             shape = self._seen(shape)
             boxes = np.array([[0, 0, shape[1], shape[0]]], np.float32)
-        pooled = pool_windows(maps, boxes, shape, self.sides, self.levels, mode=self.mode)
+        pooled = pool_windows(maps, boxes, shape, self.sides, self.levels, mode=self.mode).cpu()
         return self._projected(self._normalised(pooled))
 
     def fit(self, images: Iterable[Image], labels: object = None) -> Embedder:

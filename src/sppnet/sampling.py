@@ -132,3 +132,57 @@ def _thin(plans: Sequence[Plan], k: int, limit: int, rng: np.random.Generator) -
     for drop in rng.choice(len(where), max(len(where) - limit, 0), replace=False):
         i, j = where[drop]
         plans[i].fitted[j] = -1
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """Which windows of an image teach the head's classes.
+
+    Attributes
+    ----------
+    boxes : (R, 4) float32
+        Ground truth of the classes, then the candidate windows.
+    labels : (R,) int64
+        Class index of each box, K for the background.
+    truth : (R, 4) float32
+        The ground truth that each box overlaps most.
+    positive : (P,) int64
+        Boxes that show a class: IoU of at least 0.5 with an object.
+    background : (B,) int64
+        Boxes with a largest IoU from 0.1 to 0.5; of an image without objects, all.
+    """
+
+    boxes: Boxes
+    labels: IntArray
+    truth: Boxes
+    positive: IntArray
+    background: IntArray
+
+    def draw(self, count: int, share: float, rng: np.random.Generator) -> IntArray:
+        """Draw at most `count` boxes without repetition, at most a `share` of them positives."""
+        shown = rng.choice(self.positive, min(len(self.positive), round(count * share)), replace=False)
+        rest = min(len(self.background), count - len(shown))
+        return np.concatenate([shown, rng.choice(self.background, rest, replace=False)]).astype(np.int64)
+
+
+def plan_tuning(windows: Boxes, target: Target, names: Sequence[str]) -> TuningPlan:
+    """Tell an image's windows into positives and background for fine-tuning (section 4.1).
+
+    Windows that overlap a difficult object or a crowd by half or more are neither, unless an object of the
+    classes claims them.
+    """
+    index = {name: k for k, name in enumerate(names)}
+    classes = np.array([index.get(name, -1) for name in target.labels], dtype=np.int64)
+    learnable = (classes >= 0) & ~target.ignored
+    truth = target.boxes[learnable]
+    boxes = np.concatenate([truth, np.asarray(windows, dtype=np.float32).reshape(-1, 4)])
+    doubtful = iou(boxes, target.boxes[target.ignored]).max(axis=1, initial=0) >= 0.5
+    labels = np.full(len(boxes), len(names))
+    if not len(truth):
+        return TuningPlan(boxes, labels, boxes, np.empty(0, np.int64), np.flatnonzero(~doubtful))
+    overlap = iou(boxes, truth)
+    nearest, best = overlap.argmax(axis=1), overlap.max(axis=1)
+    shows = best >= 0.5
+    labels[shows] = classes[learnable][nearest[shows]]
+    background = ~shows & (best >= 0.1) & ~doubtful
+    return TuningPlan(boxes, labels, truth[nearest], np.flatnonzero(shows), np.flatnonzero(background))

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Trunk:
     ) -> None:
         self.name, self.stages, self.output_stride = name, tuple(stages), output_stride
         self.weights, self.device, self.streams = weights, device, 1
+        self.tuned: dict[str, Tensor] = {}
         check_device(device)
         model = create_timm(name, output_stride)
         self.digest = load_weights(model, name, weights)
@@ -77,20 +78,68 @@ class Trunk:
     def signature(self) -> str:
         """Text that identifies everything the maps depend on, for caches and model files."""
         stages = ",".join(self.stages)
-        return f"{self.name} stages={stages} stride={self.output_stride} weights={self.digest[:16]}"
+        text = f"{self.name} stages={stages} stride={self.output_stride} weights={self.digest[:16]}"
+        return text + (f" tuned={digest_of(self.tuned)[:16]}" if self.tuned else "")
 
     @cached_property
     def _run(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        network = _FromPixels(self.network).eval()
         if self.device == "cpu":
-            return _compile_openvino(network, self.streams)
-        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return _compile_openvino(_FromPixels(self.network).eval(), self.streams)
+        network = self._on_device
 
         def run(pixels: Tensor) -> tuple[Tensor, ...]:
             with torch.inference_mode():
-                return tuple(m.cpu() for m in network(pixels.to(self.device)))
+                return network(pixels)
 
         return run
+
+    @cached_property
+    def _on_device(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        network = _FromPixels(self.network).eval()
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
+
+    def copy(self) -> Trunk:
+        """Return the same trunk with weights of its own, which may be changed."""
+        other = copy.copy(self)
+        other.release()
+        other.network = copy.deepcopy(self.network)
+        return other
+
+    def layers_after(self, stage: str) -> dict[str, nn.Parameter]:
+        """Return the parameters of all layers behind a stage by name, the classifier's left out.
+
+        Raises
+        ------
+        ValueError
+            If `stage` is none from "1" to the last but one.
+        """
+        model: Any = self.network.model
+        modules = [info["module"] for info in model.feature_info]
+        if stage not in map(str, range(1, len(modules))):
+            raise ValueError(f"found the stage {stage!r}, expected one from 1 to {len(modules) - 1}")
+        names = list(dict(model.named_parameters()))
+        first = max(i for i, name in enumerate(names) if name.startswith(f"{modules[int(stage) - 1]}.")) + 1
+        unused = {id(p) for p in model.get_classifier().parameters()}
+        return {n: p for n, p in list(model.named_parameters())[first:] if id(p) not in unused}
+
+    def retune(self, state: Mapping[str, Tensor]) -> None:
+        """Replace parameters by those of a state that is kept in half precision, as `tuned`.
+
+        Raises
+        ------
+        ValueError
+            If a name or a shape is not the network's.
+        """
+        own = dict(self.network.model.named_parameters())
+        wrong = [n for n, value in state.items() if n not in own or own[n].shape != value.shape]
+        if wrong:
+            raise ValueError(f"found tuned weights that {self.name} does not have, first {wrong[0]}")
+        self.tuned = {name: value.detach().half().cpu() for name, value in state.items()}
+        with torch.no_grad():
+            for name, value in self.tuned.items():
+                own[name].copy_(value)
+        self.release()
 
     def for_threads(self, count: int) -> Trunk:
         """Return the same trunk for `count` threads at once, on the CPU each with its share of the cores.
@@ -104,7 +153,8 @@ class Trunk:
 
     def release(self) -> None:
         """Free the compiled network and its buffers; it is compiled again when it is next used."""
-        self.__dict__.pop("_run", None)
+        for name in ("_run", "_on_device"):
+            self.__dict__.pop(name, None)
 
     def __call__(self, image: Pixels, side: int) -> FeatureMaps:
         """Compute the maps of one image whose shorter side is resized to `side`; several threads may.
@@ -119,11 +169,21 @@ class Trunk:
         Returns
         -------
         FeatureMaps
-            float32 maps on the CPU, channels last in memory.
+            float32 maps on the trunk's device, channels last in memory.
         """
+        return self._compute(self._run, image, side)
+
+    def differentiable(self, image: Pixels, side: int) -> FeatureMaps:
+        """Compute the maps through PyTorch, with gradients for the parameters that require one.
+
+        Slower than a call on the CPU; the values are the same but for rounding.
+        """
+        return self._compute(self._on_device, image, side)
+
+    def _compute(self, run: Callable[[Tensor], tuple[Tensor, ...]], image: Pixels, side: int) -> FeatureMaps:
         height, width = image.shape[:2]
         h, w = whole_image_size(height, width, side)
-        maps = self._run(self._padded(resize(image, h, w)))
+        maps = run(self._padded(resize(image, h, w)).to(self.device))
         inside = tuple(
             m[0, : g.cells(h), : g.cells(w)].permute(2, 0, 1)
             for m, g in zip(maps, self.geometry, strict=True)
@@ -222,7 +282,7 @@ def create_timm(name: str, output_stride: int = 32) -> nn.Module:
 def load_weights(model: nn.Module, name: str, weights: str | None) -> str:
     """Load `weights` into `model` and return their SHA-256 as 64 hexadecimal digits."""
     if weights == RANDOM:
-        return _digest(model)
+        return digest_of(model.state_dict())
     if weights is None:
         if name != "tf_efficientnet_lite0":
             raise ValueError(f"no weights are installed for trunk {name!r}; give a weights file, or 'random'")
@@ -243,7 +303,7 @@ def load_weights(model: nn.Module, name: str, weights: str | None) -> str:
             f"or of another shape, first {wrong[0]}"
         )
     model.load_state_dict(state, strict=False)
-    return _digest(model)
+    return digest_of(model.state_dict())
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -270,9 +330,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _digest(model: nn.Module) -> str:
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors, in their order, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
+    for tensor in state.values():
         digest.update(np.ascontiguousarray(tensor.numpy()).data if tensor.ndim else tensor.numpy().tobytes())
     return digest.hexdigest()
 

@@ -1,0 +1,324 @@
+"""Fine-tuning on windows: a head on pooled features, and with it the trunk's last stages (paper section 4.1).
+
+Each step looks at a few images, each at one scale drawn at random and mirrored or not, and at windows of
+them, a quarter of which show an object. Where the trunk learns too, gradients pass through the pooling.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sppnet.boxes import Boxes, Target, encode_deltas
+from sppnet.clock import Track, no_track
+from sppnet.files import write_tensors
+from sppnet.head import Head
+from sppnet.images import Pixels, read_image
+from sppnet.maps import Image, pool_windows
+from sppnet.pooling.bins import pyramid_length
+from sppnet.sampling import plan_tuning
+from sppnet.trunks import Trunk
+
+FORMAT, VERSION = "sppnet-tuning", "1"
+# Deltas are learned in these units, so that they vary about as much as one (Girshick, "Fast R-CNN").
+DELTA_UNITS = (0.1, 0.1, 0.2, 0.2)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a head is trained.
+
+    The paper moves pre-trained layers for 300,000 steps at 1e-4 and 1e-5; new ones on a small trunk are done
+    after a few epochs of AdamW, with a rate that falls to 0 along a cosine.
+
+    Attributes
+    ----------
+    stage : str, optional
+        The trunk's layers behind this stage learn, too; by default none does.
+    epochs : int
+        How often each image is seen; 0 leaves the layers at random.
+    rate : float
+        Learning rate of the head.
+    trunk_rate : float
+        Factor of the rate for the trunk.
+    decay : float
+        AdamW's weight decay.
+    windows : int
+        Most windows of an image.
+    positives : float
+        Largest share of them that shows an object (paper: 0.25).
+    images : int
+        Whose gradients make one step.
+    width : int
+        Units of fc6 and of fc7.
+    dropout : float
+        After either (paper: 0.5).
+    """
+
+    stage: str | None = None
+    epochs: int = 6
+    rate: float = 1e-3
+    trunk_rate: float = 0.1
+    decay: float = 0.01
+    windows: int = 64
+    positives: float = 0.25
+    images: int = 4
+    width: int = 512
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.rate, self.windows, self.images, self.width) <= 0 or self.epochs < 0:
+            raise ValueError(f"found {self}, expected rate, windows, images and width above 0, and epochs")
+        if not 0 < self.positives <= 1 or not 0 <= self.dropout < 1 or min(self.trunk_rate, self.decay) < 0:
+            raise ValueError(
+                f"found {self}, expected positives above 0 to 1, dropout from 0 to below 1, no negative rates"
+            )
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """What an epoch gave.
+
+    Attributes
+    ----------
+    epoch : int
+        From 0.
+    loss : float
+        Mean of the cross entropy and the loss of the deltas.
+    error : float
+        Share of windows that were given another class than theirs.
+    """
+
+    epoch: int
+    loss: float
+    error: float
+
+
+class FineTuner:
+    """A head, and a trunk of its own, in training.
+
+    Parameters
+    ----------
+    trunk : Trunk
+        Stays as it is.
+    images : sequence of Path or (H, W, 3) uint8 arrays
+    windows : sequence of (R, 4) float32
+        Candidate windows of each image.
+    targets : sequence of Target
+        Annotations of each image.
+    classes : sequence of str
+    levels : sequence of int
+        Pyramid.
+    sides : sequence of int
+        Scales to draw from; shorter sides in pixels.
+    tuning : Tuning
+    seed : int
+        Of every random draw.
+    checkpoint : Path, optional
+        Written after every epoch. If it exists, training goes on from it.
+
+    Attributes
+    ----------
+    history : list of TuningRecord
+        One per epoch.
+    trunk : Trunk
+        A copy, whose layers behind `Tuning.stage` learn.
+    head : Head
+    scale : float
+        Pooled features are multiplied by this, so that their mean norm is 20 at the start.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint is of another run or damaged.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        images: Sequence[Image],
+        windows: Sequence[Boxes],
+        targets: Sequence[Target],
+        classes: Sequence[str],
+        *,
+        levels: Sequence[int],
+        sides: Sequence[int],
+        tuning: Tuning,
+        seed: int = 0,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.images, self.levels, self.sides, self.tuning, self.seed = images, levels, sides, tuning, seed
+        self.plans = [plan_tuning(w, t, classes) for w, t in zip(windows, targets, strict=True)]
+        self.trunk = trunk.copy()
+        self.trunk.network.requires_grad_(False)
+        self.learning = self.trunk.layers_after(tuning.stage) if tuning.stage else {}
+        for parameter in self.learning.values():
+            parameter.requires_grad_(True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            length = sum(pyramid_length(channels, levels) for channels in trunk.channels)
+            self.head = Head(length, len(classes), tuning.width, tuning.dropout).to(trunk.device)
+        self.scale = self._measure_scale()
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(self.head.parameters()), "factor": 1.0},
+                {"params": list(self.learning.values()), "factor": tuning.trunk_rate},
+            ],
+            lr=tuning.rate,
+            weight_decay=tuning.decay,
+        )
+        self.history: list[TuningRecord] = []
+        self.checkpoint = checkpoint
+        self._identity = json.dumps(
+            [trunk.signature, list(levels), list(sides), asdict(tuning), list(classes), len(images), seed]
+        )
+        if checkpoint is not None and checkpoint.exists():
+            self._resume(checkpoint)
+
+    def train(self, track: Track = no_track) -> None:
+        """Train what is left of the epochs; `history` tells how they went.
+
+        Raises
+        ------
+        ValueError
+            If the loss is not finite; the message names the image.
+        """
+        while len(self.history) < self.tuning.epochs:
+            self._epoch(len(self.history), track)
+            if self.checkpoint is not None:
+                self._save(self.checkpoint)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Round the trunk's weights to the half precision that they are kept in, and end training."""
+        self.trunk.network.requires_grad_(False)
+        if self.learning:
+            self.trunk.retune(self.learning)
+        self.head.eval().requires_grad_(False)
+
+    def _epoch(self, number: int, track: Track) -> None:
+        count, tuning = len(self.images), self.tuning
+        # Drawn anew for every epoch, so that training goes on after any of them as if it had not stopped.
+        rng = np.random.default_rng([self.seed, number])
+        torch.manual_seed(int(rng.integers(2**31)))
+        self.head.train()
+        results = []
+        order = track(rng.permutation(count).tolist(), f"Fine-tuning, epoch {number + 1} of {tuning.epochs}")
+        for n, i in enumerate(order, 1):
+            results.append(self._learn(i, rng))
+            if n % tuning.images == 0 or n == count:
+                self._step((number + n / count) / tuning.epochs)
+        met = [result for result in results if result is not None]
+        loss, error = np.mean(met, axis=0) if met else (math.nan, math.nan)
+        self.history.append(TuningRecord(number, float(loss), float(error)))
+
+    @torch.no_grad()
+    def _measure_scale(self) -> float:
+        """Return what gives windows of a few images a mean norm of 20, as in the released code."""
+        rng = np.random.default_rng(self.seed)
+        norms = []
+        for i in rng.permutation(len(self.images))[:50]:
+            pooled, *_ = self._look(int(i), rng)
+            norms.append(torch.linalg.vector_norm(pooled.detach(), dim=1))
+        mean = float(torch.cat(norms).mean()) if norms else 0.0
+        return 20 / mean if mean > 0 else 1.0
+
+    def _look(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pooled features, classes and deltas of windows drawn from an image."""
+        image, plan = self.images[i], self.plans[i]
+        pixels = read_image(image) if isinstance(image, Path) else image
+        chosen = plan.draw(self.tuning.windows, self.tuning.positives, rng)
+        boxes, truth = plan.boxes[chosen], plan.truth[chosen]
+        if rng.random() < 0.5:
+            pixels, boxes, truth = _mirror(pixels, boxes, truth)
+        side = int(rng.choice(self.sides))
+        maps = self.trunk.differentiable(pixels, side) if self.learning else self.trunk(pixels, side)
+        pooled = pool_windows((maps,), boxes, pixels.shape[:2], (side,), self.levels)
+        deltas = torch.from_numpy(encode_deltas(boxes, truth)) / torch.tensor(DELTA_UNITS)
+        return pooled, torch.from_numpy(plan.labels[chosen]).to(pooled.device), deltas.to(pooled.device)
+
+    def _learn(self, i: int, rng: np.random.Generator) -> tuple[float, float] | None:
+        """Add the gradient of an image's windows; return loss and error, None if it has no window."""
+        pooled, labels, deltas = self._look(i, rng)
+        if not len(labels):
+            return None
+        scores, moves = self.head(pooled * self.scale)
+        loss = F.cross_entropy(scores, labels)
+        shown = labels < self.head.count
+        moved = F.smooth_l1_loss(moves[shown, labels[shown]], deltas[shown], reduction="sum")
+        loss = loss + moved / len(labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ValueError(
+                f"found the loss {value} in epoch {len(self.history)} at a rate of {self.tuning.rate:g}, "
+                f"expected a finite number; the image: {_name(self.images[i], i)}"
+            )
+        (loss / self.tuning.images).backward()  # type: ignore[no-untyped-call]
+        return value, float((scores.argmax(dim=1) != labels).float().mean())
+
+    def _step(self, done: float) -> None:
+        """Move the weights, when a share of all training is done: a short rise, then a cosine to 0."""
+        rate = self.tuning.rate * min(1.0, done / 0.03) * (1 + math.cos(math.pi * done)) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, 10.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        head = {f"head.{name}": p for name, p in self.head.named_parameters()}
+        return head | {f"trunk.{name}": p for name, p in self.learning.items()}
+
+    def _save(self, path: Path) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._parameters().items():
+            state = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{key}.{name}": value for key, value in state.items()} | {f"value.{name}": parameter}
+        progress = {"scale": self.scale, "history": [asdict(record) for record in self.history]}
+        facts = {"format": FORMAT, "version": VERSION, "identity": self._identity}
+        write_tensors(path, tensors, {**facts, "progress": json.dumps(progress)})
+
+    @torch.no_grad()
+    def _resume(self, path: Path) -> None:
+        try:
+            with safe_open(path, "pt") as file:
+                facts = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if facts.get("format") != FORMAT or facts.get("version") != VERSION:
+                raise ValueError(f"{path}: found another file, expected {FORMAT} {VERSION}")
+            if facts["identity"] != self._identity:
+                raise ValueError(f"{path}: found the checkpoint of another fit; remove it to start anew")
+            progress = json.loads(facts["progress"])
+            for name, parameter in self._parameters().items():
+                parameter.copy_(tensors[f"value.{name}"])
+                for key in ("step", "exp_avg", "exp_avg_sq"):
+                    if f"{key}.{name}" in tensors:
+                        self.optimizer.state[parameter][key] = tensors[f"{key}.{name}"].to(parameter.device)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path}: found a damaged checkpoint ({error}); remove it") from None
+        self.scale = progress["scale"]
+        self.history = [TuningRecord(**record) for record in progress["history"]]
+
+
+def _mirror(pixels: Pixels, *boxes: Boxes) -> tuple[Pixels, Boxes, Boxes]:
+    """Return an image and two sets of boxes on it, left and right exchanged."""
+    width = pixels.shape[1]
+    first, second = (
+        np.stack([width - b[:, 2], b[:, 1], width - b[:, 0], b[:, 3]], axis=1).astype(np.float32)
+        for b in boxes
+    )
+    return np.ascontiguousarray(pixels[:, ::-1]), first, second
+
+
+def _name(image: Image, i: int) -> str:
+    return str(image) if isinstance(image, Path) else f"number {i}"
