@@ -244,6 +244,24 @@ class Detector:
         Any number of sets of windows can be tried on the same maps. `shape` is the height and width of the
         original image; all else is as in `predict`.
         """
+        clock = clock or Clock()
+        boxes, scores = self.score_maps(maps, shape, windows, regress=regress, clock=clock)
+        with clock("scoring"):
+            return self.select(boxes, scores, shape, threshold, limit)
+
+    def score_maps(
+        self,
+        maps: Sequence[FeatureMaps],
+        shape: tuple[int, int],
+        windows: Boxes,
+        *,
+        regress: bool = True,
+        clock: Clock | None = None,
+    ) -> tuple[Boxes, npt.NDArray[np.float32]]:
+        """Return each class's boxes, (R, K, 4), and scores, (R, K), of all R windows: nothing is suppressed.
+
+        Arguments are those of `predict_maps`; boxes may reach beyond the image.
+        """
         self._check_fitted()
         clock = clock or Clock()
         boxes, scores = [], []
@@ -254,10 +272,9 @@ class Detector:
                 unmoved = np.broadcast_to(part[:, None], (len(part), len(self.classes_), 4))
                 boxes.append(self._move(part, features) if regress else unmoved)
                 scores.append(self.svms_(features))
-        with clock("scoring"):
-            return self._select(np.concatenate(boxes), np.concatenate(scores), shape, threshold, limit)
+        return np.concatenate(boxes), np.concatenate(scores)
 
-    def _select(
+    def select(
         self,
         boxes: Boxes,
         scores: npt.NDArray[np.float32],
@@ -265,7 +282,11 @@ class Detector:
         threshold: float,
         limit: int,
     ) -> Detections:
-        """Suppress (R, K, 4) boxes with (R, K) scores class by class, and merge what is left by score."""
+        """Suppress what `score_maps` returned class by class, and merge what is left by score.
+
+        Boxes are clipped to the image, whose height and width are `shape`; scores may be of several detectors
+        of the same classes, row under row. `threshold` and `limit` are as in `predict`.
+        """
         parts = []
         for k, name in enumerate(self.classes_):
             inside, score = clip(boxes[:, k], shape[1], shape[0]), scores[:, k]
