@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from commands import Outcome, content, fails, read_json, same, sppnet, succeeds
-from sppnet import Detector, Trunk, maps, read_dataset, read_image, trunks
+from sppnet import Combination, Detector, Trunk, maps, read_dataset, read_image, trunks
 from sppnet.boxes import Detections
 from sppnet.detect import describe
 from sppnet.proposals import parse, read_windows
@@ -77,6 +77,15 @@ def model(surroundings, data, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def second(surroundings, data, tmp_path_factory):
+    """A detector of the same classes on another trunk, with other windows; not to be changed."""
+    path = tmp_path_factory.mktemp("second") / "second.safetensors"
+    options = ("--scales", "96", "--levels", "2,1", "--proposals", "edge-boxes", "--stages", "4")
+    succeeds("detect", "train", data, "--split", "train", "--out", path, *options)
+    return path
+
+
 @pytest.fixture
 def photos():
     """A folder ``photos`` of three pictures."""
@@ -87,8 +96,12 @@ def photos():
 
 def expected_detections(model, path, threshold=-0.5, windows="dense"):
     """Return what `Detector` itself finds, as the commands write it."""
+    return found_by(Detector.load(model), path, threshold, windows)
+
+
+def found_by(detector, path, threshold=-0.5, windows="dense"):
     pixels = read_image(path)
-    found = Detector.load(model).predict(pixels, parse(windows)(pixels)[0], threshold=threshold)
+    found = detector.predict(pixels, parse(windows)(pixels)[0], threshold=threshold)
     rows = zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True)
     return [{"label": label, "score": score, "box": box} for label, score, box in rows]
 
@@ -600,6 +613,85 @@ def detections_of(model, dataset):
     detector, windows = Detector.load(model), parse("dense")
     images = {sample.name: read_image(sample.path) for sample in dataset}
     return {name: detector.predict(image, windows(image)[0]) for name, image in images.items()}
+
+
+class TestTogether:
+    """Several detectors on the same images and windows."""
+
+    def test_run(self, model, second, photos):
+        together = Combination([Detector.load(model), Detector.load(second)])
+        images = [f"photos/{i}.png" for i in (1, 2, 3)]
+        run = ("detect", "run", model, photos, "--with", second, "--threshold=-1", "--json")
+        outcome = succeeds(*run, "found.json", "--out", "found")
+        entries = read_json("found.json")
+        # The windows are those of the first detector, for both.
+        assert [e["detections"] for e in entries] == [found_by(together, path, -1) for path in images]
+        for alone in (model, second):
+            assert any(e["detections"] != expected_detections(alone, e["image"], -1) for e in entries)
+        assert f"{entries[0]['detections'][0]['label']} " in outcome.out
+        assert sorted(p.name for p in Path("found").iterdir()) == ["1.png", "2.png", "3.png"]
+        succeeds(*run, "other.json", "--proposals", "edge-boxes")
+        found = [e["detections"] for e in read_json("other.json")]
+        assert found == [found_by(together, path, -1, "edge-boxes") for path in images]
+
+    def test_three(self, model, second, data, photos):
+        train = ("detect", "train", data, "--split", "train", "--out", "third.safetensors", *QUICK)
+        succeeds(*train, "--seed", 7)
+        models = (model, second, "third.safetensors")
+        together = Combination([Detector.load(path) for path in models])
+        run = ("detect", "run", model, photos / "1.png", "--with", second, "--with", "third.safetensors")
+        succeeds(*run, "--json", "found.json")
+        assert read_json("found.json")[0]["detections"] == found_by(together, photos / "1.png")
+
+    @pytest.mark.parametrize(("options", "regress"), [((), True), (("--no-regress",), False)])
+    def test_evaluate(self, model, second, data, options, regress):
+        from sppnet.metrics import voc_detection
+
+        together, dense = Combination([Detector.load(model), Detector.load(second)]), parse("dense")
+        dataset = read_dataset(data, "val")
+        images = [read_image(sample.path) for sample in dataset]
+        found = [together.predict(image, dense(image)[0], regress=regress) for image in images]
+        results = voc_detection(found, [sample.target for sample in dataset], sorted(SHAPES))
+        evaluate = ("detect", "evaluate", model, data, "--with", second, "--split", "val", *options)
+        succeeds(*evaluate, "--json", "report.json", "--out", "report")
+        report = read_json("report.json")
+        assert report["AP"] == {name: result.average_precision for name, result in results.items()}
+        assert (report["model"], report["with"]) == (str(model), [str(second)])
+        assert report["proposals"] == dense.signature
+        assert {"trunk", "pooling", "scoring"} <= set(report["seconds_per_image"])
+        assert len(list(Path("report").iterdir())) == 3
+
+    def refused(self, model, others, data, says):
+        more = [text for other in others for text in ("--with", other)]
+        fails("detect", "run", model, data / "JPEGImages", *more, "--out", "found", says=says)
+        fails("detect", "evaluate", model, data, *more, "--json", "report.json", says=says)
+
+    def test_the_same_twice(self, model, second, data):
+        says = ["are the same, expected different ones"]
+        self.refused(model, [model], data, [f"{model}, {model}: detectors 1 and 2", *says])
+        twin = Path("twin.safetensors")
+        twin.write_bytes(second.read_bytes())
+        self.refused(model, [second, twin], data, [f"{model}, {second}, {twin}: detectors 2 and 3", *says])
+
+    def test_other_classes(self, model, data):
+        train = ("detect", "train", data, "--out", "discs.safetensors", "--classes", "disc", *QUICK)
+        succeeds(*train)
+        says = [f"{model}, discs.safetensors: detector 2 knows disc, expected", ", ".join(sorted(SHAPES))]
+        self.refused(model, ["discs.safetensors"], data, says)
+
+    def test_no_detector(self, model, second, data):
+        self.refused(model, ["missing.safetensors"], data, ["missing.safetensors: model file not found"])
+        save_file({"a": torch.zeros(3)}, "m.safetensors", {"format": "sppnet-classifier"})
+        says = ["m.safetensors: not an sppnet detector", "'sppnet-classifier'"]
+        self.refused(model, ["m.safetensors"], data, says)
+        self.refused("m.safetensors", [second], data, says)
+
+    def test_results_replace_no_model(self, model, second, data):
+        before = second.read_bytes()
+        says = [f"{second}: found a file that is to be read"]
+        fails("detect", "run", model, data / "JPEGImages", "--with", second, "--json", second, says=says)
+        fails("detect", "evaluate", model, data, "--with", second, "--json", second, says=says)
+        assert second.read_bytes() == before
 
 
 class TestScore:

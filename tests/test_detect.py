@@ -387,6 +387,24 @@ def test_maps_can_be_queried_again_and_again(detector, trunk):
         assert direct.labels == queried.labels
 
 
+def test_scores_of_all_windows_come_before_suppression(detector, trunk):
+    image, windows = trees.scene(7).image, grid()
+    maps = detect.encode(trunk, image, SIDES)
+    unmoved, scores = detector.score_maps(maps, (96, 128), windows, regress=False)
+    assert scores.shape == (len(windows), 3)
+    assert unmoved.shape == (len(windows), 3, 4)
+    assert unmoved.dtype == scores.dtype == np.float32
+    assert (unmoved == windows[:, None]).all()
+    moved, same_scores = detector.score_maps(maps, (96, 128), windows)
+    np.testing.assert_array_equal(same_scores, scores)
+    assert moved[..., 3].max() > 96, "boxes are not clipped yet"
+    selected = detector.select(moved, scores, (96, 128), 0.0, 5)
+    queried = detector.predict_maps(maps, (96, 128), windows, threshold=0.0, limit=5)
+    np.testing.assert_array_equal(selected.boxes, queried.boxes)
+    np.testing.assert_array_equal(selected.scores, queried.scores)
+    assert selected.labels == queried.labels != ()
+
+
 def by_class(found, name):
     mine = [label == name for label in found.labels]
     return found.boxes[mine], found.scores[mine]

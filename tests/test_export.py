@@ -307,7 +307,7 @@ def test_detector_on_an_image_that_shrinks(detector, session, photo):
 def test_detector_finds_what_predict_finds(detector, session, photo):
     windows = windows_of(photo, 400, seed=1)
     scores, boxes = run(session, photo, windows)
-    found = detector._select(boxes, scores, photo.shape[:2], -1.0, 100)
+    found = detector.select(boxes, scores, photo.shape[:2], -1.0, 100)
     expected = detector.predict(photo, windows, threshold=-1.0)
     assert len(found.labels) > 1
     assert found.labels[0] == "cat"

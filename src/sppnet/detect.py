@@ -260,13 +260,12 @@ class Detector:
         Any number of sets of windows can be tried on the same maps. `shape` is the height and width of the
         original image; all else is as in `predict`.
         """
-        self._check_fitted()
         clock = clock or Clock()
-        boxes, scores = self.score_windows(maps, shape, windows, regress=regress, clock=clock)
+        boxes, scores = self.score_maps(maps, shape, windows, regress=regress, clock=clock)
         with clock("scoring"):
             return select(boxes, scores, self.classes_, shape, self.nms_iou, threshold, limit)
 
-    def score_windows(
+    def score_maps(
         self,
         maps: Sequence[FeatureMaps],
         shape: tuple[int, int],
@@ -282,8 +281,9 @@ class Detector:
         (R, K, 4) float32 tensor
             The windows as each class's regression moves them.
         (R, K) float32 tensor
-            Scores. Both are on the device of the maps.
+            Scores. Both are on the device of the maps; boxes may reach beyond the image.
         """
+        self._check_fitted()
         clock = clock or Clock()
         places = np.asarray(windows, dtype=np.float32).reshape(-1, 4)
         boxes, scores = [], []

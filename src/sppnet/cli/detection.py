@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from sppnet.boxes import Boxes, Detections, Target
     from sppnet.clock import Clock
+    from sppnet.combine import Combination
     from sppnet.datasets import Dataset
     from sppnet.detect import Detector
     from sppnet.images import Pixels
@@ -55,6 +56,14 @@ PROPOSALS_HELP = (
 )
 Model = Annotated[str, typer.Argument(help="Detector file; - is the one installed with sppnet.")]
 Data = Annotated[Path, typer.Argument(help="VOC folder, COCO JSON or folder, or YOLO folder.")]
+More = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        help="Another detector of the same classes, to detect together; may be repeated. The candidate "
+        "windows are those of MODEL, and so is --weights.",
+    ),
+]
 Candidates = Annotated[
     str | None,
     typer.Option(
@@ -127,6 +136,7 @@ def train(
 def run(
     model: Model,
     images: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
+    more: More = None,
     out: Out = None,
     json_file: Json = None,
     threshold: Annotated[float, typer.Option(help="Least score; at 0 the SVM is undecided.")] = SHOWN,
@@ -134,10 +144,11 @@ def run(
     weights: Weights = None,
     device: Device = "cpu",
 ) -> None:
-    """Find objects in images; print them, draw them, write them as JSON."""
+    """Find objects in images, by one detector or several; print them, draw them, write them as JSON."""
     from sppnet.images import image_files
 
-    failed = detect_in(model, image_files(images), out, json_file, threshold, proposals, device, weights)
+    models = [model, *(more or [])]
+    failed = detect_in(models, image_files(images), out, json_file, threshold, proposals, device, weights)
     raise typer.Exit(int(failed))
 
 
@@ -145,6 +156,7 @@ def run(
 def evaluate(
     model: Model,
     data: Data,
+    more: More = None,
     split: Split = None,
     json_file: Json = None,
     out: Out = None,
@@ -153,12 +165,16 @@ def evaluate(
     weights: Weights = None,
     device: Device = "cpu",
 ) -> None:
-    """Measure a detector on a data set: precision, curves, best and worst images, seconds per image."""
+    """Measure a detector, or several together, on a data set.
+
+    Precision, curves, best and worst images, seconds per image.
+    """
     from sppnet.clock import Clock
 
-    check_places(json_file, out, [model, data])
+    models = [model, *(more or [])]
+    check_places(json_file, out, [*models, data])
     dataset = _read(data, split)
-    detector, method = _load(model, proposals, weights, device)
+    detector, method = _load(models, proposals, weights, device)
     unseen = sorted(set(dataset.classes) - set(detector.classes_))
     if unseen:
         print(f"left out, the detector does not know them: {', '.join(unseen)}")
@@ -173,7 +189,8 @@ def evaluate(
     passed = {**clock.seconds, "wall": time.perf_counter() - start}
     seconds = {stage: total / len(dataset) for stage, total in passed.items()}
     facts = {
-        "model": str(model),
+        "model": model,
+        "with": models[1:],
         "proposals": method.signature,
         "regress": regress,
         "seconds_per_image": seconds,
@@ -243,14 +260,25 @@ def _remove_maps(folder: Path) -> None:
         folder.rmdir()
 
 
-def _load(model: str, proposals: str | None, weights: str | None, device: str) -> tuple[Detector, Proposer]:
-    """Load a detector and the candidate windows it was fitted with, unless others are asked for."""
+def _load(
+    models: Sequence[str], proposals: str | None, weights: str | None, device: str
+) -> tuple[Detector | Combination, Proposer]:
+    """Load detectors and the candidate windows the first was fitted with, unless others are asked for."""
+    from sppnet.combine import Combination
     from sppnet.detect import Detector, describe, shipped
     from sppnet.proposals import parse
 
-    path = shipped() if model == SHIPPED else Path(model)
-    method = parse(proposals or describe(path)["about"].get("proposals", PROPOSALS))
-    return Detector.load(path, weights=weights, device=device), method
+    paths = [shipped() if model == SHIPPED else Path(model) for model in models]
+    method = parse(proposals or describe(paths[0])["about"].get("proposals", PROPOSALS))
+    detectors = [
+        Detector.load(path, weights=None if i else weights, device=device) for i, path in enumerate(paths)
+    ]
+    if len(detectors) == 1:
+        return detectors[0], method
+    try:
+        return Combination(detectors), method
+    except ValueError as error:
+        raise ValueError(f"{', '.join(models)}: {error}") from None
 
 
 def _cached_windows(paths: Sequence[Path], method: str) -> list[Boxes]:
@@ -262,7 +290,7 @@ def _cached_windows(paths: Sequence[Path], method: str) -> list[Boxes]:
 
 
 def _detected(
-    detector: Detector,
+    detector: Detector | Combination,
     method: Proposer,
     paths: Sequence[Path],
     clock: Clock,
@@ -316,7 +344,7 @@ def _outcome(future: Future[Result]) -> Result | Exception:
 
 
 def detect_in(
-    model: str,
+    models: Sequence[str],
     paths: Sequence[Path],
     out: Path | None,
     json_file: Path | None,
@@ -325,7 +353,7 @@ def detect_in(
     device: str,
     weights: str | None,
 ) -> bool:
-    """Detect in every image, report each, and return whether any could not be read."""
+    """Detect in every image, by all models together, report each, and return whether any was unreadable."""
     from rich.table import Table
 
     from sppnet.clock import Clock
@@ -333,8 +361,8 @@ def detect_in(
     from sppnet.images import write_image
 
     pictures = [] if out is None else _picture_paths(out, paths)
-    check_places(json_file, out, [*paths, model], pictures)
-    detector, method = _load(model, proposals, weights, device)
+    check_places(json_file, out, [*paths, *models], pictures)
+    detector, method = _load(models, proposals, weights, device)
     make_folder(out)
     table = Table("image", "class", "score", "box (x1, y1, x2, y2)")
     records: list[dict[str, Any]] = []

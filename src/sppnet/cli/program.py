@@ -62,7 +62,7 @@ def demo(
     import skimage
 
     photo = Path(skimage.__file__).parent / "data" / "chelsea.png"
-    failed = detect_in(SHIPPED, [photo], out, None, SHOWN, None, device, None)
+    failed = detect_in([SHIPPED], [photo], out, None, SHOWN, None, device, None)
     print(
         "\nNext: your own photos      sppnet detect run - PHOTO... --out found"
         "\n      your own classes     sppnet detect train DATA --out my.safetensors"

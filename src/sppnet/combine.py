@@ -1,0 +1,105 @@
+"""Several detectors as one: each scores all candidate windows, and their boxes are suppressed together.
+
+The paper's section 4.4. What makes detectors complement each other are their trunks: two that differ only in
+what was fitted on one trunk gained nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sppnet.boxes import Boxes, Detections
+from sppnet.clock import Clock
+from sppnet.detect import Detector, select
+from sppnet.images import read_image
+from sppnet.maps import Image, encode
+
+
+class Combination:
+    """Detectors of the same classes, each on its own trunk, that detect together (paper section 4.4).
+
+    Each one scores every window and moves its boxes on its own. Suppression then goes over the union of these
+    boxes, class by class, by their scores as they are: margins of SVMs, trained alike, compare without being
+    calibrated. So a box survives that is the best of its surroundings for any of the detectors.
+
+    Parameters
+    ----------
+    detectors : sequence of Detector
+        Fitted, on the same classes in any order, and all different. They may differ in everything else but
+        `nms_iou`, which is one for all.
+
+    Attributes
+    ----------
+    detectors : tuple of Detector
+    classes_ : tuple of str
+        In the order of the first detector.
+
+    Raises
+    ------
+    ValueError
+        If there is no detector, one is not fitted, two are the same, or classes or `nms_iou` differ.
+    """
+
+    def __init__(self, detectors: Sequence[Detector]) -> None:
+        _check(detectors)
+        self.detectors = tuple(detectors)
+        self.classes_ = self.detectors[0].classes_
+
+    def predict(
+        self,
+        image: Image,
+        windows: Boxes,
+        *,
+        regress: bool = True,
+        threshold: float = -1.5,
+        limit: int = 100,
+        clock: Clock | None = None,
+    ) -> Detections:
+        """Detect objects in one image; all is as in `Detector.predict`, and seconds add up over detectors."""
+        clock = clock or Clock()
+        pixels = read_image(image) if isinstance(image, Path) else image
+        shape = pixels.shape[:2]
+        boxes, scores = [], []
+        for detector in self.detectors:
+            with clock("trunk"):
+                maps = encode(detector.trunk, pixels, detector.sides)
+            moved, margins = detector.score_maps(maps, shape, windows, regress=regress, clock=clock)
+            columns = [detector.classes_.index(name) for name in self.classes_]
+            boxes.append(moved[:, columns])
+            scores.append(margins[:, columns])
+        with clock("scoring"):
+            union, nms_iou = (torch.cat(boxes), torch.cat(scores)), self.detectors[0].nms_iou
+            return select(*union, self.classes_, shape, nms_iou, threshold, limit)
+
+
+def _check(detectors: Sequence[Detector]) -> None:
+    """Raise ValueError for detectors that cannot detect together."""
+    if not detectors:
+        raise ValueError("found no detector to combine, expected at least one")
+    first = detectors[0]
+    for number, detector in enumerate(detectors, 1):
+        if not detector.classes_:
+            raise ValueError(f"detector {number} is not fitted yet; call fit, or load one")
+        if set(detector.classes_) != set(first.classes_):
+            raise ValueError(
+                f"detector {number} knows {', '.join(detector.classes_)}, expected the classes of the first: "
+                f"{', '.join(first.classes_)}"
+            )
+        if detector.nms_iou != first.nms_iou:
+            raise ValueError(
+                f"detector {number} has nms_iou {detector.nms_iou}, expected {first.nms_iou} as the first"
+            )
+    for (i, one), (j, other) in combinations(enumerate(detectors, 1), 2):
+        if _same(one, other):
+            raise ValueError(f"detectors {i} and {j} are the same, expected different ones")
+
+
+def _same(one: Detector, other: Detector) -> bool:
+    """Return whether two detectors give every window the same scores."""
+    settings = [(d.trunk.signature, d.sides, d.levels, d.reference) for d in (one, other)]
+    return settings[0] == settings[1] and np.array_equal(one.svms_.weights, other.svms_.weights)
