@@ -16,7 +16,7 @@ Use it with maps from `sppnet.maps.encode` or `sppnet.maps.MapCache`::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,13 +38,12 @@ from sppnet.boxes import (
     iou,
     nms,
 )
+from sppnet.clock import Track, no_track
 from sppnet.geometry import FeatureMaps, choose_scale
 from sppnet.linear import fit_ridge
 
 Encoded = tuple[Sequence[FeatureMaps], tuple[int, int]]
 """The maps of an image at every scale, and its height and width."""
-
-Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 # Overlap with an object from which an anchor is one, and below which it is none (Ren et al.: 0.7 and 0.3). At
 # 0.5 more anchors teach the regression, and the second step ranks what they give.
@@ -63,10 +62,6 @@ _TAUGHT_PER_IMAGE, _TAUGHT = 60, 30000
 # Pooled features are scaled to this mean norm, so that one penalty fits every trunk, as in the detector.
 _NORM = 20.0
 _LEAST_SIDE = 4.0
-
-
-def _no_track(items: Sequence[Any], description: str) -> Iterable[Any]:
-    return items
 
 
 class Objectness:
@@ -147,7 +142,7 @@ class Objectness:
         targets: Sequence[Target],
         classes: Sequence[str] | None = None,
         *,
-        track: Track = _no_track,
+        track: Track = no_track,
     ) -> Objectness:
         """Learn what objects look like.
 
@@ -220,7 +215,7 @@ class Objectness:
         boxes, hidden = self._first(maps, shape)
         answers = (self._pool(hidden, maps, boxes, shape) @ self.weights_.T.to(hidden[0].device)).cpu()
         answers += self.offsets_
-        moved = clip(decode_deltas(boxes, answers[:, 1:].numpy()), shape[1], shape[0])
+        moved = clip(_moved(boxes, answers[:, 1:]), shape[1], shape[0])
         return self._best(moved, answers[:, 0].numpy(), self.nms_iou)
 
     def state(self) -> dict[str, Tensor]:
@@ -338,7 +333,7 @@ class Objectness:
                 answers, inner = self.network_(_cells(self.network_, scale))
                 top = answers[:, 0].topk(min(_ANCHORS, len(answers))).indices
                 answers, top = answers[top].cpu(), top.cpu()
-                boxes.append(decode_deltas(self._anchors(scale)[top.numpy()], answers[:, 1:].numpy()))
+                boxes.append(_moved(self._anchors(scale)[top.numpy()], answers[:, 1:]))
                 scores.append(answers[:, 0].numpy())
                 hidden.append(inner)
         moved, score = clip(np.concatenate(boxes), shape[1], shape[0]), np.concatenate(scores)
@@ -385,6 +380,10 @@ class Objectness:
             bins = roi_align(hidden[s], [cells], _BINS, sampling_ratio=1, aligned=True)
             pooled[torch.from_numpy(mine).to(pooled.device)] = bins.flatten(1)
         return pooled
+
+
+def _moved(boxes: Boxes, deltas: Tensor) -> Boxes:
+    return decode_deltas(torch.from_numpy(boxes), deltas).numpy()
 
 
 class _Network(nn.Module):
