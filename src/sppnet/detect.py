@@ -6,6 +6,7 @@ frozen features of a pretrained trunk. Windows are data here; `sppnet.proposals`
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from sppnet.head import LAYERS, Head
 from sppnet.images import read_image
 from sppnet.linear import LinearSVMs, MiningSettings, fit_ridge, mine_hard_negatives
 from sppnet.maps import Image, MapCache, encode, first_responses, pool_windows
+from sppnet.objectness import Objectness
 from sppnet.sampling import NEGATIVES, Plan, SamplingRules, plan_images
 from sppnet.trunks import Trunk
 
@@ -65,6 +67,9 @@ class Detector:
     tuning : Tuning, optional
         How the fully connected layers are trained, and with them the trunk's last stages if it says so; `fit`
         then goes on with a tuned copy of the trunk. By default nothing is, and only ``"pool"`` is possible.
+    objectness : Objectness, optional
+        Fitted with the detector, it proposes windows from the maps: they join those that `fit` is given, and
+        `predict` needs no others.
     mining : MiningSettings
         SVMs and hard-negative mining.
     negative_iou : float
@@ -93,6 +98,8 @@ class Detector:
     classes_ : tuple of str
     head_ : Head or None
         The fully connected layers, if there are any.
+    objectness_ : Objectness or None
+        Proposes windows from the maps.
     svms_ : LinearSVMs
     regressors_ : (K, 4, D) float32, (K, 4) float32
         Weights and offsets of the box deltas.
@@ -111,6 +118,7 @@ class Detector:
         scale_rule: str = "released",
         layer: str = "pool",
         tuning: Tuning | None = None,
+        objectness: Objectness | None = None,
         mining: MiningSettings = MiningSettings(),  # noqa: B008
         negative_iou: float = 0.3,
         negatives: str = "all",
@@ -129,12 +137,13 @@ class Detector:
         check_rule("layer", layer, LAYERS)
         if layer != "pool" and tuning is None:
             raise ValueError(f"found the layer {layer} without tuning, expected tuning, which trains it")
-        self.layer, self.tuning = layer, tuning
+        self.layer, self.tuning, self.objectness = layer, tuning, objectness
         self.mining, self.negative_iou, self.nms_iou = mining, negative_iou, nms_iou
         self.regression_iou, self.regression_windows, self.ridge = regression_iou, regression_windows, ridge
         self.seed = seed
         self.classes_: tuple[str, ...] = ()
         self.head_: Head | None = None
+        self.objectness_: Objectness | None = None
         self.svms_: LinearSVMs
         self.regressors_: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
         self.feature_scale_: float
@@ -226,7 +235,7 @@ class Detector:
     def predict(
         self,
         image: Image,
-        windows: Boxes,
+        windows: Boxes | None = None,
         *,
         regress: bool = True,
         threshold: float = -1.5,
@@ -238,8 +247,8 @@ class Detector:
         Parameters
         ----------
         image : Path or (H, W, 3) uint8 RGB
-        windows : (R, 4) float32
-            Candidate windows.
+        windows : (R, 4) float32, optional
+            Candidate windows; by default those that the maps propose.
         regress : bool
             Whether boxes are moved by the box regression.
         threshold : float
@@ -267,7 +276,7 @@ class Detector:
         self,
         maps: Sequence[FeatureMaps],
         shape: tuple[int, int],
-        windows: Boxes,
+        windows: Boxes | None = None,
         *,
         regress: bool = True,
         threshold: float = -1.5,
@@ -288,7 +297,7 @@ class Detector:
         self,
         maps: Sequence[FeatureMaps],
         shape: tuple[int, int],
-        windows: Boxes,
+        windows: Boxes | None = None,
         *,
         regress: bool = True,
         clock: Clock | None = None,
@@ -304,6 +313,9 @@ class Detector:
         """
         self._check_fitted()
         clock = clock or Clock()
+        if windows is None:
+            with clock("proposals"):
+                windows = self._proposed(maps, shape)
         places = np.asarray(windows, dtype=np.float32).reshape(-1, 4)
         boxes, scores = [], []
         start, size = 0, BLOCK
@@ -325,6 +337,11 @@ class Detector:
             scores.append(value)
             start += size
         return torch.cat(boxes), torch.cat(scores)
+
+    def _proposed(self, maps: Sequence[FeatureMaps], shape: tuple[int, int]) -> Boxes:
+        if self.objectness_ is None:
+            raise ValueError("found no windows, and a detector without objectness, which could propose some")
+        return self.objectness_(maps, shape)[0]
 
     def _score_block(
         self, maps: Sequence[FeatureMaps], shape: tuple[int, int], windows: Boxes, regress: bool, clock: Clock
@@ -391,6 +408,14 @@ class Detector:
                 with clock("fine-tuning"):
                     scale = self._tune(self.tuning, images, windows, targets, names, Path(place), track)
             store = MapCache(Path(place), self.trunk, self.sides)
+            if new and self.objectness is not None:
+                with clock("objectness"):
+                    self.objectness_ = copy.copy(self.objectness).fit(
+                        lambda i: store(images[i], clock), targets, names, track=track
+                    )
+            if self.objectness_ is not None:
+                windows = self._more_windows(self.objectness_, images, windows, store, track, clock)
+                plans = plan_images(windows, targets, names, rules, self.seed)
             examples, regression = self._gather(images, plans, store, track, clock)
             # From here on the maps come from the disk.
             self.trunk.release()
@@ -435,6 +460,9 @@ class Detector:
             names,
             levels=self.levels,
             sides=self.sides,
+            reference=self.reference,
+            projection=self.projection,
+            scale_rule=self.scale_rule,
             tuning=tuning,
             seed=self.seed,
             checkpoint=folder / "tuning.safetensors",
@@ -442,6 +470,23 @@ class Detector:
         tuner.train(track)
         self.trunk, self.head_ = tuner.trunk, tuner.head
         return tuner.scale
+
+    def _more_windows(
+        self,
+        objectness: Objectness,
+        images: Sequence[Image],
+        windows: Sequence[Boxes],
+        store: MapCache,
+        track: Track,
+        clock: Clock,
+    ) -> list[Boxes]:
+        """Return the windows of each image with those that its maps propose."""
+        found = []
+        for image, given in track(list(zip(images, windows, strict=True)), "Proposing windows from maps"):
+            maps, shape = store(image, clock)
+            with clock("proposals"):
+                found.append(np.concatenate([np.reshape(given, (-1, 4)), objectness(maps, shape)[0]]))
+        return found
 
     def _scale_head(self, head: Head, pooled: Tensor) -> None:
         """Give the SVMs' activations a mean norm of 20, and round the head as it will be saved."""
@@ -513,6 +558,20 @@ class Detector:
             filled += len(part)
         return fit_ridge(wide, deltas, self.ridge)
 
+    def compressed(self, ranks: Sequence[int]) -> Detector:
+        """Return the detector with its fully connected layers replaced by thin ones; see `Head.compressed`.
+
+        Raises
+        ------
+        ValueError
+            If it has none, or the ranks do not fit.
+        """
+        if self.head_ is None:
+            raise ValueError("found a detector without fully connected layers, expected one that was tuned")
+        thin = copy.copy(self)
+        thin.head_ = self.head_.compressed(ranks)
+        return thin
+
     def save(self, path: str | Path, about: dict[str, Any] | None = None) -> None:
         """Write the detector to one safetensors file that says everything needed to run it.
 
@@ -531,6 +590,8 @@ class Detector:
         if self.head_ is not None:
             tensors |= {f"head.{name}": value.half() for name, value in self.head_.state_dict().items()}
         tensors |= {f"trunk.{name}": value for name, value in self.trunk.tuned.items()}
+        if self.objectness_ is not None:
+            tensors |= {f"objectness.{name}": value for name, value in self.objectness_.state().items()}
         trunk = self.trunk
         facts = {
             "classes": self.classes_,
@@ -550,6 +611,7 @@ class Detector:
                 "scale_rule": self.scale_rule,
                 "layer": self.layer,
                 "tuning": None if self.tuning is None else asdict(self.tuning),
+                "objectness": None if self.objectness is None else self.objectness.settings,
                 "negative_iou": self.negative_iou,
                 "negatives": self.negatives,
                 "regression_iou": self.regression_iou,
@@ -595,18 +657,21 @@ class Detector:
         if missing:
             raise ValueError(f"{path}: damaged, found no {', '.join(missing)}, expected a detector")
         settings = dict(facts["settings"])
-        mining, tuning = settings.pop("mining"), settings.pop("tuning")
+        mining, tuning, objectness = (settings.pop(name) for name in ("mining", "tuning", "objectness"))
         settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
         trunk.retune(_named("trunk", tensors))
         detector = cls(
             trunk,
             mining=MiningSettings(**mining),
             tuning=None if tuning is None else Tuning(**tuning),
+            objectness=None if objectness is None else Objectness(**objectness),
             **settings,
         )
         head = _named("head", tensors)
         if head:
             detector.head_ = Head.from_state(head).to(device).requires_grad_(False)
+        if objectness is not None:
+            detector.objectness_ = Objectness.from_state(_named("objectness", tensors), objectness)
         detector.svms_ = LinearSVMs(*_unpacked("svms", tensors))
         detector.regressors_ = _unpacked("regressors", tensors)
         detector.feature_scale_, detector.classes_ = facts["feature_scale"], tuple(facts["classes"])

@@ -1,7 +1,8 @@
 """Fine-tuning on windows: a head on pooled features, and with it the trunk's last stages (paper section 4.1).
 
-Each step looks at a few images, each at one scale drawn at random and mirrored or not, and at windows of
-them, a quarter of which show an object. Where the trunk learns too, gradients pass through the pooling.
+Each step looks at a few images, each at one scale drawn at random and mirrored or not, and at windows that
+suit that scale, a quarter of which show an object. Where the trunk learns too, gradients pass through the
+pooling.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,20 @@ from torch import Tensor, nn
 from sppnet.boxes import Boxes, Target, encode_deltas
 from sppnet.clock import Track, no_track
 from sppnet.files import write_tensors
+from sppnet.geometry import choose_scale
 from sppnet.head import Head
 from sppnet.images import Pixels, read_image
 from sppnet.maps import Image, pool_windows
 from sppnet.pooling.bins import pyramid_length
-from sppnet.sampling import plan_tuning
+from sppnet.sampling import TuningPlan, plan_tuning
 from sppnet.trunks import Trunk
 
 FORMAT, VERSION = "sppnet-tuning", "1"
 # Deltas are learned in these units, so that they vary about as much as one (Girshick, "Fast R-CNN").
 DELTA_UNITS = (0.1, 0.1, 0.2, 0.2)
+# The scale of an image's windows is chosen for a reference side that is up to so many e-folds off: about the
+# step from one scale to the next, so that the head sees sizes that are a little off.
+_JITTER = 0.35
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,11 @@ class FineTuner:
     levels : sequence of int
         Pyramid.
     sides : sequence of int
-        Scales to draw from; shorter sides in pixels.
+        Shorter sides of the scales in pixels.
+    reference : float
+        Side that a window should have at its scale, in pixels.
+    projection, scale_rule : str
+        See `sppnet.geometry.project` and `sppnet.geometry.choose_scale`.
     tuning : Tuning
     seed : int
         Of every random draw.
@@ -152,11 +161,15 @@ class FineTuner:
         *,
         levels: Sequence[int],
         sides: Sequence[int],
+        reference: float,
+        projection: str,
+        scale_rule: str,
         tuning: Tuning,
         seed: int = 0,
         checkpoint: Path | None = None,
     ) -> None:
         self.images, self.levels, self.sides, self.tuning, self.seed = images, levels, sides, tuning, seed
+        self.reference, self.projection, self.scale_rule = reference, projection, scale_rule
         self.plans = [plan_tuning(w, t, classes) for w, t in zip(windows, targets, strict=True)]
         self.trunk = trunk.copy()
         self.trunk.network.requires_grad_(False)
@@ -179,7 +192,10 @@ class FineTuner:
         self.history: list[TuningRecord] = []
         self.checkpoint = checkpoint
         self._identity = json.dumps(
-            [trunk.signature, list(levels), list(sides), asdict(tuning), list(classes), len(images), seed]
+            [
+                *(trunk.signature, list(levels), list(sides), reference, projection, scale_rule),
+                *(asdict(tuning), list(classes), len(images), seed),
+            ]
         )
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
@@ -236,15 +252,34 @@ class FineTuner:
         """Return the pooled features, classes and deltas of windows drawn from an image."""
         image, plan = self.images[i], self.plans[i]
         pixels = read_image(image) if isinstance(image, Path) else image
-        chosen = plan.draw(self.tuning.windows, self.tuning.positives, rng)
+        side, there = self._draw_scale(plan, pixels.shape[:2], rng)
+        chosen = there.draw(self.tuning.windows, self.tuning.positives, rng)
         boxes, truth = plan.boxes[chosen], plan.truth[chosen]
         if rng.random() < 0.5:
             pixels, boxes, truth = _mirror(pixels, boxes, truth)
-        side = int(rng.choice(self.sides))
         maps = self.trunk.differentiable(pixels, side) if self.learning else self.trunk(pixels, side)
-        pooled = pool_windows((maps,), boxes, pixels.shape[:2], (side,), self.levels)
+        pooled = pool_windows(
+            (maps,), boxes, pixels.shape[:2], (side,), self.levels, projection=self.projection
+        )
         deltas = torch.from_numpy(encode_deltas(boxes, truth)) / torch.tensor(DELTA_UNITS)
         return pooled, torch.from_numpy(plan.labels[chosen]).to(pooled.device), deltas.to(pooled.device)
+
+    def _draw_scale(
+        self, plan: TuningPlan, shape: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, TuningPlan]:
+        """Draw a scale, more often one that suits objects; return its side, and the plan of its windows."""
+        reference = self.reference * np.exp(rng.uniform(-_JITTER, _JITTER))
+        scale = choose_scale(plan.boxes, *shape, self.sides, reference, self.scale_rule)
+        telling = plan.positive if len(plan.positive) else plan.background
+        if not len(telling):
+            return self.sides[0], plan
+        weights = np.sqrt(np.bincount(scale[telling], minlength=len(self.sides)))
+        s = rng.choice(len(self.sides), p=weights / weights.sum())
+        return self.sides[s], replace(
+            plan,
+            positive=plan.positive[scale[plan.positive] == s],
+            background=plan.background[scale[plan.background] == s],
+        )
 
     def _learn(self, i: int, rng: np.random.Generator) -> tuple[float, float] | None:
         """Add the gradient of an image's windows; return loss and error, None if it has no window."""
