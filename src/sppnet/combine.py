@@ -53,14 +53,17 @@ class Combination:
     def predict(
         self,
         image: Image,
-        windows: Boxes,
+        windows: Boxes | None = None,
         *,
         regress: bool = True,
         threshold: float = -1.5,
         limit: int = 100,
         clock: Clock | None = None,
     ) -> Detections:
-        """Detect objects in one image; all is as in `Detector.predict`, and seconds add up over detectors."""
+        """Detect objects in one image; all is as in `Detector.predict`, and seconds add up over detectors.
+
+        Without `windows`, all score those that the first detector's maps propose.
+        """
         clock = clock or Clock()
         pixels = read_image(image) if isinstance(image, Path) else image
         shape = pixels.shape[:2]
@@ -68,6 +71,9 @@ class Combination:
         for detector in self.detectors:
             with clock("trunk"):
                 maps = encode(detector.trunk, pixels, detector.sides)
+            if windows is None:
+                with clock("proposals"):
+                    windows = detector.propose(maps, shape)
             moved, margins = detector.score_maps(maps, shape, windows, regress=regress, clock=clock)
             columns = [detector.classes_.index(name) for name in self.classes_]
             boxes.append(moved[:, columns])

@@ -315,7 +315,7 @@ class Detector:
         clock = clock or Clock()
         if windows is None:
             with clock("proposals"):
-                windows = self._proposed(maps, shape)
+                windows = self.propose(maps, shape)
         places = np.asarray(windows, dtype=np.float32).reshape(-1, 4)
         boxes, scores = [], []
         start, size = 0, BLOCK
@@ -338,7 +338,14 @@ class Detector:
             start += size
         return torch.cat(boxes), torch.cat(scores)
 
-    def _proposed(self, maps: Sequence[FeatureMaps], shape: tuple[int, int]) -> Boxes:
+    def propose(self, maps: Sequence[FeatureMaps], shape: tuple[int, int]) -> Boxes:
+        """Return the (R, 4) windows that the maps of an image propose, best first; see `Objectness`.
+
+        Raises
+        ------
+        ValueError
+            If the detector was fitted without objectness.
+        """
         if self.objectness_ is None:
             raise ValueError("found no windows, and a detector without objectness, which could propose some")
         return self.objectness_(maps, shape)[0]

@@ -49,6 +49,8 @@ Result = TypeVar("Result")
 detect = typer.Typer(no_args_is_help=True, help="Train, run and evaluate object detectors.")
 
 PROPOSALS = "selective-search+edge-boxes"
+# Windows that the detector's own objectness proposes.
+MAPS = "maps"
 # What is shown of an image scores at least this, as in the released demo; at 0 an SVM is undecided.
 SHOWN = -0.5
 PROPOSALS_HELP = (
@@ -68,7 +70,8 @@ Candidates = Annotated[
     str | None,
     typer.Option(
         "--proposals",
-        help="Candidate windows: a method (see sppnet propose --help) or a file that propose wrote.",
+        help="Candidate windows: a method (see sppnet propose --help), a file that propose wrote, or maps: "
+        "those that the detector itself proposes.",
     ),
 ]
 
@@ -95,6 +98,17 @@ def train(
             "that overlaps another by more than 70 %)."
         ),
     ] = "all",
+    layer: Annotated[
+        str, typer.Option(help="What the SVMs stand on: pool, or the fully connected layers fc6, fc7.")
+    ] = "pool",
+    tune_after: Annotated[
+        str | None, typer.Option(help="The trunk's layers behind this stage (1 to 4) learn, too.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Of training fully connected layers and trunk.")] = 6,
+    width: Annotated[int, typer.Option(help="Units of each fully connected layer.")] = 512,
+    objectness: Annotated[
+        bool, typer.Option(help="Learn to propose windows from the maps; detect run then needs no others.")
+    ] = False,
     trunk: Annotated[str, typer.Option(help="timm model name.")] = "tf_efficientnet_lite0",
     stages: Annotated[str, typer.Option(help="Stages that feed the pyramid: 1 to 5, head.")] = "head",
     weights: Weights = None,
@@ -109,6 +123,8 @@ def train(
     from sppnet.clock import Clock, peak_memory
     from sppnet.detect import Detector
     from sppnet.files import check_writable
+    from sppnet.finetune import Tuning
+    from sppnet.objectness import Objectness
     from sppnet.trunks import Trunk
 
     start = time.perf_counter()
@@ -131,6 +147,9 @@ def train(
         projection=projection,
         scale_rule=scale_rule,
         negatives=negatives,
+        layer=layer,
+        tuning=None if layer == "pool" and tune_after is None else Tuning(tune_after, epochs, width=width),
+        objectness=Objectness() if objectness else None,
         seed=seed,
     )
     clock = Clock()
@@ -144,7 +163,7 @@ def train(
             f"feature maps so far are kept in {folder}; the same command goes on from them", file=sys.stderr
         )
         raise
-    detector.save(out, {"proposals": proposals, "images": len(dataset)})
+    detector.save(out, {"proposals": MAPS if objectness else proposals, "images": len(dataset)})
     if cache is None:
         _remove_maps(folder)
     print_seconds({**clock.seconds, "wall": time.perf_counter() - start})
@@ -212,12 +231,30 @@ def evaluate(
     facts = {
         "model": model,
         "with": models[1:],
-        "proposals": method.signature,
+        "proposals": MAPS if method is None else method.signature,
         "regress": regress,
         "seconds_per_image": seconds,
     }
     _report(dataset, detections, detector.classes_, json_file, out, facts)
     print_seconds(seconds, "Seconds per image (stages overlap; wall is what passed)")
+
+
+@detect.command()
+def compress(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Detector file to write.")],
+    fc6: Annotated[int, typer.Option(help="Rank that is left of fc6; 0 leaves it whole.")] = 64,
+    fc7: Annotated[int, typer.Option(help="Rank that is left of fc7; 0 leaves it whole.")] = 0,
+    weights: Weights = None,
+) -> None:
+    """Make a detector's fully connected layers thin by truncated singular value decomposition."""
+    from sppnet.detect import Detector, describe, shipped
+    from sppnet.files import check_writable
+
+    check_writable(out)
+    path = shipped() if model == SHIPPED else Path(model)
+    Detector.load(path, weights=weights).compressed((fc6, fc7)).save(out, describe(path)["about"])
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from {path.stat().st_size / 1e6:.1f} MB")
 
 
 @detect.command()
@@ -283,14 +320,15 @@ def _remove_maps(folder: Path) -> None:
 
 def _load(
     models: Sequence[str], proposals: str | None, weights: str | None, device: str
-) -> tuple[Detector | Combination, Proposer]:
+) -> tuple[Detector | Combination, Proposer | None]:
     """Load detectors and the candidate windows the first was fitted with, unless others are asked for."""
     from sppnet.combine import Combination
     from sppnet.detect import Detector, describe, shipped
     from sppnet.proposals import parse
 
     paths = [shipped() if model == SHIPPED else Path(model) for model in models]
-    method = parse(proposals or describe(paths[0])["about"].get("proposals", PROPOSALS))
+    wanted = proposals or describe(paths[0])["about"].get("proposals", PROPOSALS)
+    method = None if wanted == MAPS else parse(wanted)
     detectors = [
         Detector.load(path, weights=None if i else weights, device=device) for i, path in enumerate(paths)
     ]
@@ -312,7 +350,7 @@ def _cached_windows(paths: Sequence[Path], method: str) -> list[Boxes]:
 
 def _detected(
     detector: Detector | Combination,
-    method: Proposer,
+    method: Proposer | None,
     paths: Sequence[Path],
     clock: Clock,
     threshold: float,
@@ -326,11 +364,11 @@ def _detected(
 
     from sppnet.images import read_image
 
-    def prepare(path: Path) -> tuple[Pixels, Boxes]:
+    def prepare(path: Path) -> tuple[Pixels, Boxes | None]:
         with clock("read"):
             pixels = read_image(path)
         with clock("proposals"):
-            return pixels, propose_windows(method, path, pixels)[0]
+            return pixels, None if method is None else propose_windows(method, path, pixels)[0]
 
     with ThreadPoolExecutor(1) as ahead:
         waiting = [ahead.submit(prepare, path) for path in paths[:1]]
