@@ -33,6 +33,9 @@ def settings(text: str) -> dict:
     read = {
         "sides": lambda v: tuple(map(int, v.split(","))),
         "levels": lambda v: tuple(map(int, v.split(","))),
+        "projection": str,
+        "scale_rule": str,
+        "negatives": str,
     }
     found = {name: read.get(name, float)(value) for name, value in values.items()}
     return found | ({"mining": MiningSettings(C=found.pop("C"))} if "C" in found else {})

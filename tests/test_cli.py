@@ -142,6 +142,19 @@ class TestTrain:
         assert describe("m.safetensors")["settings"]["seed"] == 1
         assert not torch.equal(load_file("m.safetensors")["weights"], load_file(model)["weights"])
 
+    def test_rules(self, data):
+        rules = {"projection": "paper", "scale_rule": "paper", "negatives": "released"}
+        options = [text for name, rule in rules.items() for text in (f"--{name.replace('_', '-')}", rule)]
+        succeeds("detect", "train", data, "--split", "train", "--out", "m.safetensors", *QUICK, *options)
+        settings = describe("m.safetensors")["settings"]
+        assert settings.items() >= {**rules, "reference": 224}.items()
+
+    @pytest.mark.parametrize("option", ["--projection", "--scale-rule", "--negatives"])
+    def test_unknown_rule(self, data, option, monkeypatch):
+        monkeypatch.setattr("sppnet.cli.detection._cached_windows", None)  # it is said before the long work
+        command = ("detect", "train", data, "--split", "train", "--out", "m.safetensors", *QUICK)
+        fails(*command, option, "best", says=["'best'", "expected one of", "released, paper"])
+
     def test_kept_cache(self, data, model, monkeypatch):
         options = ("--split", "train", "--out", "m.safetensors", *QUICK, "--cache", "maps")
         succeeds("detect", "train", data, *options)

@@ -12,7 +12,7 @@ from sppnet import detect
 from sppnet.boxes import Detections, Target, area, intersection, iou
 from sppnet.clock import Clock
 from sppnet.detect import Detector, describe
-from sppnet.maps import pool_windows
+from sppnet.maps import encode, first_responses, pool_windows
 from sppnet.metrics import mean_average_precision, voc_detection
 from sppnet.trunks import Trunk
 
@@ -289,6 +289,80 @@ def test_a_class_without_example_is_an_error_before_any_work(trunk, few, calls):
     assert calls == []
 
 
+def offered(monkeypatch, trunk, training, cache, rule):
+    """Return the plans of a fit, and the first and the later negatives that its SVMs are offered."""
+    given, plans = [], []
+    plan = detect.plan_images
+
+    class Enough(Exception):
+        pass
+
+    def spied(positives, labels, start, start_negative, candidates, settings):
+        given.extend([start_negative, [negative for _, negative in candidates]])
+        raise Enough
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detect, "mine_hard_negatives", spied)
+        patch.setattr(detect, "plan_images", lambda *a: plans.extend(plan(*a)) or plans)
+        with pytest.raises(Enough):
+            Detector(trunk, **SETTINGS, negatives=rule).fit(*training, cache=cache)
+    return plans, *given
+
+
+def test_negatives_are_those_of_the_rule(trunk, few, cache, monkeypatch):
+    images, windows, targets = few
+    windows = [np.concatenate([w, w + np.float32(0.1)]) for w in windows]  # most cover the same cells
+    found = {
+        rule: offered(monkeypatch, trunk, (images, windows, targets), cache, rule)
+        for rule in ("all", "released", "paper")
+    }
+    for plans, start, later in found.values():
+        np.testing.assert_array_equal(start, np.concatenate([p.negative[p.start] for p in plans]))
+        for plan, negative in zip(plans, later, strict=True):
+            expected = plan.negative.copy()
+            expected[plan.start] = False
+            np.testing.assert_array_equal(negative, expected)
+    for image, every, once, apart in zip(images, *(found[rule][0] for rule in found), strict=True):
+        first = first_responses(encode(trunk, image, SIDES), every.boxes, image.shape[:2], SIDES, 160)
+        expected = np.zeros_like(every.negative)
+        expected[first] = every.negative[first]
+        np.testing.assert_array_equal(once.negative, expected)
+        np.testing.assert_array_equal(once.start, every.start)
+        for k in range(every.negative.shape[1]):
+            assert 0 < once.negative[:, k].sum() < 0.8 * every.negative[:, k].sum()
+            left = every.boxes[apart.negative[:, k]]
+            assert np.triu(iou(left, left), 1).max() <= 0.7
+            assert 0 < len(left) < 0.6 * every.negative[:, k].sum()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"projection": "paper"}, {"scale_rule": "paper"}, {"projection": "paper", "scale_rule": "paper"}],
+)
+def test_windows_are_pooled_by_the_rules_of_the_detector(trunk, rules):
+    boxes, sides = grid(), (600, 700)  # for those of 32 pixels the rules choose other scales
+    maps = encode(trunk, trees.scene(7).image, (160, 240))
+    pooled = Detector(trunk, levels=(2, 1), sides=sides, **rules)._pool(maps, boxes, (96, 128))
+    assert torch.equal(pooled, pool_windows(maps, boxes, (96, 128), sides, (2, 1), **rules))
+    assert not torch.equal(pooled, pool_windows(maps, boxes, (96, 128), sides, (2, 1)))
+
+
+def test_unknown_rules_are_errors(trunk):
+    for name, kind, known in (
+        ("projection", "projection", "released, paper"),
+        ("scale_rule", "scale rule", "released, paper"),
+        ("negatives", "rule for negatives", "all, released, paper"),
+    ):
+        with pytest.raises(ValueError, match=f"found the {kind} 'best', expected one of {known}"):
+            Detector(trunk, **{name: "best"})
+
+
+def test_the_side_that_windows_should_have_is_that_of_the_rule(trunk):
+    assert Detector(trunk).reference == 208
+    assert Detector(trunk, scale_rule="paper").reference == 224
+    assert Detector(trunk, scale_rule="paper", reference=100).reference == 100
+
+
 def test_an_unfitted_detector_says_so(trunk, few, tmp_path):
     unfitted = Detector(trunk, **SETTINGS)
     with pytest.raises(ValueError, match="not fitted yet"):
@@ -445,6 +519,20 @@ def test_a_saved_detector_predicts_as_before(detector, saved):
     twice = Detector.load(again)
     for p, q in zip(fields(loaded), fields(twice), strict=True):
         np.testing.assert_allclose(p, q, atol=2e-3 * np.abs(p).max())
+
+
+def test_the_rules_are_kept_in_the_file(detector, saved, tmp_path):
+    ruled = copy.copy(detector)
+    ruled.projection, ruled.scale_rule, ruled.negatives, ruled.reference = "paper", "paper", "released", 224
+    ruled.save(tmp_path / "ruled.safetensors")
+    loaded = Detector.load(tmp_path / "ruled.safetensors")
+    found = (loaded.projection, loaded.scale_rule, loaded.negatives, loaded.reference)
+    assert found == ("paper", "paper", "released", 224)
+    facts = describe(saved)
+    for name in ("projection", "scale_rule", "negatives"):
+        del facts["settings"][name]
+    older = Detector.load(rewritten(saved, tmp_path / "older.safetensors", detector=json.dumps(facts)))
+    assert (older.projection, older.scale_rule, older.negatives) == ("released", "released", "all")
 
 
 def test_equal_detectors_are_equal_files(detector, tmp_path, saved):

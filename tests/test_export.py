@@ -1,3 +1,4 @@
+import copy
 import json
 import sys
 
@@ -302,6 +303,25 @@ def test_detector_on_an_image_that_shrinks(detector, session, photo):
     expected = raw(detector, image, windows)
     np.testing.assert_allclose(scores, expected[0], atol=5e-3)
     np.testing.assert_allclose(boxes, expected[1], atol=0.5)
+
+
+@pytest.fixture(scope="module")
+def of_the_paper(detector):
+    ruled = copy.copy(detector)
+    ruled.projection, ruled.scale_rule = "paper", "paper"
+    return ruled
+
+
+def test_detector_by_the_rules_of_the_paper(detector, of_the_paper, photo, tmp_path):
+    export_detector(of_the_paper, tmp_path / "detector.onnx")
+    session, windows = opened(tmp_path / "detector.onnx"), windows_of(photo, 400)
+    scores, boxes = run(session, photo, windows)
+    expected = raw(of_the_paper, photo, windows)
+    np.testing.assert_allclose(scores, expected[0], atol=1e-4)
+    np.testing.assert_allclose(boxes, expected[1], atol=1e-2)
+    assert np.abs(scores - raw(detector, photo, windows)[0]).max() > 0.1
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["projection"]) == json.loads(facts["scale_rule"]) == "paper"
 
 
 def test_detector_finds_what_predict_finds(detector, session, photo):

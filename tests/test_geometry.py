@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -6,20 +7,22 @@ import torch
 from torch import nn
 
 from sppnet.geometry import (
-    SHRINK,
+    PROJECTIONS,
     FeatureMaps,
     Geometry,
     choose_scale,
     covered_cells,
     derive_geometry,
     project,
+    response_cells,
+    responses,
 )
 
 # The released code's mapping: specification 5.4.
 ZF5 = Geometry(16, 20)
 HEIGHT, WIDTH = 375, 500
 SIDES = (480, 576, 688, 874, 1200)
-MAPS = {480: (39, 29), 576: (47, 35), 688: (56, 42), 1200: (99, 74)}  # width, height of conv5
+MAPS = {480: (39, 29), 576: (47, 35), 688: (56, 42), 864: (71, 53), 1200: (99, 74)}  # width, height of conv5
 # Window (1-based, inclusive), expected side, scale, cells (1-based, inclusive) there, cells at 688.
 VECTORS = [
     ((1, 1, 500, 375), 180, 480, (1, 1, 39, 29), (1, 1, 56, 42)),
@@ -31,6 +34,20 @@ VECTORS = [
     ((1, 1, 20, 20), 3900, 1200, (1, 1, 3, 3), (1, 1, 2, 2)),
     ((480, 350, 500, 375), 3338, 1200, (96, 70, 99, 74), (55, 40, 56, 42)),
 ]
+# The same for the paper's rules, without the expected side. The formulas floor((x - 21) / 16) + 1 and
+# ceil((x - 21) / 16) - 1 of 1-based x count the released network's cells from 0.
+PAPER_SIDES = (480, 576, 688, 864, 1200)
+PAPER_VECTORS = [
+    ((1, 1, 500, 375), 480, (1, 1, 39, 29), (1, 1, 56, 42)),
+    ((100, 100, 200, 250), 688, (12, 12, 22, 28), (12, 12, 22, 28)),
+    ((10, 20, 60, 70), 1200, (2, 4, 11, 13), (1, 2, 6, 7)),
+    ((48, 240, 195, 371), 576, (5, 23, 18, 35), (6, 28, 22, 42)),
+    ((8, 12, 352, 348), 480, (1, 1, 27, 27), (1, 2, 40, 39)),
+    ((300, 200, 320, 220), 1200, (60, 40, 63, 43), (35, 23, 36, 24)),
+    ((1, 1, 20, 20), 1200, (1, 1, 3, 3), (1, 1, 1, 1)),
+    ((480, 350, 500, 375), 1200, (96, 70, 99, 74), (55, 40, 56, 42)),
+    ((200, 100, 296, 196), 864, (29, 15, 42, 27), (23, 12, 33, 22)),
+]
 WINDOWS = np.array([v[0] for v in VECTORS], np.float32) - np.array([1, 1, 0, 0], np.float32)  # half-open
 
 
@@ -39,10 +56,10 @@ def rng():
     return np.random.default_rng(0)
 
 
-def released_cells(window, side):
+def matlab_cells(window, side, shrink):
     """Return the 1-based inclusive cells of a 1-based inclusive window, clamped to the map."""
     corners = (np.array(window, float) - 1) * (side - 1) / (min(HEIGHT, WIDTH) - 1)
-    low, high = covered_cells(corners[:2], corners[2:], ZF5, 6.5)
+    low, high = covered_cells(corners[:2], corners[2:], ZF5, shrink)
     limits = np.array(MAPS[side]) - 1
     return tuple(int(v) + 1 for v in (*np.clip(low, 0, limits), *np.clip(high, 0, limits)))
 
@@ -50,8 +67,25 @@ def released_cells(window, side):
 @pytest.mark.parametrize("vector", VECTORS)
 def test_windows_cover_the_cells_of_the_released_code(vector):
     window, _, side, at_scale, at_688 = vector
-    assert released_cells(window, side) == at_scale
-    assert released_cells(window, 688) == at_688
+    assert matlab_cells(window, side, 6.5) == at_scale
+    assert matlab_cells(window, 688, 6.5) == at_688
+
+
+@pytest.mark.parametrize("vector", PAPER_VECTORS)
+def test_windows_cover_the_cells_of_the_paper(vector):
+    window, side, at_scale, at_688 = vector
+    assert matlab_cells(window, side, 8) == at_scale
+    assert matlab_cells(window, 688, 8) == at_688
+
+
+@pytest.mark.parametrize("stride", [8, 12, 16, 32])
+def test_a_shrink_of_half_a_stride_is_the_formula_of_the_paper(stride):
+    for first in range(-50, 50):
+        for last in range(first, first + 60, 7):
+            low, high = response_cells(
+                np.array([float(first)]), np.array([float(last)]), Geometry(stride, 0), stride / 2
+            )
+            assert (low, high) == (first // stride + 1, -(-last // stride) - 1)
 
 
 def test_a_window_of_224_pixels_covers_all_13_cells():
@@ -87,6 +121,65 @@ def test_the_scale_of_each_window_is_that_of_the_released_code():
     every_side = range(1, 5000)
     expected = choose_scale(WINDOWS, HEIGHT, WIDTH, every_side)
     assert [every_side[i] for i in expected] == [v[1] for v in VECTORS]
+
+
+def test_the_scale_of_each_window_is_that_of_the_paper():
+    boxes = np.array([v[0] for v in PAPER_VECTORS], np.float32) - np.array([1, 1, 0, 0], np.float32)
+    chosen = choose_scale(boxes, HEIGHT, WIDTH, PAPER_SIDES, scale_rule="paper")
+    assert [PAPER_SIDES[i] for i in chosen] == [v[1] for v in PAPER_VECTORS]
+
+
+@pytest.mark.parametrize(
+    ("scale_rule", "sides", "side", "switches"),
+    [
+        # Half a pixel more than the tie, which goes to the smaller scale, is rounded up.
+        ("released", SIDES, 208, [528.5, 632.5, 781.5, 1037.5]),
+        ("paper", PAPER_SIDES, 224, [530.2, 634.5, 781.0, 1045.6]),
+    ],
+)
+def test_scales_switch_where_they_should(scale_rule, sides, side, switches):
+    # Ten times the side in an image of ten times the height: the expected side is the height / 10.
+    box = np.array([[0, 0, 10 * side, 10 * side]], np.float32)
+    chosen = [int(choose_scale(box, h, h, sides, scale_rule=scale_rule)[0]) for h in range(4000, 13000)]
+    assert (np.flatnonzero(np.diff(chosen)) + 4001).tolist() == [round(10 * s) for s in switches]
+    assert np.diff(chosen).max() == 1
+
+
+@pytest.mark.parametrize("scale_rule", ["released", "paper"])
+@pytest.mark.parametrize("reference", [None, 100])
+def test_scales_equal_a_search_in_exact_arithmetic(rng, scale_rule, reference):
+    corners = rng.integers(0, 300, (400, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(1, 400, (400, 2))], axis=1)
+    wanted = reference or {"released": 208, "paper": 224}[scale_rule]
+
+    def gap(box, side):
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        if scale_rule == "paper":
+            return abs(Fraction(area * side**2, 375**2) - wanted**2)
+        return abs(side - math.floor(wanted * 375 / math.sqrt(area) + 0.5))
+
+    chosen = choose_scale(boxes.astype(np.float32), 375, 500, PAPER_SIDES, reference, scale_rule)
+    expected = [
+        min(range(len(PAPER_SIDES)), key=lambda i: gap(box, PAPER_SIDES[i])) for box in boxes.tolist()
+    ]
+    assert chosen.tolist() == expected
+    assert set(expected) == set(range(len(PAPER_SIDES)))
+
+
+def test_the_rules_choose_other_scales():
+    # An expected side of 632 to 634 by the paper's reference: past the switch of one rule only.
+    box = np.array([[0, 0, 224, 224]], np.float32)
+    assert choose_scale(box, 634, 700, PAPER_SIDES, 224, "released").tolist() == [2]
+    assert choose_scale(box, 634, 700, PAPER_SIDES, 224, "paper").tolist() == [1]
+
+
+def test_unknown_rules_are_errors():
+    maps, box = blank_maps(ZF5, 375, 500, (1.0, 1.0)), WINDOWS[:1]
+    for ask in (project, responses):
+        with pytest.raises(ValueError, match="found the projection 'roi', expected one of released, paper"):
+            ask(box, maps, projection="roi")
+    with pytest.raises(ValueError, match="found the scale rule 'best', expected one of released, paper"):
+        choose_scale(box, 375, 500, SIDES, scale_rule="best")
 
 
 def test_ties_go_to_the_smaller_scale_in_whatever_order():
@@ -159,10 +252,10 @@ def blank_maps(geometry, height, width, factors):
     return FeatureMaps((torch.zeros(1, geometry.cells(h), geometry.cells(w)),), (geometry,), factors)
 
 
-def projected(box, maps):
+def projected(box, maps, projection):
     """Project one box by looking at every cell for those centred in it, up to 1.5 pixels at stride 16."""
     geometry = maps.geometry[0]
-    tolerance = geometry.stride / 2 - SHRINK * geometry.stride
+    tolerance = geometry.stride * {"released": 1.5 / 16, "paper": 0}[projection]
     result = []
     for low, high, factor, size in zip(
         box[:2], box[2:], maps.factors, maps.stages[0].shape[:0:-1], strict=True
@@ -178,32 +271,34 @@ def projected(box, maps):
 
 @pytest.mark.parametrize("geometry", [Geometry(16, 15), Geometry(32, 0), Geometry(8, 3.5)])
 @pytest.mark.parametrize("factors", [(1.0, 1.0), (0.37, 0.39), (2.4, 2.5)])
-def test_projection_equals_a_search_of_all_cells(rng, geometry, factors):
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_projection_equals_a_search_of_all_cells(rng, geometry, factors, projection):
     maps = blank_maps(geometry, 180, 240, factors)
     corners = rng.uniform(-40, 280, (60, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(0, 150, (60, 2))], axis=1).astype(np.float32)
-    windows = project(boxes, maps)
+    windows = project(boxes, maps, projection=projection)
     assert windows.dtype == np.int64
-    assert windows.tolist() == [projected(box, maps) for box in boxes.astype(float).tolist()]
+    assert windows.tolist() == [projected(box, maps, projection) for box in boxes.astype(float).tolist()]
 
 
 @pytest.mark.parametrize("geometry", [Geometry(16, 15), Geometry(32, 0), Geometry(64, 31), Geometry(4, -1)])
 @pytest.mark.parametrize("height_width", [(1, 1), (1, 200), (96, 128), (375, 500)])
-def test_every_window_has_a_cell_inside_the_map(rng, geometry, height_width):
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_every_window_has_a_cell_inside_the_map(rng, geometry, height_width, projection):
     height, width = height_width
     maps = blank_maps(geometry, height, width, (1.7, 1.7))
     h, w = maps.stages[0].shape[-2:]
     corners = rng.uniform(-3 * width, 4 * width, (300, 2))
     sizes = rng.choice([0, 0.01, 1, 7.3, width, 10 * width], (300, 2))
     boxes = np.concatenate([corners, corners + sizes], axis=1).astype(np.float32)
-    x1, y1, x2, y2 = project(boxes, maps).T
+    x1, y1, x2, y2 = project(boxes, maps, projection=projection).T
     assert (x1 >= 0).all()
     assert (y1 >= 0).all()
     assert (x2 > x1).all()
     assert (y2 > y1).all()
     assert (x2 <= w).all()
     assert (y2 <= h).all()
-    assert project(boxes[:0], maps).shape == (0, 4)
+    assert project(boxes[:0], maps, projection=projection).shape == (0, 4)
 
 
 @pytest.mark.parametrize("geometry", [Geometry(16, 15), Geometry(16, 0), Geometry(8, 7), Geometry(32, 31)])
@@ -223,3 +318,28 @@ def test_projection_uses_the_geometry_of_the_stage():
     box = np.array([[32, 48, 97, 145]], np.float32)  # covers the pixels 32 to 96 and 48 to 144
     assert project(box, maps, 0).tolist() == [[4, 6, 13, 19]]
     assert project(box, maps, 1).tolist() == [[2, 3, 7, 10]]
+
+
+def test_the_projection_of_the_paper_leaves_out_cells_centred_on_the_first_and_last_pixel():
+    maps = blank_maps(Geometry(16, 0), 33, 49, (1.0, 1.0))  # cells at 0, 16 ... 48
+    boxes = np.array([[0, 0, 49, 33], [16, 15, 33, 18], [16, 16, 17, 17], [17, 17, 32, 32]], np.float32)
+    released, paper = (project(boxes, maps, projection=name).tolist() for name in ("released", "paper"))
+    assert released == [[0, 0, 4, 3], [1, 1, 3, 2], [1, 1, 2, 2], [1, 1, 3, 3]]
+    # The third has no cell in it but the one that it is, the last none: the one before.
+    assert paper == [[1, 1, 3, 2], [1, 1, 2, 2], [1, 1, 2, 2], [1, 1, 2, 2]]
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_responses_are_the_cells_before_they_are_clamped(rng, projection):
+    fine, coarse = Geometry(8, 3.5), Geometry(16, 15)
+    maps = FeatureMaps((torch.zeros(1, 500, 500), torch.zeros(1, 250, 250)), (fine, coarse), (1.5, 1.4))
+    corners = rng.uniform(20, 300, (50, 2))
+    inside = np.concatenate([corners, corners + rng.uniform(30, 90, (50, 2))], axis=1).astype(np.float32)
+    rows = responses(inside, maps, projection)
+    assert rows.dtype == np.int64
+    expected = [project(inside, maps, t, projection) - np.array([0, 0, 1, 1]) for t in (0, 1)]
+    np.testing.assert_array_equal(rows, np.concatenate(expected, axis=1))
+    # Two that begin outside the image cover the same, and yet are told apart.
+    outside = np.array([[-90, 40, 90, 60], [-60, 40, 90, 60]], np.float32)
+    assert len(np.unique(project(outside, maps, 1, projection), axis=0)) == 1
+    assert len(np.unique(responses(outside, maps, projection)[:, 4:], axis=0)) == 2

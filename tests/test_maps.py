@@ -4,8 +4,8 @@ import torch
 
 import trees
 from sppnet.clock import Clock
-from sppnet.geometry import FeatureMaps, Geometry, choose_scale, project
-from sppnet.maps import MapCache, encode, pool_windows
+from sppnet.geometry import FeatureMaps, Geometry, choose_scale, project, responses
+from sppnet.maps import MapCache, encode, first_responses, pool_windows
 from sppnet.pooling import pool_regions
 
 
@@ -183,6 +183,55 @@ def test_each_window_is_pooled_at_its_own_scale():
         alone = [pool_regions(maps[s].stages[t], project(box[None], maps[s], t), (2, 1))[0] for t in (0, 1)]
         assert torch.equal(pooled[i], torch.cat(alone))
     assert pool_windows(maps, boxes[:0], (96, 128), sides, (2, 1)).shape == (0, 8 * 5)
+
+
+@pytest.mark.parametrize(
+    ("projection", "scale_rule"), [("paper", "released"), ("released", "paper"), ("paper", "paper")]
+)
+def test_windows_are_pooled_by_the_rules_asked_for(projection, scale_rule):
+    rng = np.random.default_rng(0)
+    maps, sides = [some_maps(rng, s) for s in (4.0, 2.0)], (700, 600)
+    boxes = some_boxes()  # of those of 32 pixels the rules choose other scales
+    boxes += rng.uniform(0, 1, boxes.shape).astype(np.float32)
+    shape, rules = (96, 128), {"projection": projection, "scale_rule": scale_rule}
+    pooled = pool_windows(maps, boxes, shape, sides, (2, 1), **rules)
+    for i, (box, s) in enumerate(
+        zip(boxes, choose_scale(boxes, *shape, sides, None, scale_rule), strict=True)
+    ):
+        cells = [project(box[None], maps[s], t, projection) for t in (0, 1)]
+        alone = [pool_regions(maps[s].stages[t], cells[t], (2, 1))[0] for t in (0, 1)]
+        assert torch.equal(pooled[i], torch.cat(alone))
+    assert not torch.equal(pooled, pool_windows(maps, boxes, shape, sides, (2, 1)))
+    with pytest.raises(ValueError, match=r"found the .* 'other', expected one of released, paper"):
+        pool_windows(maps, boxes, shape, sides, (2, 1), **{next(iter(rules)): "other"})
+
+
+@pytest.mark.parametrize("projection", ["released", "paper"])
+@pytest.mark.parametrize("scale_rule", ["released", "paper"])
+def test_the_first_of_equal_responses_by_a_look_at_each(projection, scale_rule):
+    rng = np.random.default_rng(0)
+    maps, sides, shape = [some_maps(rng, s) for s in (2.0, 1.0)], (192, 96), (96, 128)
+    corners = rng.uniform(-10, 70, (100, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(40, 90, (100, 2))], axis=1)
+    boxes = (np.tile(boxes, (4, 1)) + rng.uniform(0, 0.3, (400, 4))).astype(np.float32)
+    rules = (90, projection, scale_rule)
+    scale = choose_scale(boxes, *shape, sides, 90, scale_rule)
+    seen, expected = set(), []
+    for i, s in enumerate(scale):
+        response = (s, *responses(boxes[i : i + 1], maps[s], projection)[0])
+        if response not in seen:
+            expected.append(i)
+        seen.add(response)
+    first = first_responses(maps, boxes, shape, sides, *rules)
+    assert first.dtype == np.int64
+    assert first.tolist() == expected
+    assert 100 < len(first) < 300
+    assert len({scale[i] for i in first}) == 2
+    # All others have the vector of an earlier one.
+    pooled = pool_windows(maps, boxes, shape, sides, (2, 1), 90, "max", projection, scale_rule)
+    kept = {row.numpy().tobytes() for row in pooled[first]}
+    assert all(row.numpy().tobytes() in kept for row in pooled)
+    assert first_responses(maps, boxes[:0], shape, sides, *rules).shape == (0,)
 
 
 def test_bins_keep_their_average():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sppnet.boxes import Target
+from sppnet.boxes import Target, iou
 from sppnet.sampling import SamplingRules, plan_images
 
 RULES = SamplingRules(negative_iou=0.3, regression_iou=0.5, regression_windows=1000)
@@ -128,3 +128,59 @@ def test_a_class_without_background_is_an_error():
         ValueError, match=r"no background for cat in 1 images, .* overlap it by less than 0.3"
     ):
         plan_images([boxes(BOX)], [Target.of([BOX], ["cat"])], ["cat"], RULES, 0)
+
+
+def greedily_apart(windows, negative):
+    """Return which negatives overlap no earlier one that is left by more than 70 %, one by one."""
+    left = []
+    for i in np.flatnonzero(negative):
+        if all(iou(windows[i : i + 1], windows[j : j + 1])[0, 0] <= 0.7 for j in left):
+            left.append(i)
+    return left
+
+
+def test_negatives_that_overlap_by_more_than_70_percent_are_removed_class_by_class():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 40, (300, 2))
+    windows = np.concatenate([corners, corners + rng.uniform(15, 40, (300, 2))], axis=1).astype(np.float32)
+    names = ("bird", "cat", "cow", "dog")
+    target = Target.of([BOX, [20, 15, 50, 60], [30, 30, 60, 55]], ["cat", "dog", "dog"])
+    every = plan(windows, target, names)
+    apart = plan(windows, target, names, SamplingRules(0.3, 0.5, 1000, "paper"))
+    np.testing.assert_array_equal(apart.boxes, every.boxes)
+    np.testing.assert_array_equal(apart.start, every.start)
+    np.testing.assert_array_equal(apart.fitted, every.fitted)
+    for k in range(len(names)):
+        expected = greedily_apart(every.boxes, every.negative[:, k])
+        assert np.flatnonzero(apart.negative[:, k]).tolist() == expected
+        assert 30 < len(expected) < every.negative[:, k].sum() - 30
+    np.testing.assert_array_equal(apart.negative[:, 0], apart.negative[:, 2])
+    assert (apart.negative[:, 1] != apart.negative[:, 3]).any()
+
+
+def test_negatives_that_overlap_by_70_percent_stay():
+    # Each against the first: 7 of 10 rows exactly, 8 of 10, the same; and 7 of 8 against the one removed.
+    windows = boxes([50, 50, 60, 60], [50, 50, 60, 57], [50, 50, 60, 58], [50, 50, 60, 60])
+    planned = plan(windows, Target.of([BOX], ["cat"]), rules=SamplingRules(0.3, 0.5, 1000, "paper"))
+    assert planned.negative[1:, 0].tolist() == [True, True, False, False]
+
+
+def test_images_without_windows_have_no_negatives_to_remove():
+    windows, targets = [boxes(), boxes([50, 50, 60, 60])], [Target.of([], []), Target.of([BOX], ["cat"])]
+    empty, other = plan_images(windows, targets, ["cat"], SamplingRules(0.3, 0.5, 1000, "paper"), 0)
+    assert empty.negative.shape == (0, 1)
+    assert other.negative.tolist() == [[False], [True]]
+
+
+def test_the_rule_of_the_released_code_waits_for_the_maps():
+    windows = boxes(*[[50, 50, 60, 60 + i / 100] for i in range(20)])
+    target = Target.of([BOX], ["cat"])
+    planned = plan(windows, target, rules=SamplingRules(0.3, 0.5, 1000, "released"))
+    np.testing.assert_array_equal(planned.negative, plan(windows, target).negative)
+
+
+def test_an_unknown_rule_for_negatives_is_an_error():
+    with pytest.raises(
+        ValueError, match="found the rule for negatives '70', expected one of all, released, paper"
+    ):
+        SamplingRules(0.3, 0.5, 1000, "70")

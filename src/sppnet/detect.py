@@ -25,11 +25,11 @@ from torch import Tensor
 from sppnet.boxes import Boxes, Detections, Target, area, clip, decode_deltas, encode_deltas, nms
 from sppnet.clock import Clock
 from sppnet.files import write_tensors
-from sppnet.geometry import FeatureMaps
+from sppnet.geometry import PROJECTIONS, SCALE_RULES, FeatureMaps, check_rule
 from sppnet.images import read_image
 from sppnet.linear import LinearSVMs, MiningSettings, fit_ridge, mine_hard_negatives
-from sppnet.maps import Image, MapCache, encode, pool_windows
-from sppnet.sampling import Plan, SamplingRules, plan_images
+from sppnet.maps import Image, MapCache, encode, first_responses, pool_windows
+from sppnet.sampling import NEGATIVES, Plan, SamplingRules, plan_images
 from sppnet.trunks import Trunk
 
 FORMAT, VERSION = "sppnet-detector", "1"
@@ -53,12 +53,20 @@ class Detector:
         Pyramid (paper: 6, 3, 2, 1).
     sides : tuple of int
         Shorter sides of the scales in pixels (paper: 480, 576, 688, 864, 1200).
-    reference : float
-        Side that a window should have at its scale, in pixels (released code: 208).
+    reference : float, optional
+        Side that a window should have at its scale, in pixels; by default the scale rule's own (released
+        code: 208, paper: 224).
+    projection : {"released", "paper"}
+        Which cells of a map a window covers; see `sppnet.geometry.project`.
+    scale_rule : {"released", "paper"}
+        Which scale suits a window; see `sppnet.geometry.choose_scale`.
     mining : MiningSettings
         SVMs and hard-negative mining.
     negative_iou : float
         Windows that overlap a class by less are its negatives (paper: 0.3).
+    negatives : {"all", "released", "paper"}
+        Which of them are kept: all, one of those that cover the same cells (released code), or none that
+        overlaps another by more than 70 % (paper); see `sppnet.sampling.SamplingRules`.
     regression_iou : float
         Windows that overlap an object by more teach box regression (paper: 0.5).
     regression_windows : int
@@ -69,6 +77,11 @@ class Detector:
         Detections of a class that overlap a better one by more are dropped (paper: 0.3).
     seed : int
         Of every random draw.
+
+    Raises
+    ------
+    ValueError
+        If a projection, a scale rule or a rule for the negatives has no such name.
 
     Attributes
     ----------
@@ -86,16 +99,24 @@ class Detector:
         *,
         levels: tuple[int, ...] = (3, 2, 1),
         sides: tuple[int, ...] = (240, 336, 480, 672),
-        reference: float = 208,
+        reference: float | None = None,
+        projection: str = "released",
+        scale_rule: str = "released",
         mining: MiningSettings = MiningSettings(),  # noqa: B008
         negative_iou: float = 0.3,
+        negatives: str = "all",
         regression_iou: float = 0.5,
         regression_windows: int = 4000,
         ridge: float = 1000,
         nms_iou: float = 0.3,
         seed: int = 0,
     ) -> None:
-        self.trunk, self.levels, self.sides, self.reference = trunk, tuple(levels), tuple(sides), reference
+        check_rule("projection", projection, PROJECTIONS)
+        check_rule("scale rule", scale_rule, SCALE_RULES)
+        check_rule("rule for negatives", negatives, NEGATIVES)
+        self.trunk, self.levels, self.sides = trunk, tuple(levels), tuple(sides)
+        self.projection, self.scale_rule, self.negatives = projection, scale_rule, negatives
+        self.reference = SCALE_RULES[scale_rule] if reference is None else reference
         self.mining, self.negative_iou, self.nms_iou = mining, negative_iou, nms_iou
         self.regression_iou, self.regression_windows, self.ridge = regression_iou, regression_windows, ridge
         self.seed = seed
@@ -286,7 +307,16 @@ class Detector:
         return decode_deltas(np.repeat(windows, count, axis=0), deltas.reshape(-1, 4)).reshape(-1, count, 4)
 
     def _pool(self, maps: Sequence[FeatureMaps], boxes: Boxes, shape: tuple[int, int]) -> Tensor:
-        return pool_windows(maps, boxes, shape, self.sides, self.levels, self.reference)
+        return pool_windows(
+            maps,
+            boxes,
+            shape,
+            self.sides,
+            self.levels,
+            self.reference,
+            projection=self.projection,
+            scale_rule=self.scale_rule,
+        )
 
     def _check_fitted(self) -> None:
         if not self.classes_:
@@ -308,7 +338,7 @@ class Detector:
                 "images, windows and targets must have one length of at least 1, "
                 f"got {len(images)}, {len(windows)} and {len(targets)}"
             )
-        rules = SamplingRules(self.negative_iou, self.regression_iou, self.regression_windows)
+        rules = SamplingRules(self.negative_iou, self.regression_iou, self.regression_windows, self.negatives)
         plans = plan_images(windows, targets, names, rules, self.seed)
         folder: AbstractContextManager[Any] = (
             TemporaryDirectory(prefix="sppnet-") if cache is None else nullcontext(cache)
@@ -364,6 +394,8 @@ class Detector:
         regression: list[tuple[list[Tensor], list[Boxes]]] = [([], []) for _ in range(count)]
         for image, plan in track(list(zip(images, plans, strict=True)), "Computing feature maps"):
             maps, shape = store(image, clock)
+            if self.negatives == "released":
+                self._drop_duplicates(plan, maps, shape)
             wanted = np.concatenate(
                 [np.arange(len(plan.labels)), plan.start, np.flatnonzero(plan.fitted >= 0)]
             )
@@ -378,6 +410,13 @@ class Detector:
                 regression[k][0].append(features[second:][torch.from_numpy(mine)])
                 regression[k][1].append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
         return [torch.cat(positives), torch.cat(start)], [(f, np.concatenate(d)) for f, d in regression]
+
+    def _drop_duplicates(self, plan: Plan, maps: Sequence[FeatureMaps], shape: tuple[int, int]) -> None:
+        """Leave one negative of the windows that cover the same cells at the same scale."""
+        rules = (self.reference, self.projection, self.scale_rule)
+        duplicate = np.ones(len(plan.boxes), dtype=bool)
+        duplicate[first_responses(maps, plan.boxes, shape, self.sides, *rules)] = False
+        plan.negative[duplicate] = False
 
     def _regress(
         self, features: list[Tensor], deltas: Boxes, scale: float
@@ -425,7 +464,10 @@ class Detector:
                 "levels": self.levels,
                 "sides": self.sides,
                 "reference": self.reference,
+                "projection": self.projection,
+                "scale_rule": self.scale_rule,
                 "negative_iou": self.negative_iou,
+                "negatives": self.negatives,
                 "regression_iou": self.regression_iou,
                 "regression_windows": self.regression_windows,
                 "ridge": self.ridge,
@@ -464,7 +506,9 @@ class Detector:
             raise ValueError(
                 f"{path}: fitted on trunk weights {about['digest'][:16]}, found {trunk.digest[:16]}"
             )
-        settings = dict(facts["settings"])
+        # Files written before these could be chosen do not name them.
+        older = {"projection": "released", "scale_rule": "released", "negatives": "all"}
+        settings = older | facts["settings"]
         mining = MiningSettings(**settings.pop("mining"))
         settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
         detector = cls(trunk, mining=mining, **settings)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from sppnet.classify import WHOLE, side_of
 from sppnet.files import atomic_path, check_writable
-from sppnet.geometry import SHRINK, Geometry
+from sppnet.geometry import PROJECTIONS, Geometry
 from sppnet.images import MAX_ASPECT
 from sppnet.networks import SPPNet
 from sppnet.pooling.bins import LEVELS, valid_levels
@@ -122,8 +122,8 @@ def export_detector(detector: Detector, path: str | Path) -> None:
     regression moves them, cut off at the borders. `Detector.predict` goes on, class by class, by dropping low
     scores and empty boxes and suppressing overlaps of more than ``nms_iou``.
 
-    The metadata are JSON: ``classes``, the K names, ``nms_iou``, ``trunk``, ``sides``, ``levels`` and
-    ``reference``.
+    The metadata are JSON: ``classes``, the K names, ``nms_iou``, ``trunk``, ``sides``, ``levels``,
+    ``reference``, ``projection`` and ``scale_rule``.
 
     Parameters
     ----------
@@ -137,7 +137,8 @@ def export_detector(detector: Detector, path: str | Path) -> None:
     """
     if not detector.classes_:
         raise ValueError("the detector is not fitted yet; call fit, or load one")
-    trunk, names = detector.trunk, ("classes_", "nms_iou", "sides", "levels", "reference")
+    trunk = detector.trunk
+    names = ("classes_", "nms_iou", "sides", "levels", "reference", "projection", "scale_rule")
     facts = {name.rstrip("_"): getattr(detector, name) for name in names} | {"trunk": trunk.signature}
     _export_image(_of_trunk(trunk), detector.sides, _Scoring(detector), ["scores", "boxes"], path, facts)
 
@@ -335,6 +336,7 @@ class _Scoring(nn.Module):
         trunk, svms, (weights, offsets) = detector.trunk, detector.svms_, detector.regressors_
         self.network, self.geometry, self.levels = trunk.network, trunk.geometry, detector.levels
         self.reference, self.classes = detector.reference, len(detector.classes_)
+        self.shrink, self.scale_rule = PROJECTIONS[detector.projection], detector.scale_rule
         sides = torch.tensor(detector.sides, dtype=torch.float64).sort(stable=True)
         self.sides, self.order = nn.Buffer(sides.values), nn.Buffer(sides.indices)
         # One matrix for the SVMs and then the four deltas of each class.
@@ -359,9 +361,13 @@ class _Scoring(nn.Module):
     def _choose_scale(self, windows: Tensor, size: Tensor) -> Tensor:
         """See `sppnet.geometry.choose_scale`."""
         areas = (windows[:, 2:] - windows[:, :2]).prod(dim=1).clamp(min=1)
-        wanted = (size.min().double() * self.reference).float()
-        expected = torch.floor(wanted / torch.sqrt(areas) + 0.5)
-        return self.order[(self.sides - expected[:, None].double()).abs().argmin(dim=1)]
+        wanted = size.min().double() * self.reference
+        if self.scale_rule == "paper":
+            gaps = self.sides**2 - (wanted**2).float().div(areas)[:, None].double()
+        else:
+            expected = torch.floor(wanted.float() / torch.sqrt(areas) + 0.5)
+            gaps = self.sides - expected[:, None].double()
+        return self.order[gaps.abs().argmin(dim=1)]
 
     def _project(
         self, windows: Tensor, sizes: Tensor, size: Tensor, scale: Tensor, geometry: Geometry
@@ -369,7 +375,7 @@ class _Scoring(nn.Module):
         """See `sppnet.geometry.project`."""
         factors = (sizes.double() / size.double()).flip(1)[scale]
         limits = _cells(geometry, sizes).flip(1)[scale] - 1
-        shrink, stride = SHRINK * geometry.stride, geometry.stride
+        shrink, stride = self.shrink * geometry.stride, geometry.stride
         first = (windows[:, :2].double() + 0.5) * factors - 0.5
         last = (windows[:, 2:].double() - 0.5) * factors - 0.5
         low = torch.floor((first - geometry.offset + shrink) / stride + 0.5)

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sppnet.boxes import Boxes
+from sppnet.boxes import Boxes, IntArray
 from sppnet.clock import Clock
 from sppnet.files import write_tensors
-from sppnet.geometry import FeatureMaps, choose_scale, project
+from sppnet.geometry import FeatureMaps, choose_scale, project, responses
 from sppnet.images import Pixels, read_image
 from sppnet.pooling import pool_regions
 from sppnet.trunks import Trunk
@@ -48,8 +48,10 @@ def pool_windows(
     shape: tuple[int, int],
     sides: Sequence[int],
     levels: Sequence[int],
-    reference: float = 208,
+    reference: float | None = None,
     mode: str = "max",
+    projection: str = "released",
+    scale_rule: str = "released",
 ) -> Tensor:
     """Pool windows of an image, each at the scale where its size suits the trunk best (section 4.1).
 
@@ -65,24 +67,55 @@ def pool_windows(
         Shorter side of each scale.
     levels : sequence of int
         Sides of the pyramid's levels.
-    reference : float
-        Side in pixels that a window should have at its scale; see `sppnet.geometry.choose_scale`.
+    reference : float, optional
+        Side in pixels that a window should have at its scale; by default the scale rule's own.
     mode : {"max", "average"}
         What is kept of a bin.
+    projection : {"released", "paper"}
+        Which cells a window covers; see `sppnet.geometry.project`.
+    scale_rule : {"released", "paper"}
+        Which scale suits a window; see `sppnet.geometry.choose_scale`.
 
     Returns
     -------
     (R, D) float32 tensor
         For each stage in turn, the pyramid in the order of `sppnet.pooling.pool_regions`.
     """
-    scale = choose_scale(boxes, *shape, sides, reference)
+    scale = choose_scale(boxes, *shape, sides, reference, scale_rule)
     pooled = []
     for t in range(len(maps[0].stages)):
         windows = np.zeros((len(boxes), 4), dtype=np.int64)
         for s in np.unique(scale):
-            windows[scale == s] = project(boxes[scale == s], maps[s], t)
+            windows[scale == s] = project(boxes[scale == s], maps[s], t, projection)
         pooled.append(pool_regions([m.stages[t] for m in maps], windows, levels, mode=mode, index=scale))
     return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
+
+
+def first_responses(
+    maps: Sequence[FeatureMaps],
+    boxes: Boxes,
+    shape: tuple[int, int],
+    sides: Sequence[int],
+    reference: float | None = None,
+    projection: str = "released",
+    scale_rule: str = "released",
+) -> IntArray:
+    """Return which windows are the first with their cells at their scale: the others are duplicates.
+
+    Parameters are those of `pool_windows`, which pools the same vector for a window and its duplicates.
+
+    Returns
+    -------
+    (U,) int64
+        Rising indices into `boxes`.
+    """
+    scale = choose_scale(boxes, *shape, sides, reference, scale_rule)
+    kept = []
+    for s in np.unique(scale):
+        here = np.flatnonzero(scale == s)
+        _, first = np.unique(responses(boxes[here], maps[s], projection), axis=0, return_index=True)
+        kept.append(here[first])
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *kept]))
 
 
 class MapCache:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.boxes import Boxes, IntArray, Target, area, intersection, iou
+from sppnet.boxes import Boxes, IntArray, Target, area, intersection, iou, nms
+from sppnet.geometry import check_rule
+
+NEGATIVES = ("all", "released", "paper")
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,25 @@ class SamplingRules:
         Windows that overlap an object by more teach its class's box regression (paper: 0.5).
     regression_windows : int
         At most so many windows, drawn at random, teach each class's box regression.
+    negatives : {"all", "released", "paper"}
+        Which of an image's negatives are kept. ``"paper"``: walking in the order of the windows, a class's
+        negative that overlaps a kept one by more than 70 % is dropped (section 4.1). ``"released"``: of
+        windows that cover the same cells at the same scale, the first. That needs the maps; a plan leaves it
+        to the detector.
+
+    Raises
+    ------
+    ValueError
+        If the rule for the negatives has no such name.
     """
 
     negative_iou: float
     regression_iou: float
     regression_windows: int
+    negatives: str = "all"
+
+    def __post_init__(self) -> None:
+        check_rule("rule for negatives", self.negatives, NEGATIVES)
 
 
 def plan_images(
@@ -117,6 +134,8 @@ def _plan_image(
         overlap[:, target.crowd] = np.maximum(overlap[:, target.crowd], covered)
     closest = [overlap[:, classes == k].max(axis=1, initial=0) for k in range(len(names))]
     negative = np.stack(closest, axis=1) < rules.negative_iou
+    if rules.negatives == "paper":
+        negative = _apart(boxes, negative)
     start = rng.choice(len(boxes), min(sample, len(boxes)), replace=False).astype(np.int64)
     if len(truth) == 0:
         return Plan(boxes, classes[learnable], negative, start, np.full(len(boxes), -1), boxes)
@@ -124,6 +143,17 @@ def _plan_image(
     nearest = best.argmax(axis=1)
     fitted = np.where(best.max(axis=1) > rules.regression_iou, classes[learnable][nearest], -1)
     return Plan(boxes, classes[learnable], negative, start, fitted, truth[nearest])
+
+
+def _apart(boxes: Boxes, negative: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Leave of each class's negatives those that overlap no earlier one that is left by more than 70 %."""
+    # Classes that the image lacks have the same negatives.
+    columns, which = np.unique(negative, axis=1, return_inverse=True)
+    kept = np.zeros_like(columns)
+    for k, column in enumerate(columns.T):
+        rows = np.flatnonzero(column)
+        kept[rows[nms(boxes[rows], -rows.astype(np.float64), 0.7)], k] = True
+    return kept[:, which.reshape(-1)]
 
 
 def _thin(plans: Sequence[Plan], k: int, limit: int, rng: np.random.Generator) -> None:

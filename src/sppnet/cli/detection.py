@@ -73,6 +73,19 @@ def train(
     proposals: Annotated[str, typer.Option(help=PROPOSALS_HELP)] = PROPOSALS,
     scales: Annotated[str, typer.Option(help="Shorter sides in pixels, by commas.")] = "240,336,480,672",
     levels: Annotated[str, typer.Option(help="Pyramid levels, by commas.")] = "3,2,1",
+    projection: Annotated[
+        str, typer.Option(help="Cells that a window covers, by the rule of: released (code), paper.")
+    ] = "released",
+    scale_rule: Annotated[
+        str, typer.Option(help="Scale of a window, by the rule of: released (code), paper.")
+    ] = "released",
+    negatives: Annotated[
+        str,
+        typer.Option(
+            help="Negatives to keep: all, released (code: one of those with the same cells), paper (none "
+            "that overlaps another by more than 70 %)."
+        ),
+    ] = "all",
     trunk: Annotated[str, typer.Option(help="timm model name.")] = "tf_efficientnet_lite0",
     stages: Annotated[str, typer.Option(help="Stages that feed the pyramid: 1 to 5, head.")] = "head",
     weights: Weights = None,
@@ -102,7 +115,15 @@ def train(
         there = ", ".join(dataset.classes) or "annotated objects"
         raise ValueError(f"{data}: found {found} in {len(dataset)} images, expected {there}")
     network = Trunk(trunk, stages.split(","), weights=weights, device=device)
-    detector = Detector(network, sides=sides, levels=pyramid, seed=seed)
+    detector = Detector(
+        network,
+        sides=sides,
+        levels=pyramid,
+        projection=projection,
+        scale_rule=scale_rule,
+        negatives=negatives,
+        seed=seed,
+    )
     clock = Clock()
     paths, targets = [s.path for s in dataset], [s.target for s in dataset]
     with clock("proposals"):
