@@ -472,7 +472,7 @@ class Detector:
             scale_rule=self.scale_rule,
             tuning=tuning,
             seed=self.seed,
-            checkpoint=folder / "tuning.safetensors",
+            folder=folder,
         )
         tuner.train(track)
         self.trunk, self.head_ = tuner.trunk, tuner.head

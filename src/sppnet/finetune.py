@@ -7,6 +7,7 @@ pooling.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -132,8 +133,9 @@ class FineTuner:
     tuning : Tuning
     seed : int
         Of every random draw.
-    checkpoint : Path, optional
-        Written after every epoch. If it exists, training goes on from it.
+    folder : Path, optional
+        Where a checkpoint is written after every epoch. If it holds one of the same fit, training goes on
+        from there.
 
     Attributes
     ----------
@@ -148,7 +150,7 @@ class FineTuner:
     Raises
     ------
     ValueError
-        If the checkpoint is of another run or damaged.
+        If the checkpoint is damaged.
     """
 
     def __init__(
@@ -166,7 +168,7 @@ class FineTuner:
         scale_rule: str,
         tuning: Tuning,
         seed: int = 0,
-        checkpoint: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.images, self.levels, self.sides, self.tuning, self.seed = images, levels, sides, tuning, seed
         self.reference, self.projection, self.scale_rule = reference, projection, scale_rule
@@ -190,15 +192,16 @@ class FineTuner:
             weight_decay=tuning.decay,
         )
         self.history: list[TuningRecord] = []
-        self.checkpoint = checkpoint
-        self._identity = json.dumps(
+        identity = json.dumps(
             [
                 *(trunk.signature, list(levels), list(sides), reference, projection, scale_rule),
                 *(asdict(tuning), list(classes), len(images), seed),
             ]
         )
-        if checkpoint is not None and checkpoint.exists():
-            self._resume(checkpoint)
+        name = f"tuning-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+        self.checkpoint = None if folder is None else folder / name
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._resume(self.checkpoint)
 
     def train(self, track: Track = no_track) -> None:
         """Train what is left of the epochs; `history` tells how they went.
@@ -320,7 +323,7 @@ class FineTuner:
             state = self.optimizer.state.get(parameter, {})
             tensors |= {f"{key}.{name}": value for key, value in state.items()} | {f"value.{name}": parameter}
         progress = {"scale": self.scale, "history": [asdict(record) for record in self.history]}
-        facts = {"format": FORMAT, "version": VERSION, "identity": self._identity}
+        facts = {"format": FORMAT, "version": VERSION}
         write_tensors(path, tensors, {**facts, "progress": json.dumps(progress)})
 
     @torch.no_grad()
@@ -331,8 +334,6 @@ class FineTuner:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if facts.get("format") != FORMAT or facts.get("version") != VERSION:
                 raise ValueError(f"{path}: found another file, expected {FORMAT} {VERSION}")
-            if facts["identity"] != self._identity:
-                raise ValueError(f"{path}: found the checkpoint of another fit; remove it to start anew")
             progress = json.loads(facts["progress"])
             for name, parameter in self._parameters().items():
                 parameter.copy_(tensors[f"value.{name}"])

@@ -1,0 +1,147 @@
+"""The rows of the paper's table 9: what the SVMs stand on, with and without box regression. Run as::
+
+    python benchmarks/fully_connected.py DATA --scales 240,360,540,810 --cache FOLDER --json rows.json
+
+Every row is a detector of its own, fitted on the split train and tested on val: SVMs on the pooled features,
+on fc6 as it starts (at random: today's trunks come without fully connected layers), on the fine-tuned fc6 and
+fc7, and these with the trunk's layers behind ``--tune-after`` tuned as well; each with boxes as proposed and
+moved. Maps and trained layers are kept in FOLDER, rows that are in the JSON file already are not fitted again,
+and ``--images`` fits on fewer images. Seconds are per image, one stage after another, on all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from pooling import commit, machine
+from sppnet.clock import Clock
+from sppnet.datasets import read_dataset
+from sppnet.detect import Detector
+from sppnet.files import atomic_path
+from sppnet.finetune import Tuning
+from sppnet.maps import MapCache
+from sppnet.metrics import mean_average_precision, voc_detection
+from sppnet.proposals import cache_folder, parse, propose_all
+from sppnet.trunks import Trunk
+
+CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
+
+
+def variants(args) -> dict[str, dict]:
+    tuned = Tuning(epochs=args.epochs, width=args.width)
+    rows = {
+        "pool": {},
+        "fc6, random": {"layer": "fc6", "tuning": Tuning(epochs=0, width=args.width)},
+        "fine-tuned fc6": {"layer": "fc6", "tuning": tuned},
+        "fine-tuned fc7": {"layer": "fc7", "tuning": tuned},
+    }
+    if args.tune_after:
+        deep = Tuning(args.tune_after, epochs=args.epochs, width=args.width)
+        rows |= {
+            "tuned trunk, pool": {"layer": "pool", "tuning": deep},
+            "tuned trunk, fc7": {"layer": "fc7", "tuning": deep},
+        }
+    return rows
+
+
+def windows_of(samples, method):
+    stream = propose_all([s.path for s in samples], parse(method), cache_folder())
+    return [boxes for _, boxes, _ in track(stream, "Windows", len(samples))]
+
+
+def measure(detector, samples, windows, cache) -> dict:
+    """Return mAP and AP with boxes as proposed and moved, and seconds of each stage behind the trunk."""
+    store, clock, targets = (
+        MapCache(cache, detector.trunk, detector.sides),
+        Clock(),
+        [s.target for s in samples],
+    )
+    found = {False: [], True: []}
+    for sample, boxes in track(list(zip(samples, windows, strict=True)), "Testing"):
+        maps, shape = store(sample.path, Clock())
+        for regress, results in found.items():
+            watch = clock if regress else Clock()
+            results.append(detector.predict_maps(maps, shape, boxes, regress=regress, clock=watch))
+    row = {"seconds": {stage: s / len(samples) for stage, s in clock.seconds.items()}}
+    for regress, results in found.items():
+        scored = voc_detection(results, targets, detector.classes_)
+        row["moved" if regress else "proposed"] = {
+            "mAP": mean_average_precision(scored),
+            "AP": {name: r.average_precision for name, r in scored.items()},
+        }
+    return row
+
+
+def show(rows: dict) -> None:
+    print("\n| SVMs on | boxes | mAP |", " | ".join(CLASSES), "| pooling s | scoring s |")
+    print("|---" * (5 + len(CLASSES)) + "|")
+    for name, row in rows.items():
+        for kind, seconds in (("proposed", None), ("moved", row["seconds"])):
+            cells = [f"{100 * row[kind]['AP'][c]:.1f}" for c in CLASSES]
+            cells += [f"{seconds[s]:.3f}" if seconds else "" for s in ("pooling", "scoring")]
+            boxes = "moved" if kind == "moved" else "as proposed"
+            print(f"| {name} | {boxes} | {100 * row[kind]['mAP']:.1f} |", " | ".join(cells), "|")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data")
+    parser.add_argument("--scales", default="240,360,540,810")
+    parser.add_argument("--proposals", default="selective-search+edge-boxes")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--tune-after", help="trunk stage behind which the layers learn, too")
+    parser.add_argument("--rows", help="only these, by semicolons")
+    parser.add_argument("--images", type=int, help="fit on so many, evenly spread")
+    parser.add_argument("--test", default="val", help="split to test on")
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    train = list(read_dataset(args.data, "train"))
+    train = train[:: max(1, len(train) // args.images)] if args.images else train
+    test = list(read_dataset(args.data, args.test))
+    setting = {
+        name: str(value) for name, value in vars(args).items() if name not in ("rows", "cache", "json")
+    }
+    state = json.loads(args.json.read_text()) if args.json.exists() else {"setting": setting, "rows": {}}
+    if state["setting"] != setting:
+        raise SystemExit(f"{args.json}: found rows of {state['setting']}, expected {setting}")
+    wanted = variants(args)
+    names = args.rows.split(";") if args.rows else list(wanted)
+    fit_on, test_on = windows_of(train, args.proposals), windows_of(test, args.proposals)
+    for name in names:
+        if name in state["rows"]:
+            continue
+        print(f"\n{name}", flush=True)
+        start, clock = time.perf_counter(), Clock()
+        detector = Detector(Trunk(), sides=tuple(map(int, args.scales.split(","))), **wanted[name])
+        detector.fit(
+            [s.path for s in train],
+            fit_on,
+            [s.target for s in train],
+            CLASSES,
+            cache=args.cache,
+            track=lambda items, text: track(items, text),
+            clock=clock,
+        )
+        detector.save(args.cache / f"{name.replace(', ', '-').replace(' ', '-')}.detector")
+        row = measure(detector, test, test_on, args.cache)
+        row |= {"fit": {**clock.seconds, "wall": time.perf_counter() - start}, "commit": commit()}
+        row["machine"] = f"{machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+        state["rows"][name] = row
+        with atomic_path(args.json) as temporary:
+            temporary.write_text(json.dumps(state, indent=1))
+        show(state["rows"])
+    show(state["rows"])
+
+
+if __name__ == "__main__":
+    main()
