@@ -3,11 +3,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from sppnet.boxes import (
     Detections,
     Target,
     area,
+    batched_nms,
     clip,
     decode_deltas,
     encode_deltas,
@@ -118,8 +120,36 @@ def test_suppression_of_ties_keeps_their_order():
     assert nms(apart, scores).tolist() == list(range(100))
 
 
+@pytest.mark.parametrize("threshold", ["0", "0.3", "0.7"])
+def test_suppression_of_groups_is_that_of_each_alone(rng, threshold):
+    for count in (0, 1, 40, 150):
+        # Far beyond any image: what keeps groups apart must not change overlaps. Few scores: many ties.
+        boxes = some_boxes(rng, count, extent=9).reshape(-1, 4) + np.float32(rng.integers(-5000, 5000))
+        scores = rng.integers(-3, 4, count).astype(np.float32)
+        groups = rng.choice([0, 1, 4, 30], count)
+        kept = batched_nms(*map(torch.from_numpy, (boxes, scores, groups)), float(threshold))
+        assert kept.dtype == torch.int64
+        alone = [
+            rows[i]
+            for rows in (np.flatnonzero(groups == g) for g in np.unique(groups))
+            for i in greedy(boxes[rows], scores[rows], Fraction(threshold))
+        ]
+        assert kept.tolist() == sorted(alone, key=lambda i: (-scores[i], i))
+
+
+def test_groups_do_not_suppress_each_other():
+    boxes, scores = torch.tensor([[0.0, 0, 8, 8]]).repeat(6, 1), torch.tensor([1.0, 3, 2, 1, 3, 2])
+    groups = torch.tensor([0, 1, 2, 2, 0, 1])
+    assert batched_nms(boxes, scores, groups).tolist() == [1, 4, 2]
+    assert batched_nms(boxes, scores, torch.zeros(6, dtype=torch.int64)).tolist() == [1]
+
+
 def test_suppression_of_nothing_is_nothing():
     assert nms(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)).tolist() == []
+
+
+def decoded(windows, deltas):
+    return decode_deltas(torch.from_numpy(windows), torch.from_numpy(deltas)).numpy()
 
 
 def test_deltas_by_hand():
@@ -127,20 +157,20 @@ def test_deltas_by_hand():
     truth = np.array([[20, 30, 60, 50]], np.float32)  # 40 x 20, centre 40, 40
     expected = [[(40 - 20) / 20, (40 - 40) / 40, math.log(40 / 20), math.log(20 / 40)]]
     np.testing.assert_allclose(encode_deltas(window, truth), expected, rtol=1e-6)
-    np.testing.assert_allclose(decode_deltas(window, np.array(expected)), truth, atol=1e-4)
+    np.testing.assert_allclose(decoded(window, np.array(expected)), truth, atol=1e-4)
 
 
 def test_deltas_of_a_window_that_is_the_truth_are_0(rng):
     boxes = some_boxes(rng, 20, empty=False)
     np.testing.assert_array_equal(encode_deltas(boxes, boxes), np.zeros((20, 4)))
-    np.testing.assert_array_equal(decode_deltas(boxes, np.zeros((20, 4), np.float32)), boxes)
+    np.testing.assert_array_equal(decoded(boxes, np.zeros((20, 4), np.float32)), boxes)
 
 
 def test_decoding_undoes_encoding(rng):
     windows, truth = (some_boxes(rng, 500, extent=700, empty=False) for _ in range(2))
     ratio = (truth[:, 2:] - truth[:, :2]) / (windows[:, 2:] - windows[:, :2])
     within = (np.abs(np.log(ratio)) < math.log(16)).all(axis=1)  # larger factors are cut, see below
-    moved = decode_deltas(windows, encode_deltas(windows, truth))
+    moved = decoded(windows, encode_deltas(windows, truth))
     assert within.sum() > 300
     np.testing.assert_allclose(moved[within], truth[within], atol=0.02)
 
@@ -148,7 +178,16 @@ def test_decoding_undoes_encoding(rng):
 def test_decoded_boxes_grow_at_most_16_fold():
     window = np.array([[0, 0, 10, 10]], np.float32)
     wild = np.array([[0, 0, 1e6, -1e6]], np.float32)
-    np.testing.assert_allclose(decode_deltas(window, wild), [[-75, 5 - 10 / 32, 85, 5 + 10 / 32]], rtol=1e-5)
+    np.testing.assert_allclose(decoded(window, wild), [[-75, 5 - 10 / 32, 85, 5 + 10 / 32]], rtol=1e-5)
+
+
+def test_deltas_of_classes_move_one_window_each_in_its_own_way(rng):
+    windows, deltas = some_boxes(rng, 6, empty=False), rng.normal(0, 0.3, (6, 3, 4)).astype(np.float32)
+    moved = decoded(windows[:, None], deltas)
+    assert moved.shape == (6, 3, 4)
+    assert moved.dtype == np.float32
+    for k in range(3):
+        np.testing.assert_array_equal(moved[:, k], decoded(windows, deltas[:, k]))
 
 
 def test_target_of_lists():

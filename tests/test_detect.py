@@ -11,7 +11,7 @@ import trees
 from sppnet import detect
 from sppnet.boxes import Detections, Target, area, intersection, iou
 from sppnet.clock import Clock
-from sppnet.detect import Detector, describe
+from sppnet.detect import Detector, describe, select
 from sppnet.maps import encode, first_responses, pool_windows
 from sppnet.metrics import mean_average_precision, voc_detection
 from sppnet.trunks import Trunk
@@ -467,12 +467,12 @@ def test_scores_of_all_windows_come_before_suppression(detector, trunk):
     unmoved, scores = detector.score_maps(maps, (96, 128), windows, regress=False)
     assert scores.shape == (len(windows), 3)
     assert unmoved.shape == (len(windows), 3, 4)
-    assert unmoved.dtype == scores.dtype == np.float32
-    assert (unmoved == windows[:, None]).all()
+    assert unmoved.dtype == scores.dtype == torch.float32
+    assert (unmoved.numpy() == windows[:, None]).all()
     moved, same_scores = detector.score_maps(maps, (96, 128), windows)
-    np.testing.assert_array_equal(same_scores, scores)
+    assert torch.equal(same_scores, scores)
     assert moved[..., 3].max() > 96, "boxes are not clipped yet"
-    selected = detector.select(moved, scores, (96, 128), 0.0, 5)
+    selected = select(moved, scores, detector.classes_, (96, 128), 0.3, 0.0, 5)
     queried = detector.predict_maps(maps, (96, 128), windows, threshold=0.0, limit=5)
     np.testing.assert_array_equal(selected.boxes, queried.boxes)
     np.testing.assert_array_equal(selected.scores, queried.scores)
@@ -615,13 +615,20 @@ def test_files_that_are_no_detectors(saved, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     refused(tmp_path / "plain.safetensors", "not an sppnet detector, found 'no format mark'")
     refused(rewritten(saved, bad, format="pt"), "not an sppnet detector, found 'pt'")
-    refused(rewritten(saved, bad, version="2"), "detector format '2' found, this sppnet reads '1'")
-    refused(rewritten(saved, bad, version=""), "detector format None found, this sppnet reads '1'")
+    refused(rewritten(saved, bad, version="1"), "detector format '1' found, this sppnet reads '2'")
+    refused(rewritten(saved, bad, version=""), "detector format None found, this sppnet reads '2'")
     for text in ("", "{", "[]", "{}", json.dumps(describe(saved) | {"classes": 0})[:40]):
         refused(rewritten(saved, bad, detector=text), "damaged")
-    refused(
-        rewritten(saved, bad, tensors={"weights": torch.zeros(3, 5, 2)}), "damaged, found the tensors weights"
-    )
+    whole = load_file(saved)
+    for name in whole:
+        rest = {n: tensor for n, tensor in whole.items() if n != name}
+        refused(rewritten(saved, bad, tensors=rest), f"damaged, found no {name}, expected a detector")
+    for name, match in (
+        ("svms", r"found SVMs of shape \(2, 6400\), expected \(3, 6400\): for 3 classes"),
+        ("regressors", r"found regressions of shape \(2, 4, 6400\), expected \(3, 4, 6400\)"),
+    ):
+        fewer = {n: tensor[:2].clone() if n.startswith(name) else tensor for n, tensor in whole.items()}
+        refused(rewritten(saved, bad, tensors=fewer), match)
 
 
 def test_other_trunk_weights_are_refused(saved, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 
 from sppnet.boxes import iou
 from sppnet.classify import probabilities
-from sppnet.detect import Detector, shipped
+from sppnet.detect import Detector, select, shipped
 from sppnet.export import (
     _of_trunk,
     _Preparation,
@@ -272,9 +272,9 @@ def session(detector, tmp_path_factory):
 def raw(detector, image, windows):
     """Return the scores and boxes of the detector before suppression."""
     maps = [detector.trunk(image, side) for side in detector.sides]
-    features = detector._pool(maps, windows, image.shape[:2]) * detector.feature_scale_
+    boxes, scores = detector.score_maps(maps, image.shape[:2], windows)
     limits = np.array([image.shape[1], image.shape[0]] * 2, dtype=np.float32)
-    return detector.svms_(features), np.clip(detector._move(windows, features), 0, limits)
+    return scores.numpy(), np.clip(boxes.numpy(), 0, limits)
 
 
 def windows_of(image, count, seed=0):
@@ -327,7 +327,8 @@ def test_detector_by_the_rules_of_the_paper(detector, of_the_paper, photo, tmp_p
 def test_detector_finds_what_predict_finds(detector, session, photo):
     windows = windows_of(photo, 400, seed=1)
     scores, boxes = run(session, photo, windows)
-    found = detector.select(boxes, scores, photo.shape[:2], -1.0, 100)
+    tensors = torch.from_numpy(boxes), torch.from_numpy(scores)
+    found = select(*tensors, detector.classes_, photo.shape[:2], detector.nms_iou, -1.0, 100)
     expected = detector.predict(photo, windows, threshold=-1.0)
     assert len(found.labels) > 1
     assert found.labels[0] == "cat"

@@ -67,11 +67,11 @@ def test_scores_are_products_plus_biases(rng):
     svms = LinearSVMs(rng.normal(size=(3, 5)).astype(np.float32), np.array([1, -2, 0], np.float32))
     features = rng.normal(size=(7, 5)).astype(np.float32)
     scores = svms(torch.from_numpy(features))
-    assert scores.dtype == np.float32
+    assert scores.dtype == torch.float32
     for r in range(7):
         for k in range(3):
             expected = sum(features[r, d] * svms.weights[k, d] for d in range(5)) + svms.biases[k]
-            assert scores[r, k] == pytest.approx(expected, abs=1e-5)
+            assert float(scores[r, k]) == pytest.approx(expected, abs=1e-5)
     assert svms(torch.zeros(0, 5)).shape == (0, 3)
 
 
@@ -107,7 +107,7 @@ def test_separable_examples_and_a_bias_far_from_0(rng):
     settings = MiningSettings(C=1, tolerance=1e-3, epochs=5000)
     svms = TrainingSet(features, signs, settings).fit()
     assert svms.biases[0] < -4
-    assert (svms(torch.from_numpy(features)) * signs > 0.8).all()
+    assert (svms(torch.from_numpy(features)).numpy() * signs > 0.8).all()
     check_against_liblinear(svms, features, signs, settings)
 
 
@@ -181,7 +181,7 @@ def test_easy_negatives_are_dropped_and_the_solution_stays(rng):
     training = TrainingSet(features, signs, EXACT)
     first = training.fit()
     near = len(training)
-    easy = (signs < 0) & (first(torch.from_numpy(features)) < -1.2)
+    easy = (signs < 0) & (first(torch.from_numpy(features)).numpy() < -1.2)
     # A row stays while any class needs it. Those of dual variables above 0 stay even if rounding says easy.
     assert near == pytest.approx((~easy.all(axis=1)).sum(), abs=2)
     assert near < 300

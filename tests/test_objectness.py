@@ -84,7 +84,7 @@ def test_anchors_stand_about_the_centres_of_the_cells(factors):
 def test_deltas_of_an_anchor_lead_back_to_the_object():
     anchors = small()._anchors(blank())
     objects = np.tile(np.float32([[10, 20, 55, 43]]), (len(anchors), 1))
-    back = decode_deltas(anchors, encode_deltas(anchors, objects))
+    back = decode_deltas(torch.from_numpy(anchors), torch.from_numpy(encode_deltas(anchors, objects)))
     np.testing.assert_allclose(back, objects, atol=1e-3)
 
 

@@ -178,8 +178,11 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float 
     spread = spread + (groups[order] * reach)[:, None]
     # torchvision's own sort is not stable; strictly falling stand-in scores fix the order.
     rank = torch.arange(len(order), 0, -1, dtype=torch.float64, device=boxes.device)
-    # It compares in float64: an IoU of just 0.3, rounded to float32, would be greater than 0.3.
-    return order[torchvision_nms(spread, rank, float(np.float32(threshold)))]
+    # Some devices round the threshold to float32. Rounded up, it still keeps an overlap of just as much.
+    limit = np.float32(threshold)
+    if float(limit) < threshold:
+        limit = np.nextafter(limit, np.float32(np.inf))
+    return order[torchvision_nms(spread, rank, float(limit))]
 
 
 def encode_deltas(windows: FloatArray, truth: FloatArray) -> Boxes:

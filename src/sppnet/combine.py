@@ -107,5 +107,12 @@ def _check(detectors: Sequence[Detector]) -> None:
 
 def _same(one: Detector, other: Detector) -> bool:
     """Return whether two detectors give every window the same scores."""
-    settings = [(d.trunk.signature, d.sides, d.levels, d.reference) for d in (one, other)]
-    return settings[0] == settings[1] and np.array_equal(one.svms_.weights, other.svms_.weights)
+    names = ("sides", "levels", "reference", "projection", "scale_rule", "layer")
+    settings = [(d.trunk.signature, *(getattr(d, name) for name in names)) for d in (one, other)]
+    heads = [{} if d.head_ is None else d.head_.state_dict() for d in (one, other)]
+    return (
+        settings[0] == settings[1]
+        and np.array_equal(one.svms_.weights, other.svms_.weights)
+        and heads[0].keys() == heads[1].keys()
+        and all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
+    )

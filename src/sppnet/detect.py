@@ -34,6 +34,7 @@ from sppnet.images import read_image
 from sppnet.linear import LinearSVMs, MiningSettings, fit_ridge, mine_hard_negatives
 from sppnet.maps import Image, MapCache, encode, first_responses, pool_windows
 from sppnet.objectness import Objectness
+from sppnet.pooling.bins import pyramid_length
 from sppnet.sampling import NEGATIVES, Plan, SamplingRules, plan_images
 from sppnet.trunks import Trunk
 
@@ -91,7 +92,8 @@ class Detector:
     Raises
     ------
     ValueError
-        If a projection, a scale rule or a rule for the negatives has no such name.
+        If a projection, a scale rule, a rule for the negatives, a layer or the stage to tune after has no
+        such name, or there is a layer without tuning.
 
     Attributes
     ----------
@@ -137,6 +139,8 @@ class Detector:
         check_rule("layer", layer, LAYERS)
         if layer != "pool" and tuning is None:
             raise ValueError(f"found the layer {layer} without tuning, expected tuning, which trains it")
+        if tuning is not None and tuning.stage is not None:
+            trunk.layers_after(tuning.stage)  # A stage that is not there is an error before any work.
         self.layer, self.tuning, self.objectness = layer, tuning, objectness
         self.mining, self.negative_iou, self.nms_iou = mining, negative_iou, nms_iou
         self.regression_iou, self.regression_windows, self.ridge = regression_iou, regression_windows, ridge
@@ -365,7 +369,8 @@ class Detector:
         if self.head_ is None:
             return pooled
         with torch.no_grad():
-            return self.head_.activations(pooled, self.layer)
+            there = pooled.to(self.head_.scores.weight.device)
+            return self.head_.activations(there, self.layer).to(pooled.device)
 
     def _deltas(self, pooled: Tensor) -> Tensor:
         """Return the (R, K, 4) deltas that the regressions of the K classes predict."""
@@ -666,7 +671,9 @@ class Detector:
         settings = dict(facts["settings"])
         mining, tuning, objectness = (settings.pop(name) for name in ("mining", "tuning", "objectness"))
         settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
-        trunk.retune(_named("trunk", tensors))
+        tuned = _named("trunk", tensors)
+        if tuned:
+            trunk.retune(tuned)
         detector = cls(
             trunk,
             mining=MiningSettings(**mining),
@@ -674,15 +681,39 @@ class Detector:
             objectness=None if objectness is None else Objectness(**objectness),
             **settings,
         )
-        head = _named("head", tensors)
-        if head:
-            detector.head_ = Head.from_state(head).to(device).requires_grad_(False)
+        if tuning is not None:
+            try:
+                head = Head.from_state(_named("head", tensors))
+            except (KeyError, ValueError, RuntimeError) as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"{path}: damaged, found no fully connected layers ({reason})") from None
+            detector.head_ = head.to(device).requires_grad_(False)
         if objectness is not None:
             detector.objectness_ = Objectness.from_state(_named("objectness", tensors), objectness)
+            detector.objectness_.network_.to(device)
         detector.svms_ = LinearSVMs(*_unpacked("svms", tensors))
         detector.regressors_ = _unpacked("regressors", tensors)
         detector.feature_scale_, detector.classes_ = facts["feature_scale"], tuple(facts["classes"])
+        detector._check_lengths(path)
         return detector
+
+    def _check_lengths(self, path: Path) -> None:
+        """Raise ValueError unless what was fitted takes the vectors of this trunk and pyramid."""
+        pooled = sum(pyramid_length(channels, self.levels) for channels in self.trunk.channels)
+        head, count = self.head_, len(self.classes_)
+        taken = pooled if head is None or self.layer == "pool" else head.width
+        found = {
+            "SVMs": (self.svms_.weights.shape, (count, taken)),
+            "regressions": (self.regressors_[0].shape, (count, 4, pooled)),
+        }
+        if head is not None:
+            found["fully connected layers"] = (head.length,), (pooled,)
+        for name, (shape, expected) in found.items():
+            if tuple(shape) != expected:
+                raise ValueError(
+                    f"{path}: found {name} of shape {tuple(shape)}, expected {expected}: for "
+                    f"{count} classes on this trunk and pyramid"
+                )
 
 
 def describe(path: str | Path) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sppnet.boxes import FloatArray, decode_deltas
 from sppnet.classify import WHOLE, side_of
 from sppnet.files import atomic_path, check_writable
 from sppnet.geometry import PROJECTIONS, Geometry
@@ -116,6 +116,8 @@ def export_features(trunk: Trunk, path: str | Path, *, side: int, levels: Sequen
 
 def export_detector(detector: Detector, path: str | Path) -> None:
     """Write a detector, up to suppression, to an ONNX file: image and candidate windows become scored boxes.
+
+    Fully connected layers under the SVMs are part of it, what proposes windows from the maps is not.
 
     The file takes ``image``, (H, W, 3) uint8 RGB, and ``windows``, (R, 4) float32 in pixels of that image. It
     returns ``scores``, (R, K) float32, and ``boxes``, (R, K, 4) float32: the windows as each class's
@@ -339,10 +341,9 @@ class _Scoring(nn.Module):
         self.shrink, self.scale_rule = PROJECTIONS[detector.projection], detector.scale_rule
         sides = torch.tensor(detector.sides, dtype=torch.float64).sort(stable=True)
         self.sides, self.order = nn.Buffer(sides.values), nn.Buffer(sides.indices)
-        # One matrix for the SVMs and then the four deltas of each class.
-        rows = np.concatenate([svms.weights, weights.reshape(-1, weights.shape[-1])])
-        self.weights = nn.Buffer(torch.from_numpy(rows) * detector.feature_scale_)
-        self.offsets = nn.Buffer(torch.from_numpy(np.concatenate([svms.biases, offsets.reshape(-1)])))
+        self.head, self.layer, self.scale = detector.head_, detector.layer, detector.feature_scale_
+        self.svms = _linear(svms.weights, svms.biases)
+        self.regressors = _linear(weights.reshape(-1, weights.shape[-1]), offsets.ravel())
 
     def forward(
         self, prepared: list[Tensor], sizes: Tensor, size: Tensor, windows: Tensor
@@ -353,10 +354,11 @@ class _Scoring(nn.Module):
         for t, geometry in enumerate(self.geometry):
             cells = self._project(windows, sizes, size, scale, geometry)
             vectors.append(torch.ops.sppnet.pool([m[t] for m in maps], cells, scale, self.levels, "max"))
-        out = nn.functional.linear(torch.cat(vectors, dim=1), self.weights, self.offsets)
-        deltas = out[:, self.classes :].view(-1, self.classes, 4)
+        pooled = torch.cat(vectors, dim=1) * self.scale
+        scores = self.svms(pooled if self.head is None else self.head.activations(pooled, self.layer))
+        deltas = self.regressors(pooled).view(-1, self.classes, 4)
         limits = size.flip(0).repeat(2).float()
-        return out[:, : self.classes], self._move(windows[:, None], deltas).clamp(min=0).minimum(limits)
+        return scores, decode_deltas(windows[:, None], deltas).clamp(min=0).minimum(limits)
 
     def _choose_scale(self, windows: Tensor, size: Tensor) -> Tensor:
         """See `sppnet.geometry.choose_scale`."""
@@ -384,13 +386,11 @@ class _Scoring(nn.Module):
         low, high = (torch.where(empty, middle, x).clamp(min=0).minimum(limits) for x in (low, high))
         return torch.cat([low, high + 1], dim=1).long()
 
-    def _move(self, windows: Tensor, deltas: Tensor) -> Tensor:
-        """See `sppnet.boxes.decode_deltas`."""
-        sides = windows[..., 2:] - windows[..., :2]
-        centres = windows[..., :2] + sides / 2 + deltas[..., :2] * sides
-        most = float(np.log(16))
-        half = sides * torch.exp(deltas[..., 2:].clamp(-most, most)) / 2
-        return torch.cat([centres - half, centres + half], dim=-1)
+
+def _linear(weights: FloatArray, offsets: FloatArray) -> nn.Linear:
+    layer = nn.Linear(weights.shape[1], weights.shape[0])
+    layer.load_state_dict({"weight": torch.from_numpy(weights), "bias": torch.from_numpy(offsets)})
+    return layer
 
 
 def _import_onnx() -> Any:

@@ -61,7 +61,7 @@ class Tuning:
     windows : int
         Most windows of an image.
     positives : float
-        Largest share of them that shows an object (paper: 0.25).
+        Largest share of `windows` that shows an object (paper: 0.25).
     images : int
         Whose gradients make one step.
     width : int
@@ -195,7 +195,7 @@ class FineTuner:
         identity = json.dumps(
             [
                 *(trunk.signature, list(levels), list(sides), reference, projection, scale_rule),
-                *(asdict(tuning), list(classes), len(images), seed),
+                *(asdict(tuning), list(classes), _digest(self.plans), seed),
             ]
         )
         name = f"tuning-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
@@ -211,10 +211,11 @@ class FineTuner:
         ValueError
             If the loss is not finite; the message names the image.
         """
-        while len(self.history) < self.tuning.epochs:
-            self._epoch(len(self.history), track)
-            if self.checkpoint is not None:
-                self._save(self.checkpoint)
+        with torch.random.fork_rng():
+            while len(self.history) < self.tuning.epochs:
+                self._epoch(len(self.history), track)
+                if self.checkpoint is not None:
+                    self._save(self.checkpoint)
         self._finish()
 
     def _finish(self) -> None:
@@ -354,6 +355,15 @@ def _mirror(pixels: Pixels, *boxes: Boxes) -> tuple[Pixels, Boxes, Boxes]:
         for b in boxes
     )
     return np.ascontiguousarray(pixels[:, ::-1]), first, second
+
+
+def _digest(plans: Sequence[TuningPlan]) -> str:
+    """Return the SHA-256 of what the images' windows teach, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for plan in plans:
+        for part in (plan.boxes, plan.labels, plan.truth, plan.positive, plan.background):
+            digest.update(part.tobytes())
+    return digest.hexdigest()
 
 
 def _name(image: Image, i: int) -> str:

@@ -5,6 +5,7 @@ Nothing here knows images or windows; `sppnet.finetune` trains a head, `sppnet.d
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -79,12 +80,17 @@ class Head(nn.Module):
         Raises
         ------
         ValueError
-            If there are not two ranks, or one is negative or more than the layer has.
+            If there are not two ranks, one is negative or more than the layer has, or the head is compressed
+            already.
         """
-        if len(ranks) != 2 or min(ranks) < 0 or max(ranks) > self.width:
-            raise ValueError(f"found the ranks {list(ranks)}, expected two from 0 to {self.width}")
-        thin = Head(self.length, self.count, self.width, self.dropout)
-        thin.load_state_dict(self.state_dict())
+        if any(self.ranks):
+            raise ValueError(f"found a head compressed to the ranks {list(self.ranks)}, expected a whole one")
+        most = [min(self.length, self.width), self.width]
+        if len(ranks) != 2 or any(not 0 <= rank <= full for rank, full in zip(ranks, most, strict=True)):
+            raise ValueError(
+                f"found the ranks {list(ranks)}, expected two, of fc6 to {most[0]}, of fc7 to {most[1]}"
+            )
+        thin = copy.deepcopy(self)
         for name, rank in zip(("fc6", "fc7"), ranks, strict=True):
             if rank:
                 setattr(thin, name, _thin(getattr(thin, name), rank))
@@ -132,7 +138,7 @@ def _pair(layer: nn.Linear, rank: int) -> nn.Sequential:
 def _thin(layer: nn.Linear, rank: int) -> nn.Sequential:
     u, s, vh = torch.linalg.svd(layer.weight, full_matrices=False)
     root = s[:rank].sqrt()
-    pair = _pair(layer, rank)
+    pair = _pair(layer, rank).to(layer.weight.device)
     first, second = _linears(pair)
     first.weight.copy_(root[:, None] * vh[:rank])
     second.weight.copy_(u[:, :rank] * root)

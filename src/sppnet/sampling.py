@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.boxes import Boxes, IntArray, Target, area, intersection, iou, nms
+from sppnet.boxes import Boxes, FloatArray, IntArray, Target, area, intersection, iou, nms
 from sppnet.geometry import check_rule
 
 NEGATIVES = ("all", "released", "paper")
@@ -128,10 +128,7 @@ def _plan_image(
     learnable = (classes >= 0) & ~target.ignored
     truth = target.boxes[learnable]
     boxes = np.concatenate([truth, np.asarray(windows, dtype=np.float32).reshape(-1, 4)])
-    overlap = iou(boxes, target.boxes)
-    if target.crowd.any():
-        covered = intersection(boxes, target.boxes[target.crowd]) / np.maximum(area(boxes), 1e-6)[:, None]
-        overlap[:, target.crowd] = np.maximum(overlap[:, target.crowd], covered)
+    overlap = _overlap(boxes, target)
     closest = [overlap[:, classes == k].max(axis=1, initial=0) for k in range(len(names))]
     negative = np.stack(closest, axis=1) < rules.negative_iou
     if rules.negatives == "paper":
@@ -143,6 +140,14 @@ def _plan_image(
     nearest = best.argmax(axis=1)
     fitted = np.where(best.max(axis=1) > rules.regression_iou, classes[learnable][nearest], -1)
     return Plan(boxes, classes[learnable], negative, start, fitted, truth[nearest])
+
+
+def _overlap(boxes: Boxes, target: Target) -> FloatArray:
+    """Return the (R, G) IoU with what is annotated; of crowds, the share that they cover if it is more."""
+    overlap = iou(boxes, target.boxes)
+    covered = intersection(boxes, target.boxes[target.crowd]) / np.maximum(area(boxes), 1e-6)[:, None]
+    overlap[:, target.crowd] = np.maximum(overlap[:, target.crowd], covered)
+    return overlap
 
 
 def _apart(boxes: Boxes, negative: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -189,7 +194,7 @@ class TuningPlan:
     background: IntArray
 
     def draw(self, count: int, share: float, rng: np.random.Generator) -> IntArray:
-        """Draw at most `count` boxes without repetition, at most a `share` of them positives."""
+        """Draw at most `count` boxes without repetition, at most a `share` of `count` positives."""
         shown = rng.choice(self.positive, min(len(self.positive), round(count * share)), replace=False)
         rest = min(len(self.background), count - len(shown))
         return np.concatenate([shown, rng.choice(self.background, rest, replace=False)]).astype(np.int64)
@@ -198,15 +203,15 @@ class TuningPlan:
 def plan_tuning(windows: Boxes, target: Target, names: Sequence[str]) -> TuningPlan:
     """Tell an image's windows into positives and background for fine-tuning (section 4.1).
 
-    Windows that overlap a difficult object or a crowd by half or more are neither, unless an object of the
-    classes claims them.
+    Windows that overlap a difficult object by half or more, or lie in a crowd by half or more, are neither,
+    unless an object of the classes claims them.
     """
     index = {name: k for k, name in enumerate(names)}
     classes = np.array([index.get(name, -1) for name in target.labels], dtype=np.int64)
     learnable = (classes >= 0) & ~target.ignored
     truth = target.boxes[learnable]
     boxes = np.concatenate([truth, np.asarray(windows, dtype=np.float32).reshape(-1, 4)])
-    doubtful = iou(boxes, target.boxes[target.ignored]).max(axis=1, initial=0) >= 0.5
+    doubtful = _overlap(boxes, target)[:, target.ignored].max(axis=1, initial=0) >= 0.5
     labels = np.full(len(boxes), len(names))
     if not len(truth):
         return TuningPlan(boxes, labels, boxes, np.empty(0, np.int64), np.flatnonzero(~doubtful))

@@ -129,13 +129,19 @@ class Trunk:
         modules = [info["module"] for info in model.feature_info]
         if stage not in map(str, range(1, len(modules))):
             raise ValueError(f"found the stage {stage!r}, expected one from 1 to {len(modules) - 1}")
-        names = list(dict(model.named_parameters()))
-        first = max(i for i, name in enumerate(names) if name.startswith(f"{modules[int(stage) - 1]}.")) + 1
+        # Modules come in the order of the network. A stage may end in one without parameters.
+        names, last = [name for name, _ in model.named_modules()], modules[int(stage) - 1]
+        end = max(i for i, name in enumerate(names) if f"{name}.".startswith(f"{last}."))
+        behind = set(names[end + 1 :])
         unused = {id(p) for p in model.get_classifier().parameters()}
-        return {n: p for n, p in list(model.named_parameters())[first:] if id(p) not in unused}
+        return {
+            name: p
+            for name, p in model.named_parameters()
+            if name.rpartition(".")[0] in behind and id(p) not in unused
+        }
 
     def retune(self, state: Mapping[str, Tensor]) -> None:
-        """Replace parameters by those of a state that is kept in half precision, as `tuned`.
+        """Replace parameters by those of a state; all replaced so far are kept in half precision, as `tuned`.
 
         Raises
         ------
@@ -146,7 +152,9 @@ class Trunk:
         wrong = [n for n, value in state.items() if n not in own or own[n].shape != value.shape]
         if wrong:
             raise ValueError(f"found tuned weights that {self.name} does not have, first {wrong[0]}")
-        self.tuned = {name: value.detach().half().cpu() for name, value in state.items()}
+        tuned = {**self.tuned, **{name: value.detach().half().cpu() for name, value in state.items()}}
+        # In the network's order, which the signature depends on.
+        self.tuned = {name: tuned[name] for name in own if name in tuned}
         with torch.no_grad():
             for name, value in self.tuned.items():
                 own[name].copy_(value)
