@@ -97,6 +97,61 @@ class TestVectors:
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
+class TestFlip:
+    """The slow way: embed the image and its mirror image as they are pooled, and take the mean."""
+
+    def flipped(self, **settings):
+        return Embedder(**{**SMALL, **settings}, flip=True)
+
+    def mean(self, image, boxes=None, mirrored=None, **settings):
+        plain = Embedder(**{**SMALL, "power": 1, "norm": "none", **settings})
+        return (plain(image, boxes) + plain(image[:, ::-1], mirrored)) / 2
+
+    def test_is_the_mean_of_image_and_mirror_image(self, scenes):
+        for image in scenes:
+            found = self.flipped(mode="average", power=1, norm="none")(image)
+            np.testing.assert_allclose(found, self.mean(image, mode="average"), atol=1e-6)
+            np.testing.assert_allclose(self.flipped()(image), rooted(self.mean(image)), atol=1e-6)
+
+    def test_mirrors_boxes(self, scenes):
+        boxes = np.array([[0, 0, 64, 96], [64, 0, 128, 96], [10.5, 3, 90, 80]])
+        mirrored = np.array([[64, 0, 128, 96], [0, 0, 64, 96], [38, 3, 117.5, 80]])
+        found = self.flipped()(scenes[1], boxes)
+        np.testing.assert_allclose(found, rooted(self.mean(scenes[1], boxes, mirrored)), atol=1e-6)
+
+    def test_each_box_takes_its_scale_in_both(self, scenes):
+        boxes = np.array([[0, 0, 128, 96], [10, 10, 40, 40]])
+        found = self.flipped(sides=(128, 448))(scenes[0], boxes)
+        for side, box, vector in zip((128, 448), boxes, found, strict=True):
+            np.testing.assert_allclose(vector, self.flipped(sides=(side,))(scenes[0], [box])[0], atol=1e-6)
+
+    @pytest.mark.parametrize("view", ["full", "crop", "warp"])
+    def test_changes_nothing_for_a_symmetric_image(self, view, scenes):
+        symmetric = np.concatenate([scenes[0], scenes[0][:, ::-1]], axis=1)
+        plain, found = Embedder(**SMALL, view=view), self.flipped(view=view)
+        np.testing.assert_allclose(found(symmetric), plain(symmetric), atol=1e-5)
+        assert not np.allclose(found(scenes[0]), plain(scenes[0]), atol=1e-3)
+
+    def test_does_not_tell_an_image_from_its_mirror_image(self, scenes):
+        found = self.flipped()
+        np.testing.assert_allclose(found(scenes[0][:, ::-1]), found(scenes[0]), atol=1e-6)
+
+    def test_is_saved_and_part_of_the_signature(self, scenes, tmp_path):
+        found = self.flipped(pca=3).fit(scenes)
+        assert found.kind != Embedder(**SMALL, pca=3).kind
+        found.save(tmp_path / "e.safetensors")
+        loaded = Embedder.load(tmp_path / "e.safetensors")
+        assert loaded.flip
+        np.testing.assert_allclose(loaded(scenes[4]), found(scenes[4]), atol=1e-5)
+
+    def test_needs_the_maps_of_both(self, embed, scenes):
+        maps, found = embed.maps(scenes[0]), self.flipped()
+        with pytest.raises(ValueError, match="found maps at 1 scales, expected 1 and as many of the mirror"):
+            found.embed_maps(maps, (96, 128))
+        with pytest.raises(ValueError, match=r"found maps at 2 scales, expected 1$"):
+            embed.embed_maps(found.maps(scenes[0]), (96, 128))
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("boxes", "says"),
