@@ -7,6 +7,7 @@ own: the network runs once over the image, and every box is pooled from its maps
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import repeat
@@ -68,8 +69,9 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         The whole image; its central square; or the whole image pressed into a square (section 3.3). Boxes
         need the whole image.
     flip : bool
-        Whether a vector is the mean of that of the image and that of its mirror image, boxes mirrored with
-        it: it costs a second pass of the network and is the same for both.
+        Whether the mirror image is pooled, too, and its bins, mirrored back, are averaged with the image's:
+        it costs a second pass of the network. What was left stays left; the mean with the vector of the
+        mirror image as it is would not tell them apart.
     power : float
         Every number becomes ``sign(x) * abs(x) ** power`` before the norm; 1 leaves it, as the paper does.
         0.5 keeps a few strong responses from deciding everything.
@@ -245,7 +247,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         pool = partial(pool_windows, shape=shape, sides=self.sides, levels=self.levels, mode=self.mode)
         pooled = pool(maps[:count], boxes)
         if self.flip:
-            pooled = (pooled + pool(maps[count:], mirror(boxes, shape[1]))) / 2
+            pooled = (pooled + self._mirrored(pool(maps[count:], mirror(boxes, shape[1])))) / 2
         return self._projected(self._normalised(pooled))
 
     def fit(self, images: Iterable[Image], labels: object = None) -> Embedder:
@@ -414,6 +416,13 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"of {width} x {height}"
             )
         return given
+
+    def _mirrored(self, pooled: Tensor) -> Tensor:
+        """Return pooled numbers (R, D) with the columns of every level's bins in reverse."""
+        levels = [(channels, n, n) for channels in self.network.channels for n in self.levels]
+        parts = torch.split(pooled, [math.prod(level) for level in levels], dim=1)
+        turned = [p.reshape(-1, *level).flip(3).flatten(1) for p, level in zip(parts, levels, strict=True)]
+        return torch.cat(turned, dim=1)
 
     def _normalised(self, pooled: Tensor) -> Tensor:
         if self.power != 1:

@@ -44,7 +44,9 @@ Scales = Annotated[
 Levels = Annotated[str, typer.Option(help="Pyramid levels, by commas.")]
 Mode = Annotated[str, typer.Option(help="What is kept of a bin: max or average.")]
 View = Annotated[str, typer.Option(help="full: the whole image; crop: its centre; warp: pressed square.")]
-Flip = Annotated[bool, typer.Option(help="Average with the vector of the mirror image; takes twice as long.")]
+Flip = Annotated[
+    bool, typer.Option(help="Average with the mirror image, mirrored back; takes twice as long.")
+]
 Power = Annotated[float, typer.Option(help="Numbers are raised to it before the norm; 1 leaves them.")]
 Pca = Annotated[int | None, typer.Option(min=1, help="Project to so many components.")]
 Seed = Annotated[int, typer.Option(help="Of every random draw.")]
