@@ -5,8 +5,8 @@
 Every row is a detector of its own, fitted on the split train and tested on val: SVMs on the pooled features,
 on fc6 as it starts (at random: today's trunks come without fully connected layers), on the fine-tuned fc6 and
 fc7, and these with the trunk's layers behind ``--tune-after`` tuned as well; each with boxes as proposed and
-moved. Maps and trained layers are kept in FOLDER, rows that are in the JSON file already are not fitted again,
-and ``--images`` fits on fewer images. Seconds are per image, one stage after another, on all cores.
+moved. Maps and trained layers are kept in FOLDER, rows that are in the JSON file are not fitted again, and
+``--images`` fits on fewer images. Seconds are per image, one stage after another, on all cores.
 """
 
 from __future__ import annotations

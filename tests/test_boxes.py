@@ -15,6 +15,7 @@ from sppnet.boxes import (
     encode_deltas,
     intersection,
     iou,
+    mirror,
     nms,
 )
 
@@ -54,6 +55,17 @@ def greedy(boxes, scores, threshold):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_a_mirrored_box_covers_the_same_pixels(rng, dtype):
+    boxes = some_boxes(rng, 30).astype(dtype)
+    before, found = boxes.copy(), mirror(boxes, 15)
+    assert found.dtype == dtype
+    assert np.array_equal(boxes, before)
+    pixels = rng.random((12, 15))
+    for (x1, y1, x2, y2), (u1, v1, u2, v2) in zip(boxes.astype(int), found.astype(int), strict=True):
+        assert np.array_equal(pixels[y1:y2, x1:x2], pixels[:, ::-1][v1:v2, u1:u2][:, ::-1])
 
 
 def test_area_counts_pixels_and_inverted_boxes_as_nothing():

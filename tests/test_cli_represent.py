@@ -152,6 +152,16 @@ class TestEmbed:
         succeeds("embed", photos, "--out", "v.safetensors", *SMALL)
         arguments = ("--out", "v.safetensors", "--scales", "96", "--levels", "1", "--append")
         fails("embed", photos, *arguments, says=['"sides": [64]', '"sides": [96]'])
+        arguments = ("--out", "v.safetensors", *SMALL, "--flip", "--append")
+        fails("embed", photos, *arguments, says=['"flip": false', '"flip": true'])
+
+    def test_flip(self, photos):
+        succeeds("embed", photos, "--out", "v.safetensors", *SMALL, "--flip")
+        found, embed = read_vectors("v.safetensors"), Embedder(sides=(64,), levels=(1,), flip=True)
+        for name, vector in zip(found.names, found.vectors, strict=True):
+            assert np.array_equal(vector, embed(name))
+        arguments = ("--out", "w.safetensors", "--like", "v.safetensors", "--flip")
+        fails("embed", photos, *arguments, says=["--like", "expected it alone"])
 
     def test_a_dataset_gives_whole_images(self):
         trees.voc_tree(trees.Path("data"))
@@ -201,6 +211,17 @@ class TestProtocol:
         assert found["cross_validation"] > 0.8
         assert found["mean"] == pytest.approx(np.mean([s["accuracy"] for s in found["splits"]]))
         assert f"{100 * found['mean']:.2f} % mean class accuracy" in outcome.out
+        assert '"flip": false' in found["embedder"]
+
+    def test_flip_reaches_the_vectors(self):
+        trees.class_tree(trees.Path("data"), 32)
+        trees.voc_tree(trees.Path("voc"), {"train": 24, "val": 12})
+        small = ("--levels", "1", "--flip", "--json", "r.json")
+        succeeds("protocol", "caltech101", "data", "--splits", "1", "--scale", "64", *small)
+        assert '"flip": true' in read_json("r.json")["embedder"]
+        splits = ("--train-split", "train", "--test-split", "val")
+        succeeds("protocol", "voc", "voc", *splits, "--scales", "64", *small)
+        assert '"flip": true' in read_json("r.json")["embedder"]
 
     def test_too_few_images(self):
         trees.class_tree(trees.Path("data"), 8)
@@ -261,6 +282,7 @@ class TestSearch:
         shutil.copytree(index, "index")
         other = ("--scales", "96", *INDEX[2:])
         fails("index", photos, "--out", "index", *other, says=['"sides": [64]', '"sides": [96]'])
+        fails("index", photos, "--out", "index", *INDEX, "--flip", says=['"flip": false', '"flip": true'])
 
     def test_other_regions_and_other_folders_are_refused(self, index, photos):
         shutil.copytree(index, "index")

@@ -97,6 +97,87 @@ class TestVectors:
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
+class TestFlip:
+    """The slow way: pool image and mirror image, put the bins of that back in their places, take the mean."""
+
+    def flipped(self, **settings):
+        return Embedder(**{**SMALL, **settings}, flip=True)
+
+    def mirrored(self, vector, channels, levels):
+        """Put each number of a vector where the bin of the mirrored column has it, one by one."""
+        found, start = np.full_like(vector, np.nan), 0
+        for count in channels:
+            for n in levels:
+                for channel, row, column in np.ndindex(count, n, n):
+                    place = start + (channel * n + row) * n
+                    found[place + n - 1 - column] = vector[place + column]
+                start += count * n * n
+        return found
+
+    def mean(self, image, box=None, mirrored=None, **settings):
+        plain = Embedder(**{**SMALL, "power": 1, "norm": "none", **settings})
+        one, other = plain(image, box and [box]), plain(image[:, ::-1], mirrored and [mirrored])
+        other = self.mirrored(other.ravel(), plain.network.channels, plain.levels)
+        return (one.ravel() + other) / 2
+
+    def test_is_the_mean_of_image_and_mirror_image(self, scenes):
+        for image in scenes[:3]:
+            found = self.flipped(mode="average", power=1, norm="none")(image)
+            np.testing.assert_allclose(found, self.mean(image, mode="average"), atol=1e-6)
+            np.testing.assert_allclose(self.flipped()(image), rooted(self.mean(image)), atol=1e-6)
+
+    def test_of_several_stages(self, scenes):
+        settings = {"stages": ("4", "head"), "levels": (3, 1), "power": 1, "norm": "none"}
+        np.testing.assert_allclose(
+            self.flipped(**settings)(scenes[0]), self.mean(scenes[0], **settings), atol=1e-5
+        )
+
+    def test_mirrors_boxes(self, scenes):
+        boxes = [[0, 0, 64, 96], [64, 0, 128, 96], [10.5, 3, 90, 80]]
+        mirrored = [[64, 0, 128, 96], [0, 0, 64, 96], [38, 3, 117.5, 80]]
+        for box, other, vector in zip(boxes, mirrored, self.flipped()(scenes[1], boxes), strict=True):
+            np.testing.assert_allclose(vector, rooted(self.mean(scenes[1], box, other)), atol=1e-6)
+
+    def test_no_boxes(self, scenes):
+        found = self.flipped()
+        assert found(scenes[0], np.zeros((0, 4))).shape == (0, found.length)
+
+    def test_each_box_takes_its_scale_in_both(self, scenes):
+        boxes = np.array([[0, 0, 128, 96], [10, 10, 40, 40]])
+        found = self.flipped(sides=(128, 448))(scenes[0], boxes)
+        for side, box, vector in zip((128, 448), boxes, found, strict=True):
+            np.testing.assert_allclose(vector, self.flipped(sides=(side,))(scenes[0], [box])[0], atol=1e-6)
+
+    @pytest.mark.parametrize("view", ["full", "crop", "warp"])
+    def test_changes_nothing_for_a_symmetric_image(self, view, scenes):
+        symmetric = np.concatenate([scenes[0], scenes[0][:, ::-1]], axis=1)
+        settings = {"view": view, "levels": (1,)}
+        plain, found = Embedder(**{**SMALL, **settings}), self.flipped(**settings)
+        np.testing.assert_allclose(found(symmetric), plain(symmetric), atol=1e-5)
+        assert not np.allclose(found(scenes[0]), plain(scenes[0]), atol=1e-3)
+
+    def test_mirrors_the_bins_with_the_image(self, scenes):
+        found = self.flipped(levels=(3, 2, 1))
+        expected = self.mirrored(found(scenes[1]), found.network.channels, found.levels)
+        np.testing.assert_allclose(found(scenes[1][:, ::-1]), expected, atol=1e-6)
+        assert not np.allclose(found(scenes[1]), expected, atol=1e-3)
+
+    def test_is_saved_and_part_of_the_signature(self, scenes, tmp_path):
+        found = self.flipped(pca=3).fit(scenes)
+        assert found.kind != Embedder(**SMALL, pca=3).kind
+        found.save(tmp_path / "e.safetensors")
+        loaded = Embedder.load(tmp_path / "e.safetensors")
+        assert loaded.flip
+        np.testing.assert_allclose(loaded(scenes[4]), found(scenes[4]), atol=1e-5)
+
+    def test_needs_the_maps_of_both(self, embed, scenes):
+        maps, found = embed.maps(scenes[0]), self.flipped()
+        with pytest.raises(ValueError, match="found maps at 1 scales, expected 1 and as many of the mirror"):
+            found.embed_maps(maps, (96, 128))
+        with pytest.raises(ValueError, match=r"found maps at 2 scales, expected 1$"):
+            embed.embed_maps(found.maps(scenes[0]), (96, 128))
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("boxes", "says"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from torch import Tensor
 Boxes = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
+Windows = TypeVar("Windows", Boxes, IntArray)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,13 @@ def clip(boxes: FloatArray, width: int, height: int) -> Boxes:
     """Return a copy of (R, 4) boxes cut off at the borders of a `width` x `height` image."""
     limits = np.array([width, height, width, height], dtype=np.float32)
     return np.clip(boxes, 0, limits).astype(np.float32)
+
+
+def mirror(boxes: Windows, width: int) -> Windows:
+    """Return where (R, 4) boxes lie in the mirror image of an image of that width, in the dtype they have."""
+    mirrored = boxes.copy()
+    mirrored[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return mirrored
 
 
 def nms(boxes: FloatArray, scores: FloatArray, threshold: float = 0.3) -> IntArray:

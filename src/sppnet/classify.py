@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sppnet.augment import central_crop, resize_shorter
-from sppnet.boxes import IntArray
+from sppnet.boxes import IntArray, mirror
 from sppnet.images import Pixels, resize, view_windows, whole_image_size
 from sppnet.networks import SPPNet
 from sppnet.pooling import SpatialPyramidPooling, pool_regions
@@ -115,8 +115,7 @@ def _on_maps(
         resized = resize_shorter(image, side_of(network, scale))
         maps = network.trunk(network.standardise(_batch(network, [resized, resized[:, ::-1]])))
         windows = _windows(resized, network.size, sides)
-        mirrored = windows.copy()
-        mirrored[:, [0, 2]] = resized.shape[1] - windows[:, [2, 0]]
+        mirrored = mirror(windows, resized.shape[1])
         cells = [_cells(network, maps[0], windows), _cells(network, maps[1], mirrored)]
         if whole and scale == WHOLE:
             cells = [np.concatenate([c, [[0, 0, maps.shape[3], maps.shape[2]]]]) for c in cells]

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sppnet.boxes import Boxes, Target, encode_deltas
+from sppnet.boxes import Boxes, Target, encode_deltas, mirror
 from sppnet.clock import Track, no_track
 from sppnet.files import write_tensors
 from sppnet.geometry import choose_scale
 from sppnet.head import Head
-from sppnet.images import Pixels, read_image
+from sppnet.images import read_image
 from sppnet.maps import Image, pool_windows
 from sppnet.pooling.bins import pyramid_length
 from sppnet.sampling import TuningPlan, plan_tuning
@@ -260,7 +260,9 @@ class FineTuner:
         chosen = there.draw(self.tuning.windows, self.tuning.positives, rng)
         boxes, truth = plan.boxes[chosen], plan.truth[chosen]
         if rng.random() < 0.5:
-            pixels, boxes, truth = _mirror(pixels, boxes, truth)
+            width = pixels.shape[1]
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+            boxes, truth = mirror(boxes, width), mirror(truth, width)
         maps = self.trunk.differentiable(pixels, side) if self.learning else self.trunk(pixels, side)
         pooled = pool_windows(
             (maps,), boxes, pixels.shape[:2], (side,), self.levels, projection=self.projection
@@ -345,16 +347,6 @@ class FineTuner:
             raise ValueError(f"{path}: found a damaged checkpoint ({error}); remove it") from None
         self.scale = progress["scale"]
         self.history = [TuningRecord(**record) for record in progress["history"]]
-
-
-def _mirror(pixels: Pixels, *boxes: Boxes) -> tuple[Pixels, Boxes, Boxes]:
-    """Return an image and two sets of boxes on it, left and right exchanged."""
-    width = pixels.shape[1]
-    first, second = (
-        np.stack([width - b[:, 2], b[:, 1], width - b[:, 0], b[:, 3]], axis=1).astype(np.float32)
-        for b in boxes
-    )
-    return np.ascontiguousarray(pixels[:, ::-1]), first, second
 
 
 def _digest(plans: Sequence[TuningPlan]) -> str:

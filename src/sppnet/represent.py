@@ -7,6 +7,7 @@ own: the network runs once over the image, and every box is pooled from its maps
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import repeat
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from sppnet.boxes import Boxes, area
+from sppnet.boxes import Boxes, area, mirror
 from sppnet.files import write_tensors
 from sppnet.geometry import FeatureMaps
 from sppnet.images import Pixels, read_image, resize
@@ -67,6 +68,10 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     view : {"full", "crop", "warp"}
         The whole image; its central square; or the whole image pressed into a square (section 3.3). Boxes
         need the whole image.
+    flip : bool
+        Whether the mirror image is pooled, too, and its bins, mirrored back, are averaged with the image's:
+        it costs a second pass of the network. What was left stays left; the mean with the vector of the
+        mirror image as it is would not tell them apart.
     power : float
         Every number becomes ``sign(x) * abs(x) ** power`` before the norm; 1 leaves it, as the paper does.
         0.5 keeps a few strong responses from deciding everything.
@@ -108,6 +113,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         levels: tuple[int, ...] = (3, 2, 1),
         mode: str = "max",
         view: str = "full",
+        flip: bool = False,
         power: float = 0.5,
         norm: str = "l2",
         pca: int | None = None,
@@ -115,7 +121,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.trunk, self.stages, self.output_stride = trunk, stages, output_stride
         self.weights, self.device = weights, device
-        self.sides, self.levels, self.mode, self.view = sides, levels, mode, view
+        self.sides, self.levels, self.mode, self.view, self.flip = sides, levels, mode, view, flip
         self.power, self.norm, self.pca, self.seed = power, norm, pca, seed
 
     @property
@@ -172,7 +178,17 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return vectors[0] if boxes is None else vectors
 
     def maps(self, image: Pixels) -> tuple[FeatureMaps, ...]:
-        """Compute the maps of an image, one per side: the expensive step, once for any number of boxes."""
+        """Compute the maps of an image, the expensive step, once for any number of boxes.
+
+        Parameters
+        ----------
+        image : (H, W, 3) uint8 RGB
+
+        Returns
+        -------
+        tuple of FeatureMaps
+            One per side, with `flip` followed by those of the mirror image.
+        """
         return self._maps(self.network, image)
 
     def _embed(self, trunk: Trunk, image: Image, boxes: npt.ArrayLike | None) -> Vectors:
@@ -194,7 +210,8 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             image = image[y : y + height, x : x + width]
         elif self.view == "warp":
             image = resize(image, height, width)
-        return encode(trunk, image, self.sides)
+        maps = encode(trunk, image, self.sides)
+        return maps + encode(trunk, np.ascontiguousarray(image[:, ::-1]), self.sides) if self.flip else maps
 
     def embed_maps(
         self, maps: Sequence[FeatureMaps], shape: tuple[int, int], boxes: Boxes | None = None
@@ -212,12 +229,26 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Returns
         -------
         (R, D) float32
+
+        Raises
+        ------
+        ValueError
+            If there are more or fewer maps than `maps` gives.
         """
+        count = len(self.sides)
+        if len(maps) != (2 if self.flip else 1) * count:
+            raise ValueError(
+                f"found maps at {len(maps)} scales, expected {count}"
+                + " and as many of the mirror image" * self.flip
+            )
         if boxes is None:
             shape = self._seen(shape)
             boxes = np.array([[0, 0, shape[1], shape[0]]], np.float32)
-        pooled = pool_windows(maps, boxes, shape, self.sides, self.levels, mode=self.mode).cpu()
-        return self._projected(self._normalised(pooled))
+        pool = partial(pool_windows, shape=shape, sides=self.sides, levels=self.levels, mode=self.mode)
+        pooled = pool(maps[:count], boxes)
+        if self.flip:
+            pooled = (pooled + self._mirrored(pool(maps[count:], mirror(boxes, shape[1])))) / 2
+        return self._projected(self._normalised(pooled.cpu()))
 
     def fit(self, images: Iterable[Image], labels: object = None) -> Embedder:
         """Learn the projection from images; without `pca` there is nothing to learn.
@@ -361,7 +392,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self.pca is None or hasattr(self, "pca_components_")
 
     def _settings(self) -> dict[str, Any]:
-        names = ("sides", "levels", "mode", "view", "power", "norm", "pca")
+        names = ("sides", "levels", "mode", "view", "flip", "power", "norm", "pca")
         return {name: getattr(self, name) for name in names}
 
     def _trunk_settings(self) -> dict[str, Any]:
@@ -385,6 +416,13 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"of {width} x {height}"
             )
         return given
+
+    def _mirrored(self, pooled: Tensor) -> Tensor:
+        """Return pooled numbers (R, D) with the columns of every level's bins in reverse."""
+        levels = [(channels, n, n) for channels in self.network.channels for n in self.levels]
+        parts = torch.split(pooled, [math.prod(level) for level in levels], dim=1)
+        turned = [p.reshape(-1, *level).flip(3).flatten(1) for p, level in zip(parts, levels, strict=True)]
+        return torch.cat(turned, dim=1)
 
     def _normalised(self, pooled: Tensor) -> Tensor:
         if self.power != 1:

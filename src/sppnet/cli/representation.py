@@ -44,6 +44,9 @@ Scales = Annotated[
 Levels = Annotated[str, typer.Option(help="Pyramid levels, by commas.")]
 Mode = Annotated[str, typer.Option(help="What is kept of a bin: max or average.")]
 View = Annotated[str, typer.Option(help="full: the whole image; crop: its centre; warp: pressed square.")]
+Flip = Annotated[
+    bool, typer.Option(help="Average with the mirror image, mirrored back; takes twice as long.")
+]
 Power = Annotated[float, typer.Option(help="Numbers are raised to it before the norm; 1 leaves them.")]
 Pca = Annotated[int | None, typer.Option(min=1, help="Project to so many components.")]
 Seed = Annotated[int, typer.Option(help="Of every random draw.")]
@@ -77,6 +80,7 @@ def embed(
     levels: Levels = _LEVELS,
     mode: Mode = "max",
     view: View = "full",
+    flip: Flip = False,
     power: Power = 0.5,
     norm: Annotated[str, typer.Option(help="l2: vectors of length 1; none: as they are.")] = "l2",
     pca: Pca = None,
@@ -93,10 +97,10 @@ def embed(
         raise ValueError(f"{out}: found the suffix {out.suffix!r}, expected .safetensors")
     check_writable(out)
     check_folder(parts_folder(out))
-    options = (trunk, stages, stride, scales, levels, mode, view, power, norm, pca, seed)
+    options = (trunk, stages, stride, scales, levels, mode, view, flip, power, norm, pca, seed)
     if like is not None and options != (
         *(TRUNK, STAGES, _STRIDE, _SCALES, _LEVELS),
-        *("max", "full", 0.5, "l2", None, 0),
+        *("max", "full", False, 0.5, "l2", None, 0),
     ):
         raise ValueError(f"--like {like}: found other settings beside it, expected it alone")
     if boxes is not None and view != "full":
@@ -107,7 +111,7 @@ def embed(
         embedder = Embedder.load(like, weights=weights, device=device)
     else:
         embedder = make_embedder(
-            trunk, stages, stride, weights, device, scales, levels, mode, view, power, norm, pca, seed
+            trunk, stages, stride, weights, device, scales, levels, mode, view, flip, power, norm, pca, seed
         )
     embedder = _with_projection(embedder, out, append, jobs)
     writer = VectorWriter(out, embedder, half=half, append=append)
@@ -148,6 +152,7 @@ def caltech101(
     levels: Levels = _LEVELS,
     mode: Mode = "max",
     view: View = "full",
+    flip: Flip = False,
     power: Power = 0.5,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -168,7 +173,7 @@ def caltech101(
     labels = np.array([label for _, label in images])
     check_caltech101(labels, splits)
     embedder = make_embedder(
-        trunk, stages, stride, weights, device, str(scale), levels, mode, view, power, "l2", None, seed
+        trunk, stages, stride, weights, device, str(scale), levels, mode, view, flip, power, "l2", None, seed
     )
     gram = gram_matrix(_all_vectors(embedder, [path for path, _ in images]))
     results = caltech101(gram, labels, splits=splits, seed=seed)
@@ -212,6 +217,7 @@ def voc(
     levels: Levels = _LEVELS,
     mode: Mode = "max",
     view: View = "full",
+    flip: Flip = False,
     power: Power = 0.5,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -240,7 +246,20 @@ def voc(
     def measured() -> Iterator[tuple[int, Embedder, FloatArray]]:
         for side in integers("--scales", scales):
             embedder = make_embedder(
-                trunk, stages, stride, weights, device, str(side), levels, mode, view, power, "l2", None, seed
+                trunk,
+                stages,
+                stride,
+                weights,
+                device,
+                str(side),
+                levels,
+                mode,
+                view,
+                flip,
+                power,
+                "l2",
+                None,
+                seed,
             )
             gram = gram_matrix(_all_vectors(embedder, paths, f"Embedding at {side}"))
             expected[side] = cross_validated(gram, signs, train, seed=seed)
@@ -285,6 +304,7 @@ def make_embedder(
     levels: str,
     mode: str,
     view: str,
+    flip: bool,
     power: float,
     norm: str,
     pca: int | None,
@@ -303,6 +323,7 @@ def make_embedder(
         levels=integers("--levels", levels),
         mode=mode,
         view=view,
+        flip=flip,
         power=power,
         norm=norm,
         pca=pca,

@@ -26,6 +26,7 @@ from sppnet.cli.console import (
 from sppnet.cli.representation import (
     STAGES,
     TRUNK,
+    Flip,
     Levels,
     Mode,
     Power,
@@ -66,6 +67,7 @@ def index(
     scales: Scales = SIDES,
     levels: Levels = PYRAMID,
     mode: Mode = "max",
+    flip: Flip = False,
     power: Power = 0.5,
     pca: Annotated[int, typer.Option(min=1, help="Components of the vectors.")] = COMPONENTS,
     device: Device = "cpu",
@@ -82,7 +84,7 @@ def index(
     paths = image_files([f"{glob.escape(str(folder))}/**/*"])
     found = {str(path.relative_to(folder)): _stamp(path) for path in paths}
     asked = make_embedder(
-        trunk, stages, stride, weights, device, scales, levels, mode, "full", power, "l2", pca, seed
+        trunk, stages, stride, weights, device, scales, levels, mode, "full", flip, power, "l2", pca, seed
     )
     propose, source = _regions(proposals, windows), str(folder.resolve())
     chosen = f"{proposals}, at most {windows}"
