@@ -196,3 +196,13 @@ def test_it_must_be_fitted_first(scenes):
     for use in (lambda o: o(*scenes[0][0]), lambda o: o.state()):
         with pytest.raises(ValueError, match="not fitted yet"):
             use(small())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_maps_may_lie_on_a_gpu(fitted, scenes):
+    (maps, shape), _ = scenes[1]
+    there = [replace(m, stages=tuple(s.cuda() for s in m.stages)) for m in maps]
+    boxes, scores = fitted(there, shape)
+    expected, by = Objectness.from_state(fitted.state(), fitted.settings)(maps, shape)
+    np.testing.assert_allclose(scores[:5], by[:5], atol=1e-3)
+    np.testing.assert_allclose(boxes[:5], expected[:5], atol=0.1)

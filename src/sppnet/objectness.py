@@ -328,9 +328,10 @@ class Objectness:
     def _first(self, maps: Sequence[FeatureMaps], shape: tuple[int, int]) -> tuple[Boxes, list[Tensor]]:
         """Return the best anchors of all scales, moved, best first; and the network's own maps."""
         boxes, scores, hidden = [], [], []
+        network = self.network_.to(maps[0].stages[-1].device)
         with torch.inference_mode():
             for scale in maps:
-                answers, inner = self.network_(_cells(self.network_, scale))
+                answers, inner = network(_cells(network, scale))
                 top = answers[:, 0].topk(min(_ANCHORS, len(answers))).indices
                 answers, top = answers[top].cpu(), top.cpu()
                 boxes.append(_moved(self._anchors(scale)[top.numpy()], answers[:, 1:]))
