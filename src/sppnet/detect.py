@@ -1,7 +1,8 @@
 """The detector: maps once per image and scale, every window pooled, linear SVMs, box regression, suppression.
 
-The paper's section 4 with the convex pieces only: nothing but SVMs and ridge regressions is fitted, on the
-frozen features of a pretrained trunk. Windows are data here; `sppnet.proposals` makes them.
+The paper's section 4. By default only convex pieces are fitted, SVMs and ridge regressions on the frozen
+features of a pretrained trunk. Where that is asked for, fully connected layers between the two, and the
+trunk's last stages, are trained first. Windows are data here; `sppnet.proposals` makes them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _FACTS = {"classes", "feature_scale", "trunk", "settings", "about"}
 
 
 class Detector:
-    """An object detector on frozen features: linear SVMs and ridge box regressions over pooled windows.
+    """An object detector: linear SVMs and ridge box regressions over windows pooled from feature maps.
 
     Parameters
     ----------
