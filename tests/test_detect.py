@@ -472,8 +472,8 @@ def test_scores_of_all_windows_come_before_suppression(detector, trunk):
     moved, same_scores = detector.score_maps(maps, (96, 128), windows)
     assert torch.equal(same_scores, scores)
     assert moved[..., 3].max() > 96, "boxes are not clipped yet"
-    selected = select(moved, scores, detector.classes_, (96, 128), 0.3, 0.0, 5)
-    queried = detector.predict_maps(maps, (96, 128), windows, threshold=0.0, limit=5)
+    selected = select(moved, scores, detector.classes_, (96, 128), 0.3, -1.5, 5)
+    queried = detector.predict_maps(maps, (96, 128), windows, threshold=-1.5, limit=5)
     np.testing.assert_array_equal(selected.boxes, queried.boxes)
     np.testing.assert_array_equal(selected.scores, queried.scores)
     assert selected.labels == queried.labels != ()
