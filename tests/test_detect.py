@@ -15,29 +15,10 @@ from sppnet.detect import Detector, describe, select
 from sppnet.maps import encode, first_responses, pool_windows
 from sppnet.metrics import mean_average_precision, voc_detection
 from sppnet.trunks import Trunk
+from trees import drawn, grid
 
 SIDES = (160, 320)
 SETTINGS = {"levels": (2, 1), "sides": SIDES, "reference": 160}
-
-
-def grid(height=96, width=128):
-    """Return squares of four sizes all over an image."""
-    return np.array(
-        [
-            (x, y, x + side, y + side)
-            for side in (24, 32, 42, 54)
-            for y in range(0, height - side + 1, 8)
-            for x in range(0, width - side + 1, 8)
-        ],
-        np.float32,
-    )
-
-
-def drawn(numbers):
-    """Return images, windows and targets of the scenes of these numbers."""
-    scenes = [trees.scene(n) for n in numbers]
-    targets = [Target.of(s.boxes, s.labels) for s in scenes]
-    return [s.image for s in scenes], [grid()] * len(scenes), targets
 
 
 def fields(detector):
@@ -472,8 +453,8 @@ def test_scores_of_all_windows_come_before_suppression(detector, trunk):
     moved, same_scores = detector.score_maps(maps, (96, 128), windows)
     assert torch.equal(same_scores, scores)
     assert moved[..., 3].max() > 96, "boxes are not clipped yet"
-    selected = select(moved, scores, detector.classes_, (96, 128), 0.3, 0.0, 5)
-    queried = detector.predict_maps(maps, (96, 128), windows, threshold=0.0, limit=5)
+    selected = select(moved, scores, detector.classes_, (96, 128), 0.3, -1.0, 5)
+    queried = detector.predict_maps(maps, (96, 128), windows, threshold=-1.0, limit=5)
     np.testing.assert_array_equal(selected.boxes, queried.boxes)
     np.testing.assert_array_equal(selected.scores, queried.scores)
     assert selected.labels == queried.labels != ()
