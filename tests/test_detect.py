@@ -9,35 +9,20 @@ from safetensors.torch import load_file, save_file
 
 import trees
 from sppnet import detect
-from sppnet.boxes import Detections, Target, area, intersection, iou
+from sppnet.boxes import Detections, Target, area, decode_deltas, intersection, iou
 from sppnet.clock import Clock
 from sppnet.detect import Detector, describe, select
+from sppnet.finetune import Tuning
+from sppnet.head import Head
 from sppnet.maps import encode, first_responses, pool_windows
 from sppnet.metrics import mean_average_precision, voc_detection
+from sppnet.objectness import Objectness
+from sppnet.sampling import plan_images
 from sppnet.trunks import Trunk
+from trees import drawn, grid
 
 SIDES = (160, 320)
 SETTINGS = {"levels": (2, 1), "sides": SIDES, "reference": 160}
-
-
-def grid(height=96, width=128):
-    """Return squares of four sizes all over an image."""
-    return np.array(
-        [
-            (x, y, x + side, y + side)
-            for side in (24, 32, 42, 54)
-            for y in range(0, height - side + 1, 8)
-            for x in range(0, width - side + 1, 8)
-        ],
-        np.float32,
-    )
-
-
-def drawn(numbers):
-    """Return images, windows and targets of the scenes of these numbers."""
-    scenes = [trees.scene(n) for n in numbers]
-    targets = [Target.of(s.boxes, s.labels) for s in scenes]
-    return [s.image for s in scenes], [grid()] * len(scenes), targets
 
 
 def fields(detector):
@@ -472,8 +457,8 @@ def test_scores_of_all_windows_come_before_suppression(detector, trunk):
     moved, same_scores = detector.score_maps(maps, (96, 128), windows)
     assert torch.equal(same_scores, scores)
     assert moved[..., 3].max() > 96, "boxes are not clipped yet"
-    selected = select(moved, scores, detector.classes_, (96, 128), 0.3, -1.5, 5)
-    queried = detector.predict_maps(maps, (96, 128), windows, threshold=-1.5, limit=5)
+    selected = select(moved, scores, detector.classes_, (96, 128), 0.3, -1.0, 5)
+    queried = detector.predict_maps(maps, (96, 128), windows, threshold=-1.0, limit=5)
     np.testing.assert_array_equal(selected.boxes, queried.boxes)
     np.testing.assert_array_equal(selected.scores, queried.scores)
     assert selected.labels == queried.labels != ()
@@ -662,3 +647,387 @@ def test_a_failed_save_leaves_the_old_file(detector, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError, match="nowhere"):
         detector.save(tmp_path / "nowhere" / "model.safetensors")
+
+
+def shapes_found(detector, numbers=range(101, 111)):
+    """Return the mean average precision in pictures not seen before."""
+    images, windows, targets = drawn(numbers)
+    found = [detector.predict(i, w) for i, w in zip(images, windows, strict=True)]
+    return mean_average_precision(voc_detection(found, targets, detector.classes_))
+
+
+@pytest.fixture(scope="module")
+def headed(trunk, training, cache):
+    """A detector whose SVMs stand on fc7, above the features of the frozen trunk."""
+    tuning = Tuning(epochs=6, width=48, windows=32, rate=3e-3, dropout=0.2, images=2)
+    return Detector(trunk, **SETTINGS, layer="fc7", tuning=tuning).fit(*training, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def tuned(trunk, few, tmp_path_factory):
+    """A detector whose SVMs stand on fc6, above a trunk whose last stage was tuned."""
+    tuning = Tuning(stage="4", epochs=2, width=16, windows=16, images=2, trunk_rate=1.0)
+    folder = tmp_path_factory.mktemp("tuned")
+    return Detector(trunk, **SETTINGS, layer="fc6", tuning=tuning).fit(*few, cache=folder)
+
+
+def test_shapes_are_found_by_svms_on_a_layer(headed):
+    assert shapes_found(headed) > 0.8
+    assert headed.svms_.weights.shape == (3, 48)
+    assert headed.regressors_[0].shape == (3, 4, 6400)
+    assert headed.head_.count == 3
+
+
+@pytest.mark.parametrize("which", ["headed", "tuned"])
+def test_svms_take_the_layer_and_regressions_the_pooled_features(which, request):
+    detector = request.getfixturevalue(which)
+    image, windows = trees.scene(104).image, grid()[::5]
+    maps = encode(detector.trunk, image, SIDES)
+    pooled = pool_windows(maps, windows, (96, 128), SIDES, (2, 1), 160) * detector.feature_scale_
+    x = pooled.double()
+    for layer in (detector.head_.fc6, detector.head_.fc7)[: 1 if which == "tuned" else 2]:
+        x = (x @ layer.weight.double().T + layer.bias.double()).clamp(min=0)
+    boxes, scores = detector.score_maps(maps, (96, 128), windows)
+    np.testing.assert_allclose(
+        scores, x.numpy() @ detector.svms_.weights.T + detector.svms_.biases, atol=1e-4
+    )
+    weights, offsets = detector.regressors_
+    for k in range(3):
+        deltas = torch.from_numpy(pooled.numpy() @ weights[k].T + offsets[k])
+        moved = decode_deltas(torch.from_numpy(windows), deltas)
+        torch.testing.assert_close(boxes[:, k], moved, rtol=0, atol=1e-2)
+    # The SVMs see numbers of about the size that they see without layers.
+    norms = torch.linalg.vector_norm(x, dim=1)
+    assert 8 < float(norms.mean()) < 50
+
+
+def test_a_head_and_a_tuned_trunk_are_saved_and_loaded(headed, tuned, trunk, tmp_path):
+    assert trunk.tuned == {}
+    assert headed.trunk.signature == trunk.signature != tuned.trunk.signature
+    for detector, layer in ((headed, "fc7"), (tuned, "fc6")):
+        detector.save(tmp_path / "model.safetensors")
+        loaded = Detector.load(tmp_path / "model.safetensors")
+        assert loaded.layer == layer
+        assert loaded.tuning == detector.tuning
+        assert loaded.trunk.signature == detector.trunk.signature
+        own, theirs = (d.trunk.network.state_dict() for d in (loaded, detector))
+        assert all(torch.equal(value, theirs[name]) for name, value in own.items())
+        # The head was rounded before the SVMs were fitted: it loses nothing.
+        own, theirs = (d.head_.state_dict() for d in (loaded, detector))
+        assert own.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[name]) for name, value in own.items())
+        loaded.trunk = detector.trunk  # the same, and compiled already
+        for regress in (False, True):
+            a, b = (everything(d, trees.scene(104).image, grid(), regress) for d in (detector, loaded))
+            assert [r[0] for r in a] == [r[0] for r in b]
+            np.testing.assert_allclose([r[1] for r in a], [r[1] for r in b], atol=2e-2)
+        again = tmp_path / "again.safetensors"
+        loaded.save(again)
+        assert describe(again) == describe(tmp_path / "model.safetensors")
+
+
+def test_heads_and_trunks_that_do_not_go_together_are_refused(headed, tuned, tmp_path):
+    path, bad = tmp_path / "headed.safetensors", tmp_path / "bad.safetensors"
+    headed.save(path)
+    tensors = load_file(path)
+
+    def with_head(head):
+        rest = {n: t for n, t in tensors.items() if not n.startswith("head.")}
+        return rest | {f"head.{n}": t for n, t in head.items()}
+
+    # One that was made for a trunk or a pyramid of other lengths, one of another width, none, a part of one.
+    refused(
+        rewritten(path, bad, with_head(Head(100, 3, 48).state_dict())),
+        r"found fully connected layers of shape \(100,\), expected \(6400,\): for 3 classes on this trunk",
+    )
+    refused(
+        rewritten(path, bad, with_head(Head(6400, 3, 40).state_dict())),
+        r"found SVMs of shape \(3, 48\), expected \(3, 40\)",
+    )
+    refused(rewritten(path, bad, with_head({})), "damaged, found no fully connected layers")
+    whole = headed.head_.state_dict()
+    for name in whole:
+        rest = {n: t for n, t in whole.items() if n != name}
+        refused(rewritten(path, bad, with_head(rest)), "damaged, found no fully connected layers")
+    facts = describe(path)
+    facts["settings"]["levels"] = [3, 1]
+    refused(
+        rewritten(path, bad, detector=json.dumps(facts)), r"found regressions .* expected \(3, 4, 12800\)"
+    )
+
+    path = tmp_path / "tuned.safetensors"
+    tuned.save(path)
+    tensors = load_file(path)
+    name = next(n for n in tensors if n.startswith("trunk."))
+    for wrong in (
+        tensors | {name: torch.zeros(2)},
+        {n: t for n, t in tensors.items() if n != name} | {"trunk.body.weight": tensors[name]},
+    ):
+        refused(rewritten(path, bad, wrong), "found tuned weights that tf_efficientnet_lite0 does not have")
+
+
+def test_layers_need_tuning_and_a_name(trunk):
+    for layer in ("fc6", "fc7"):
+        with pytest.raises(ValueError, match=f"found the layer {layer} without tuning, expected tuning"):
+            Detector(trunk, layer=layer)
+    with pytest.raises(ValueError, match="found the layer 'fc8', expected one of pool, fc6, fc7"):
+        Detector(trunk, layer="fc8", tuning=Tuning())
+    with pytest.raises(ValueError, match="found the stage '9', expected one from 1 to 4"):
+        Detector(trunk, tuning=Tuning(stage="9"))
+
+
+def test_a_fit_goes_on_after_its_tuning(trunk, few, tmp_path, monkeypatch):
+    tuning = Tuning(epochs=2, width=8, windows=8)
+    whole = Detector(trunk, **SETTINGS, layer="fc7", tuning=tuning)
+    seen = []
+
+    def track(items, description):
+        seen.append(description)
+        yield from items
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detect, "mine_hard_negatives", None)
+        with pytest.raises(TypeError):
+            whole.fit(*few, cache=tmp_path, track=track)
+    assert sum(d.startswith("Fine-tuning") for d in seen) == 2
+    seen.clear()
+    again = Detector(trunk, **SETTINGS, layer="fc7", tuning=tuning).fit(*few, cache=tmp_path, track=track)
+    assert not any(d.startswith("Fine-tuning") for d in seen)
+    at_once = Detector(trunk, **SETTINGS, layer="fc7", tuning=tuning).fit(*few)
+    assert same(again, at_once)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.head_.state_dict().values(), at_once.head_.state_dict().values(), strict=True)
+    )
+
+
+def test_tuning_without_a_layer_leaves_the_svms_on_pooled_features(trunk, few, tmp_path):
+    tuning = Tuning(epochs=1, width=8, windows=8)
+    fitted = Detector(trunk, **SETTINGS, tuning=tuning).fit(*few, cache=tmp_path)
+    assert fitted.svms_.weights.shape == (3, 6400)
+    assert fitted.head_.width == 8
+
+
+def test_adding_a_class_leaves_the_head_and_the_others_as_they_are(headed, training, cache):
+    one = copy.deepcopy(headed)
+    one.trunk = headed.trunk
+    kept = [f.copy() for f in fields(one)]
+    images, windows, targets = (part[:6] for part in training)
+    blobs = [Target.of(t.boxes, ["blob"] * len(t.labels)) for t in targets]
+    one.add_class("blob", images, windows, blobs, cache=cache)
+    assert one.classes_ == (*headed.classes_, "blob")
+    for old, new in zip(kept, fields(one), strict=True):
+        np.testing.assert_array_equal(old, new[:3])
+    for name, value in headed.head_.state_dict().items():
+        assert torch.equal(one.head_.state_dict()[name], value)
+    assert one.feature_scale_ == headed.feature_scale_
+    image, windows = trees.scene(101).image, grid()
+    found = one.predict(image, windows, threshold=-9)
+    before = headed.predict(image, windows, threshold=-9)
+    for name in headed.classes_:
+        for ours, theirs in zip(by_class(found, name), by_class(before, name), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert "blob" in one.predict(image, windows).labels
+
+
+def test_a_compressed_detector_has_thin_layers_and_all_else_the_same(headed, tmp_path):
+    image, windows = trees.scene(104).image, grid()
+    maps = encode(headed.trunk, image, SIDES)
+    boxes, scores = headed.score_maps(maps, (96, 128), windows)
+    state = {name: value.clone() for name, value in headed.head_.state_dict().items()}
+    whole = headed.compressed((48, 48))
+    for ours, theirs in zip(whole.score_maps(maps, (96, 128), windows), (boxes, scores), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+    thin = headed.compressed((12, 0))
+    assert thin.head_.ranks == (12, 0)
+    moved, changed = thin.score_maps(maps, (96, 128), windows)
+    assert torch.equal(moved, boxes), "boxes are moved by the pooled features"
+    assert 1e-3 < (changed - scores).abs().max() < 2
+    assert headed.head_.ranks == (0, 0)
+    assert all(torch.equal(value, state[name]) for name, value in headed.head_.state_dict().items())
+    thin.save(tmp_path / "thin.safetensors")
+    headed.save(tmp_path / "whole.safetensors")
+    assert (tmp_path / "thin.safetensors").stat().st_size < (tmp_path / "whole.safetensors").stat().st_size
+    loaded = Detector.load(tmp_path / "thin.safetensors")
+    assert loaded.head_.ranks == (12, 0)
+    torch.testing.assert_close(loaded.score_maps(maps, (96, 128), windows)[1], changed, rtol=0, atol=2e-2)
+
+
+def test_what_cannot_be_compressed(detector, headed):
+    with pytest.raises(
+        ValueError, match="found a detector without fully connected layers, expected one that"
+    ):
+        detector.compressed((4, 4))
+    with pytest.raises(
+        ValueError, match=r"found the ranks \[4, 49\], expected two, of fc6 to 48, of fc7 to 48"
+    ):
+        headed.compressed((4, 49))
+
+
+def small_objectness():
+    return Objectness(
+        sizes=(0.5, 1.0), aspects=(1.0,), reference=100, width=16, kernel=3, limit=60, epochs=6, rate=5e-3
+    )
+
+
+@pytest.fixture(scope="module")
+def proposing(trunk, training, cache):
+    return Detector(trunk, **SETTINGS, objectness=small_objectness()).fit(*training, cache=cache)
+
+
+def test_a_detector_finds_shapes_in_windows_of_its_own(proposing, trunk):
+    images, _, targets = drawn(range(101, 107))
+    found = [proposing.predict(image) for image in images]
+    assert mean_average_precision(voc_detection(found, targets, proposing.classes_)) > 0.6
+    maps = encode(trunk, images[0], SIDES)
+    windows = proposing.propose(maps, (96, 128))
+    np.testing.assert_array_equal(windows, proposing.objectness_(maps, (96, 128))[0])
+    assert 0 < len(windows) <= 60
+    clock = Clock()
+    for others in (
+        proposing.predict(images[0], windows),
+        proposing.predict_maps(maps, (96, 128), clock=clock),
+    ):
+        np.testing.assert_array_equal(found[0].boxes, others.boxes)
+        np.testing.assert_array_equal(found[0].scores, others.scores)
+        assert found[0].labels == others.labels != ()
+    assert list(clock.seconds) == ["proposals", "pooling", "scoring"]
+
+
+def test_windows_of_the_maps_join_those_that_are_given(proposing, trunk, training, cache, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    given = []
+
+    def spied(windows, *arguments):
+        given.append(windows)
+        if len(given) == 2:
+            raise Enough
+        return plan_images(windows, *arguments)
+
+    monkeypatch.setattr(detect, "plan_images", spied)
+    with pytest.raises(Enough):
+        Detector(trunk, **SETTINGS, objectness=small_objectness()).fit(*training, cache=cache)
+    for image, own, joined in zip(training[0], *given, strict=True):
+        np.testing.assert_array_equal(joined[: len(own)], own)
+        # Here the maps come in full precision, in the fit from the disk.
+        proposed = proposing.propose(encode(trunk, image, SIDES), (96, 128))
+        assert abs(len(joined) - len(own) - len(proposed)) <= 6
+        near = iou(joined[len(own) :], proposed).max(axis=0) > 0.9
+        assert near.mean() > 0.9
+
+
+def test_objectness_is_saved_and_loaded(proposing, trunk, tmp_path):
+    path = tmp_path / "model.safetensors"
+    proposing.save(path)
+    loaded = Detector.load(path)
+    assert loaded.objectness.settings == proposing.objectness.settings
+    maps = encode(trunk, trees.scene(104).image, SIDES)
+    for scene_windows in (loaded.propose(maps, (96, 128)), loaded.objectness_(maps, (96, 128))[0]):
+        np.testing.assert_array_equal(scene_windows, proposing.propose(maps, (96, 128)))
+    tensors = {n: t for n, t in load_file(path).items() if n != "objectness.weights"}
+    with pytest.raises(ValueError, match="found no objectness of these settings: weights is missing"):
+        Detector.load(rewritten(path, tmp_path / "bad.safetensors", tensors))
+
+
+def test_without_objectness_windows_must_be_given(detector, trunk):
+    image = trees.scene(7).image
+    maps = encode(trunk, image, SIDES)
+    for ask in (
+        lambda: detector.predict(image),
+        lambda: detector.predict_maps(maps, (96, 128)),
+        lambda: detector.score_maps(maps, (96, 128)),
+        lambda: detector.propose(maps, (96, 128)),
+    ):
+        with pytest.raises(ValueError, match="found no windows, and a detector without objectness"):
+            ask()
+
+
+def test_no_windows_no_detections_on_a_layer(headed, proposing):
+    image, none = trees.scene(7).image, np.zeros((0, 4), np.float32)
+    for one in (headed, proposing):
+        boxes, scores = one.score_maps(encode(one.trunk, image, SIDES), (96, 128), none)
+        assert boxes.shape == (0, 3, 4)
+        assert scores.shape == (0, 3)
+        assert one.predict(image, none).labels == ()
+
+
+@pytest.mark.parametrize("most", [1999, 700, 31])
+def test_out_of_memory_fewer_windows_are_scored_at_a_time(headed, monkeypatch, most):
+    windows = np.tile(grid(), (6, 1))[:2100]
+    maps = encode(headed.trunk, trees.scene(7).image, SIDES)
+    expected = headed.score_maps(maps, (96, 128), windows)
+    plain, sizes = Detector._score_block, []
+
+    def scarce(self, maps, shape, part, *arguments):
+        sizes.append(len(part))
+        if len(part) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, maps, shape, part, *arguments)
+
+    monkeypatch.setattr(Detector, "_score_block", scarce)
+    with pytest.warns(UserWarning, match="out of memory on cpu: going on with") as told:
+        found = headed.score_maps(maps, (96, 128), windows)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+    tried, largest = [], 2000
+    while largest > most:
+        tried.append(largest)
+        largest //= 2
+    assert sizes[: len(tried)] == tried
+    assert sizes[len(tried) :] == [min(largest, 2100 - i) for i in range(0, 2100, largest)]
+    assert [str(w.message).split("with ")[1] for w in told] == [f"{n // 2} windows at a time" for n in tried]
+
+
+def test_out_of_memory_with_very_few_windows_is_an_error(headed, monkeypatch):
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    maps = encode(headed.trunk, trees.scene(7).image, SIDES)
+    monkeypatch.setattr(Detector, "_score_block", never)
+    with pytest.warns(UserWarning, match="out of memory"), pytest.raises(torch.OutOfMemoryError):
+        headed.score_maps(maps, (96, 128), grid())
+
+
+def selected(boxes, scores, classes, shape, nms_iou, threshold, limit):
+    """Suppress in plain loops: walk down a class's scores, keep what overlaps nothing kept by too much."""
+    found = []
+    for k, name in enumerate(classes):
+        rows = []
+        for r in range(len(boxes)):
+            x1, y1, x2, y2 = boxes[r, k].tolist()
+            x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, shape[1]), min(y2, shape[0])
+            if float(scores[r, k]) >= threshold and x1 < x2 and y1 < y2:
+                rows.append((name, float(scores[r, k]), (x1, y1, x2, y2), k))
+        kept = []
+        for row in sorted(rows, key=lambda row: -row[1]):
+            overlaps = (iou(np.array([row[2]]), np.array([other[2]]))[0, 0] for other in kept)
+            if all(overlap <= nms_iou for overlap in overlaps):
+                kept.append(row)
+        found += kept[:limit]
+    return sorted(found, key=lambda row: (-row[1], row[3]))
+
+
+@pytest.mark.parametrize(
+    ("nms_iou", "threshold", "limit"), [(0.3, -1, 100), (0.5, 0, 3), (0.0, -9, 1), (1.0, 0, 9)]
+)
+def test_selection_equals_the_loops(nms_iou, threshold, limit):
+    rng = np.random.default_rng(0)
+    for count in (0, 1, 80):
+        # Whole numbers: overlaps of just the threshold, ties, boxes without area and beyond the image.
+        corners = rng.integers(-8, 40, (count, 3, 2))
+        boxes = np.concatenate([corners, corners + rng.integers(0, 16, (count, 3, 2))], axis=2)
+        boxes, scores = (
+            torch.from_numpy(boxes).float(),
+            torch.from_numpy(rng.integers(-3, 4, (count, 3))).float(),
+        )
+        kept = boxes.clone()
+        found = select(boxes, scores, ("a", "b", "c"), (24, 32), nms_iou, threshold, limit)
+        expected = selected(boxes, scores, ("a", "b", "c"), (24, 32), nms_iou, threshold, limit)
+        assert torch.equal(boxes, kept)
+        assert list(found.labels) == [row[0] for row in expected]
+        assert found.scores.tolist() == [row[1] for row in expected]
+        np.testing.assert_array_equal(found.boxes, np.reshape([row[2] for row in expected], (-1, 4)))
+        assert found.boxes.dtype == found.scores.dtype == np.float32
+        assert count < 80 or len(found.labels) >= limit * (3 if limit < 100 else 0)

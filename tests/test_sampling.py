@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sppnet.boxes import Target, iou
-from sppnet.sampling import SamplingRules, plan_images
+from sppnet.sampling import SamplingRules, plan_images, plan_tuning
 
 RULES = SamplingRules(negative_iou=0.3, regression_iou=0.5, regression_windows=1000)
 BOX = [10, 10, 30, 30]
@@ -184,3 +186,136 @@ def test_an_unknown_rule_for_negatives_is_an_error():
         ValueError, match="found the rule for negatives '70', expected one of all, released, paper"
     ):
         SamplingRules(0.3, 0.5, 1000, "70")
+
+
+def pixels(box):
+    """Return the places that a box with integer corners covers, one by one."""
+    x1, y1, x2, y2 = (int(v) for v in box)
+    return {(x, y) for x in range(x1, x2) for y in range(y1, y2)}
+
+
+def told_apart(windows, target, names):
+    """Return class (-1: background, None: neither) and nearest object of each box, in plain loops."""
+    flags = list(zip(target.boxes, target.labels, target.difficult, target.crowd, strict=True))
+    objects = [
+        (pixels(b), name) for b, name, hard, crowd in flags if name in names and not hard and not crowd
+    ]
+    unsure = [(pixels(b), bool(crowd)) for b, _, hard, crowd in flags if hard or crowd]
+    told = []
+    for box in map(pixels, [*(b for b, n, h, c in flags if n in names and not h and not c), *windows]):
+        shares = [len(box & b) / len(box | b) for b, _ in objects]
+        best = max(range(len(shares)), key=shares.__getitem__) if shares else None
+        doubtful = any(
+            len(box & b) / len(box | b) >= 0.5 or (crowd and len(box & b) / len(box) >= 0.5)
+            for b, crowd in unsure
+        )
+        if shares and shares[best] >= 0.5:
+            told.append((names.index(objects[best][1]), best))
+        elif doubtful or (shares and shares[best] < 0.1):
+            told.append((None, best))
+        else:
+            told.append((-1, best))
+    return told
+
+
+def some_windows(rng, count, extent=24):
+    ends = np.sort(rng.integers(0, extent, (count, 2, 2)), axis=1)
+    return np.concatenate([ends[:, 0], ends[:, 1] + 1], axis=1).astype(np.float32)
+
+
+def test_tuning_tells_windows_apart_as_the_loops_do():
+    rng, names, seen = np.random.default_rng(0), ("cat", "dog"), set()
+    for number in range(40):
+        count = number % 6
+        target = Target.of(
+            some_windows(rng, count),
+            [str(name) for name in rng.choice(["bird", "cat", "dog"], count)],
+            rng.random(count) < 0.25,
+            rng.random(count) < 0.25,
+        )
+        # Many windows on and about what is annotated.
+        about = np.repeat(target.boxes, 6, axis=0)
+        about[:, 2:] += rng.integers(0, 4, (len(about), 2))
+        windows = np.concatenate([some_windows(rng, 30), about])
+        planned = plan_tuning(windows, target, names)
+        told = told_apart(windows, target, names)
+        own = [n in names and not ignored for n, ignored in zip(target.labels, target.ignored, strict=True)]
+        np.testing.assert_array_equal(planned.boxes, np.concatenate([target.boxes[own], windows]))
+        assert planned.positive.tolist() == [i for i, (k, _) in enumerate(told) if k not in (None, -1)]
+        assert planned.background.tolist() == [i for i, (k, _) in enumerate(told) if k == -1]
+        assert planned.labels.tolist() == [2 if k in (None, -1) else k for k, _ in told]
+        for row, (k, nearest) in enumerate(told):
+            seen.add((k, any(own)))
+            if k in (0, 1):
+                np.testing.assert_array_equal(planned.truth[row], target.boxes[own][nearest])
+    assert {(None, True), (-1, True), (0, True), (1, True), (None, False), (-1, False)} <= seen
+
+
+def test_tuning_by_hand():
+    # IoU with the box of 20 x 20: 1/2, just less, 1/10, just less, none; then two in between.
+    windows = boxes(
+        [10, 10, 30, 20], [10, 10, 30, 19], [10, 10, 30, 12], [10, 10, 29, 12], [60, 60, 70, 70],
+        [10, 10, 30, 18], [12, 10, 32, 18],
+    )  # fmt: skip
+    names, rest = ("cat",), [[60, 60, 62, 62], [12, 8, 40, 18]]
+    plain = plan_tuning(windows, Target.of([BOX], names), names)
+    assert plain.positive.tolist() == [0, 1]
+    assert plain.background.tolist() == [2, 3, 6, 7]
+    assert plain.labels.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    hard = Target.of([BOX, *rest], ["cat"] * 3, [False, True, False], [False, False, True])
+    # All but the window apart, which is on no object either, lie in the crowd by half or more.
+    assert plan_tuning(windows, hard, names).positive.tolist() == [0, 1], "the cat claims its own"
+    assert plan_tuning(windows, hard, names).background.tolist() == []
+    beside = Target.of([BOX, [12, 8, 21, 18]], ["cat", "cat"], crowd=[False, True])
+    # This crowd covers 9 of their 20 columns.
+    assert plan_tuning(windows, beside, names).background.tolist() == [2, 3, 6, 7]
+
+
+def test_of_an_image_without_objects_all_windows_are_background():
+    windows = boxes([0, 0, 5, 5], [3, 3, 9, 9])
+    for target in (Target.of([], []), Target.of([[0, 0, 5, 5]], ["bird"])):
+        planned = plan_tuning(windows, target, ("cat", "dog"))
+        np.testing.assert_array_equal(planned.boxes, windows)
+        assert planned.labels.tolist() == [2, 2]
+        assert planned.positive.tolist() == []
+        assert planned.background.tolist() == [0, 1]
+    hard = plan_tuning(windows, Target.of([[0, 0, 5, 5]], ["cat"], [True]), ("cat", "dog"))
+    assert hard.background.tolist() == [1]
+    none = plan_tuning(boxes(), Target.of([], []), ("cat",))
+    assert none.boxes.shape == (0, 4)
+    assert none.draw(8, 0.25, np.random.default_rng(0)).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("positive", "background", "count", "share", "shown", "total"),
+    [
+        (100, 200, 64, 0.25, 16, 64),
+        (5, 200, 64, 0.25, 5, 64),  # the background fills up
+        (100, 10, 64, 0.25, 16, 26),  # positives do not
+        (0, 30, 64, 0.25, 0, 30),
+        (9, 0, 64, 0.25, 9, 9),
+        (0, 0, 64, 0.25, 0, 0),
+        (100, 100, 10, 1.0, 10, 10),
+        (100, 100, 1, 0.25, 0, 1),
+    ],
+)
+def test_windows_are_drawn_without_repetition(positive, background, count, share, shown, total):
+    ends = np.cumsum([3, positive, 4, background])
+    planned = replace(
+        plan_tuning(boxes(), Target.of([], []), ("cat",)),
+        positive=np.arange(ends[0], ends[1]),
+        background=np.arange(ends[2], ends[3]),
+    )
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(60):
+        chosen = planned.draw(count, share, rng)
+        assert chosen.dtype == np.int64
+        assert len(chosen) == len(set(chosen.tolist())) == total
+        assert np.isin(chosen, planned.positive).sum() == shown
+        assert np.isin(chosen, planned.background).sum() == total - shown
+        draws.append(chosen)
+    if 0 < shown < positive <= 20 * shown:
+        assert set(planned.positive) <= set(np.concatenate(draws)), "each has its turn"
+    again = np.random.default_rng(0)
+    for chosen in draws:
+        np.testing.assert_array_equal(chosen, planned.draw(count, share, again))

@@ -328,6 +328,131 @@ def test_the_order_of_stages_is_the_order_of_maps(small):
     assert swapped.channels == small.channels[::-1]
 
 
+def behind(trunk, stage):
+    """Return the parameters that a stage's map does not depend on, but for the classifier's."""
+    model = copy.deepcopy(trunk.network.model).requires_grad_(True)
+    _, maps = model.forward_intermediates(torch.randn(1, 3, 64, 64), indices=[int(stage) - 1])
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(maps[0].sum(), parameters, allow_unused=True)
+    classifier = {id(p) for p in model.get_classifier().parameters()}
+    return [
+        name
+        for name, parameter, gradient in zip(names, parameters, gradients, strict=True)
+        if gradient is None and id(parameter) not in classifier
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [(LITE0, 16), (SMALL, 32), ("resnet18", 32), ("tf_mobilenetv3_small_100", 32)]
+)
+def test_layers_after_a_stage_are_those_that_its_map_does_not_need(name, stride):
+    trunk = Trunk(name, ("head",), stride, "random")
+    counts = []
+    for stage in "1234":
+        layers = trunk.layers_after(stage)
+        assert list(layers) == behind(trunk, stage)
+        own = dict(trunk.network.model.named_parameters())
+        assert all(parameter is own[n] for n, parameter in layers.items())
+        counts.append(len(layers))
+    assert counts == sorted(counts, reverse=True)
+    assert 0 < counts[3] < counts[0] < len(own) - 2
+
+
+@pytest.mark.parametrize("stage", ["0", "5", "6", "head", "", "-1"])
+def test_layers_after_a_stage_that_is_none(lite0, stage):
+    with pytest.raises(ValueError, match=f"found the stage '{stage}', expected one from 1 to 4"):
+        lite0.layers_after(stage)
+
+
+def test_a_copy_has_weights_of_its_own(lite0, rng):
+    image = picture(rng, 64, 96)
+    before, signature = lite0(image, 64).stages, lite0.signature
+    other = lite0.copy()
+    assert other.signature == signature
+    other.retune({name: value + 0.1 for name, value in other.layers_after("3").items()})
+    assert lite0.signature == signature
+    assert lite0.tuned == {}
+    first, second, third = other(image, 64).stages
+    torch.testing.assert_close(first, before[0])
+    for changed, old in ((second, before[1]), (third, before[2])):
+        assert (changed - old).abs().max() > 0.1
+    for ours, theirs in zip(lite0(image, 64).stages, before, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_retuned_parameters_are_kept_in_half_precision(lite0, rng):
+    image, one, other = picture(rng, 64, 64), lite0.copy(), lite0.copy()
+    state = {name: value.detach() * 1.01 for name, value in one.layers_after("4").items()}
+    before = one(image, 64).stages
+    one.retune(state)
+    own = dict(one.network.model.named_parameters())
+    assert one.tuned.keys() == state.keys()
+    for name, value in state.items():
+        assert one.tuned[name].dtype == torch.float16
+        assert torch.equal(one.tuned[name], value.half())
+        assert torch.equal(own[name], value.half().float())
+    for name, value in lite0.network.model.named_parameters():
+        assert name in state or torch.equal(own[name], value)
+    assert (one(image, 64).stages[2] - before[2]).abs().max() > 1e-3, "what was compiled is compiled anew"
+    # The same in another order is the same trunk; a little more is another.
+    other.retune(dict(reversed(list(one.tuned.items()))))
+    assert other.signature == one.signature != lite0.signature
+    name = next(iter(state))
+    other.retune({name: state[name] + 1})
+    assert other.signature != one.signature
+    assert other.tuned.keys() == state.keys(), "what was replaced before is still replaced"
+
+
+def test_retuned_parameters_that_do_not_fit(lite0):
+    trunk = lite0.copy()
+    signature = trunk.signature
+    good = dict(trunk.layers_after("4"))
+    name = next(iter(good))
+    for state, wrong in (
+        (good | {"body.weight": torch.zeros(3)}, "body.weight"),
+        (good | {name: torch.zeros(3)}, name),
+        ({"conv_stem.weight": torch.zeros(1)}, "conv_stem.weight"),
+    ):
+        with pytest.raises(ValueError, match=f"tuned weights that {LITE0} does not have, first {wrong}"):
+            trunk.retune(state)
+    assert trunk.signature == signature
+
+
+@pytest.mark.parametrize("height_width", [(33, 47), (111, 75)])
+def test_maps_with_gradients_are_those_that_were_compiled(lite0, small, rng, height_width):
+    image = picture(rng, *height_width)
+    for trunk in (lite0, small):
+        found, expected = (run(image, min(height_width)) for run in (trunk.differentiable, trunk))
+        assert found.factors == expected.factors
+        for ours, theirs in zip(found.stages, expected.stages, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_tell_how_the_maps_change(lite0, rng):
+    image, trunk = picture(rng, 64, 64), lite0.copy()
+
+    def loss():
+        return trunk.differentiable(image, 64).stages[2].square().mean()
+
+    assert not loss().requires_grad
+    learning = trunk.layers_after("4")
+    for parameter in learning.values():
+        parameter.requires_grad_(True)
+    loss().backward()
+    frozen = [p for name, p in trunk.network.model.named_parameters() if name not in learning]
+    assert all(p.grad is None for p in frozen)
+    assert all(p.grad.abs().max() > 0 for p in learning.values())
+    # Along the gradient the loss rises as fast as it says.
+    slope = sum(float(p.grad.square().sum()) for p in learning.values())
+    step, values = 1e-2 / slope, []
+    with torch.no_grad():
+        for move in (step, -2 * step):
+            for parameter in learning.values():
+                parameter += move * parameter.grad
+            values.append(float(loss()))
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=0.05)
+
+
 @pytest.fixture(scope="module")
 def state():
     torch.manual_seed(1)

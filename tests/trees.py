@@ -1,12 +1,15 @@
 """Little datasets drawn on the fly: the same scenes of coloured shapes in every format."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from sppnet.boxes import Target
 
 COLOURS = {"disc": (220, 40, 40), "square": (40, 180, 60), "triangle": (50, 70, 220)}
 SHAPES = tuple(COLOURS)
@@ -50,6 +53,26 @@ def draw(image: np.ndarray, label: str, box: Box) -> None:
     else:
         corners = np.array([(x1, y2), (x2, y2), ((x1 + x2) // 2, y1)])
         cv2.fillPoly(image, [corners], COLOURS[label])
+
+
+def grid(height: int = 96, width: int = 128) -> np.ndarray:
+    """Return squares of four sizes all over an image."""
+    return np.array(
+        [
+            (x, y, x + side, y + side)
+            for side in (24, 32, 42, 54)
+            for y in range(0, height - side + 1, 8)
+            for x in range(0, width - side + 1, 8)
+        ],
+        np.float32,
+    )
+
+
+def drawn(numbers: Iterable[int]) -> tuple[list[np.ndarray], list[np.ndarray], list[Target]]:
+    """Return images, windows and targets of the scenes of these numbers."""
+    pictures = [scene(n) for n in numbers]
+    targets = [Target.of(s.boxes, s.labels) for s in pictures]
+    return [s.image for s in pictures], [grid()] * len(pictures), targets
 
 
 def scenes(splits: dict[str, int]) -> dict[str, dict[str, Scene]]:

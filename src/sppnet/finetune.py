@@ -142,7 +142,7 @@ class FineTuner:
     history : list of TuningRecord
         One per epoch.
     trunk : Trunk
-        A copy, whose layers behind `Tuning.stage` learn.
+        The one that was given, or a copy whose layers behind `Tuning.stage` learn.
     head : Head
     scale : float
         Pooled features are multiplied by this, so that their mean norm is 20 at the start.
@@ -173,9 +173,8 @@ class FineTuner:
         self.images, self.levels, self.sides, self.tuning, self.seed = images, levels, sides, tuning, seed
         self.reference, self.projection, self.scale_rule = reference, projection, scale_rule
         self.plans = [plan_tuning(w, t, classes) for w, t in zip(windows, targets, strict=True)]
-        self.trunk = trunk.copy()
-        self.trunk.network.requires_grad_(False)
-        self.learning = self.trunk.layers_after(tuning.stage) if tuning.stage else {}
+        self.trunk = trunk if tuning.stage is None else trunk.copy()
+        self.learning = {} if tuning.stage is None else self.trunk.layers_after(tuning.stage)
         for parameter in self.learning.values():
             parameter.requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
@@ -220,8 +219,8 @@ class FineTuner:
 
     def _finish(self) -> None:
         """Round the trunk's weights to the half precision that they are kept in, and end training."""
-        self.trunk.network.requires_grad_(False)
         if self.learning:
+            self.trunk.network.requires_grad_(False)
             self.trunk.retune(self.learning)
         self.head.eval().requires_grad_(False)
 

@@ -1,0 +1,433 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import trees
+from sppnet import finetune
+from sppnet.boxes import Target, decode_deltas
+from sppnet.finetune import DELTA_UNITS, FineTuner, Tuning
+from sppnet.maps import pool_windows
+from sppnet.trunks import Trunk
+from trees import drawn, grid
+
+SIDES = (96, 160)
+CLASSES = ("disc", "square", "triangle")
+QUICK = Tuning(epochs=3, width=12, windows=24, images=2)
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    return Trunk()
+
+
+@pytest.fixture(scope="module")
+def three():
+    return drawn((1, 3, 6))
+
+
+def tuner(trunk, data, tuning=QUICK, **changed):
+    settings = {"levels": (2, 1), "sides": SIDES, "reference": 48, "projection": "released"}
+    settings |= {"scale_rule": "released", "tuning": tuning, "classes": CLASSES}
+    return FineTuner(trunk, *data, **settings | changed)
+
+
+def trained(*arguments, **options):
+    made = tuner(*arguments, **options)
+    made.train()
+    return made
+
+
+def weights(made):
+    """Return all numbers of a head and its trunk."""
+    return [*made.head.state_dict().values(), *made.trunk.network.state_dict().values()]
+
+
+def equal(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+class Stop(Exception):
+    pass
+
+
+def stops_in(epoch, after):
+    """Return a track that breaks off in an epoch, after so many images."""
+
+    def track(items, description):
+        for n, item in enumerate(items):
+            if description.startswith(f"Fine-tuning, epoch {epoch} of ") and n == after:
+                raise Stop
+            yield item
+
+    return track
+
+
+@pytest.fixture(scope="module")
+def frozen(trunk):
+    tuning = Tuning(epochs=14, width=48, windows=32, rate=3e-3, dropout=0.2, images=2)
+    return trained(trunk, drawn(range(1, 13)), tuning)
+
+
+def test_shapes_are_learned_and_known_again(frozen, trunk):
+    losses = [record.loss for record in frozen.history]
+    assert [record.epoch for record in frozen.history] == list(range(14))
+    assert losses[0] > 0.5
+    assert losses[-1] < 0.3 * losses[0]
+    assert frozen.history[0].error > 0.1
+    assert frozen.history[-1].error < 0.04
+    known, total, before, after = 0, 0, [], []
+    for image, _, target in zip(*drawn(range(101, 113)), strict=True):
+        truth, shape = target.boxes, image.shape[:2]
+        for shift in ([0, 0, 0, 0], [4, 3, 4, 3], [-3, 2, 4, -2]):
+            boxes = truth + np.float32(shift)
+            pooled = pool_windows((trunk(image, 160),), boxes, shape, (160,), (2, 1))
+            scores, deltas = frozen.head(pooled * frozen.scale)
+            kinds = torch.tensor([CLASSES.index(name) for name in target.labels])
+            known += int((scores.argmax(dim=1) == kinds).sum())
+            total += len(kinds)
+            chosen = deltas[torch.arange(len(kinds)), kinds] * torch.tensor(DELTA_UNITS)
+            moved = decode_deltas(torch.from_numpy(boxes), chosen)
+            before.append(np.abs(boxes - truth).mean())
+            after.append(np.abs(moved.numpy() - truth).mean())
+    assert total > 40
+    assert known > 0.85 * total
+    assert np.mean(after) < 0.9 * np.mean(before)
+
+
+def test_a_frozen_trunk_stays_as_it_is(frozen, trunk):
+    assert frozen.learning == {}
+    assert frozen.trunk.signature == trunk.signature
+    assert equal(frozen.trunk.network.state_dict().values(), trunk.network.state_dict().values())
+
+
+def test_when_training_ends_nothing_learns_any_more(frozen):
+    assert not frozen.head.training
+    assert not any(p.requires_grad for p in (*frozen.head.parameters(), *frozen.trunk.network.parameters()))
+
+
+def test_layers_behind_a_stage_learn_and_the_others_stay(trunk, three):
+    before = {name: value.clone() for name, value in trunk.network.model.state_dict().items()}
+    signature = trunk.signature
+    made = trained(trunk, three, replace(QUICK, stage="4", trunk_rate=1.0))
+    names = list(trunk.layers_after("4"))
+    assert list(made.learning) == list(made.trunk.tuned) == names
+    after = made.trunk.network.model.state_dict()
+    for name, value in after.items():
+        if name not in names:
+            assert torch.equal(value, before[name]), name
+    changed = [name for name in names if not torch.equal(after[name], before[name].half().float())]
+    assert len(changed) > 0.9 * len(names)
+    # What is used is what is kept: half precision.
+    assert all(torch.equal(after[name], value.float()) for name, value in made.trunk.tuned.items())
+    assert not any(p.requires_grad for p in made.trunk.network.parameters())
+    assert made.trunk.signature.startswith(f"{signature} tuned=")
+    image = three[0][0]
+    assert not torch.equal(made.trunk(image, 96).stages[0], trunk(image, 96).stages[0])
+    # The trunk that was given is as it was.
+    assert trunk.signature == signature
+    assert equal(trunk.network.model.state_dict().values(), before.values())
+    assert not any(p.requires_grad for p in trunk.network.parameters())
+
+
+@pytest.mark.parametrize(("epoch", "after"), [(2, 0), (3, 2)])
+@pytest.mark.parametrize("stage", [None, "4"])
+def test_going_on_is_as_not_stopping(trunk, three, tmp_path, stage, epoch, after):
+    tuning = replace(QUICK, stage=stage)
+    whole = trained(trunk, three, tuning)
+    path = tmp_path / "tuning.safetensors"
+    torch.manual_seed(int(epoch))
+    broken = tuner(trunk, three, tuning, checkpoint=path)
+    with pytest.raises(Stop):
+        broken.train(stops_in(epoch, after))
+    torch.manual_seed(99)  # draws of others in between
+    again = tuner(trunk, three, tuning, checkpoint=path)
+    assert again.history == whole.history[: epoch - 1]
+    again.train()
+    assert again.history == whole.history
+    assert again.scale == whole.scale
+    assert equal(weights(again), weights(whole))
+    assert again.trunk.signature == whole.trunk.signature
+    # Now it is complete, and there is nothing left to train.
+    done = tuner(trunk, three, tuning, checkpoint=path)
+    done.train(stops_in(1, 0))
+    assert equal(weights(done), weights(whole))
+    assert [p.name for p in tmp_path.iterdir()] == ["tuning.safetensors"]
+
+
+def test_equal_seeds_give_equal_weights_and_leave_other_draws_alone(trunk, three):
+    torch.manual_seed(5)
+    one = trained(trunk, three, seed=1)
+    drawn_then = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn_then)
+    twin, other = trained(trunk, three, seed=1), trained(trunk, three, seed=2)
+    assert equal(weights(one), weights(twin))
+    assert one.history == twin.history
+    assert not equal(one.head.state_dict().values(), other.head.state_dict().values())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trunk, three, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tuning") / "tuning.safetensors"
+    trained(trunk, three, replace(QUICK, epochs=1), checkpoint=path)
+    return path
+
+
+def test_checkpoints_of_other_runs_are_refused(trunk, three, checkpoint):
+    tuning = replace(QUICK, epochs=1)
+    images, windows, targets = three
+    assert len(tuner(trunk, three, tuning, checkpoint=checkpoint).history) == 1
+    moved = Target.of(targets[0].boxes + 1, targets[0].labels)
+    renamed = Target.of(targets[0].boxes, ["disc"] * len(targets[0].labels))
+    assert renamed.labels != targets[0].labels
+    others = [
+        {"tuning": replace(tuning, epochs=2)},
+        {"tuning": replace(tuning, width=13)},
+        {"tuning": replace(tuning, stage="4")},
+        {"seed": 1},
+        {"levels": (1, 2)},
+        {"sides": (96, 128)},
+        {"reference": 50},
+        {"projection": "paper"},
+        {"scale_rule": "paper"},
+        {"classes": ("disc", "triangle", "square")},
+        {"data": (images[:2], windows[:2], targets[:2])},
+        {"data": (images, [windows[0][1:], *windows[1:]], targets)},
+        {"data": (images, windows, [moved, *targets[1:]])},
+        {"data": (images, windows, [renamed, *targets[1:]])},
+        {"trunk": Trunk(output_stride=32)},
+    ]
+    for changed in others:
+        arguments = {"trunk": trunk, "data": three, "tuning": tuning} | changed
+        with pytest.raises(ValueError, match="found the checkpoint of another fit; remove it") as caught:
+            tuner(**arguments, checkpoint=checkpoint)
+        assert str(checkpoint) in str(caught.value)
+
+
+def test_damaged_checkpoints_are_refused(trunk, three, checkpoint, tmp_path):
+    content = checkpoint.read_bytes()
+    with safe_open(checkpoint, "pt") as file:
+        facts = file.metadata()
+    tensors = load_file(checkpoint)
+    bad = tmp_path / "bad.safetensors"
+
+    def refused(match):
+        with pytest.raises(ValueError, match=match) as caught:
+            tuner(trunk, three, replace(QUICK, epochs=1), checkpoint=bad)
+        assert str(bad) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    for text in (b"", content[:100], content[: len(content) // 2], content[:-1], b"no weights" * 50):
+        bad.write_bytes(text)
+        refused("found a damaged checkpoint")
+    save_file({n: t for n, t in tensors.items() if n != "value.head.fc7.bias"}, bad, facts)
+    refused(r"found a damaged checkpoint \('value.head.fc7.bias'\)")
+    for name in ("identity", "progress"):
+        save_file(tensors, bad, {k: v for k, v in facts.items() if k != name})
+        refused("found a damaged checkpoint")
+    save_file(tensors, bad, facts | {"version": "0"})
+    refused("found another file, expected sppnet-tuning 1")
+    save_file(tensors, bad)
+    refused("found another file, expected sppnet-tuning 1")
+
+
+def test_a_loss_that_is_not_finite_names_the_image(trunk, three, tmp_path, monkeypatch):
+    images, windows, targets = three
+    images = [images[0], np.ascontiguousarray(images[1][:90]), images[2]]
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, images, strict=True):
+        trees.save(path, image)
+
+    def broken(maps, boxes, shape, *arguments, **options):
+        pooled = pool_windows(maps, boxes, shape, *arguments, **options)
+        return pooled * np.inf if shape[0] == 90 else pooled
+
+    for sources, name in ((images, "number 1"), (paths, str(paths[1]))):
+        made = tuner(trunk, (sources, windows, targets))
+        with monkeypatch.context() as patch:
+            patch.setattr(finetune, "pool_windows", broken)
+            with pytest.raises(
+                ValueError, match=r"found the loss nan in epoch 0 at a rate of 0\.001"
+            ) as caught:
+                made.train()
+        assert str(caught.value).endswith(f"expected a finite number; the image: {name}")
+
+
+def overlap(a, b):
+    """Return the intersection over union of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0) * max(height, 0)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def covered(box, shape, mirrored):
+    """Return which pixels of an image a box covers once the image is mirrored."""
+    mask = np.zeros(shape, bool)
+    x1, y1, x2, y2 = (int(v) for v in box)
+    mask[y1:y2, x1:x2] = True
+    return mask[:, ::-1] if mirrored else mask
+
+
+def looks(made, i, count, monkeypatch):
+    """Look at an image so many times; return whether mirrored, the side, windows, classes and deltas."""
+    seen = []
+    plain = Trunk.__call__
+
+    def spied_trunk(self, pixels, side):
+        seen.append([pixels, side])
+        return plain(self, pixels, side)
+
+    def spied_pool(maps, boxes, *arguments, **options):
+        seen[-1].append(boxes)
+        return pool_windows(maps, boxes, *arguments, **options)
+
+    image, rng, found = made.images[i], np.random.default_rng(0), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Trunk, "__call__", spied_trunk)
+        patch.setattr(finetune, "pool_windows", spied_pool)
+        for _ in range(count):
+            pooled, labels, deltas = made._look(i, rng)
+            pixels, side, boxes = seen.pop()
+            mirrored = not np.array_equal(pixels, image)
+            assert np.array_equal(pixels, image[:, ::-1] if mirrored else image)
+            assert len(pooled) == len(labels) == len(deltas) == len(boxes)
+            found.append((mirrored, side, boxes, labels.tolist(), deltas))
+    return found
+
+
+def test_windows_are_what_their_overlap_says_in_mirrored_images_too(trunk, three, monkeypatch):
+    image, target = three[0][0], three[2][0]
+    made = tuner(trunk, three)
+    found = looks(made, 0, 24, monkeypatch)
+    assert {mirrored for mirrored, *_ in found} == {True, False}
+    assert {side for _, side, *_ in found} == set(SIDES)
+    shape = image.shape[:2]
+    masks = {m: {covered(b, shape, m).tobytes() for b in (*grid(), *target.boxes)} for m in (True, False)}
+    shown = 0
+    for mirrored, _, boxes, labels, deltas in found:
+        assert 0 < len(boxes) <= 24
+        assert len({tuple(box) for box in boxes.tolist()}) == len(boxes), "none comes twice"
+        assert sum(label < 3 for label in labels) <= 6, "a quarter of 24"
+        truth = [covered(b, shape, mirrored) for b in target.boxes]
+        columns = [np.flatnonzero(m.any(axis=0)) for m in truth]
+        rows = [np.flatnonzero(m.any(axis=1)) for m in truth]
+        truth = [(c[0], r[0], c[-1] + 1, r[-1] + 1) for c, r in zip(columns, rows, strict=True)]
+        units = torch.tensor(DELTA_UNITS)
+        moved = decode_deltas(torch.from_numpy(boxes), deltas * units)
+        for box, label, back in zip(boxes, labels, moved.tolist(), strict=True):
+            assert covered(box, shape, False).tobytes() in masks[mirrored], (
+                "a window, mirrored like the image"
+            )
+            shares = [overlap(box, t) for t in truth]
+            nearest = int(np.argmax(shares))
+            if label == 3:
+                assert 0.1 <= max(shares) < 0.5
+                continue
+            shown += 1
+            assert max(shares) >= 0.5
+            assert label == CLASSES.index(target.labels[nearest])
+            np.testing.assert_allclose(back, truth[nearest], atol=1e-3)
+    assert shown > 24
+
+
+def test_images_without_objects_or_windows(trunk, three, monkeypatch):
+    images, windows, targets = three
+    none = np.zeros((0, 4), np.float32)
+    nothing = Target.of([], [])
+    data = [*images, images[0], images[1], images[2]], [*windows, grid(), none, none]
+    made = tuner(trunk, (*data, [*targets, nothing, nothing, targets[2]]))
+    labels = [looks(made, i, 3, monkeypatch) for i in (3, 4, 5)]
+    assert all(look[3] == [3] * 24 for look in labels[0]), "all is background, as many as asked for"
+    assert all(look[3] == [] for look in labels[1])
+    assert all(look[3] == [CLASSES.index(targets[2].labels[0])] for look in labels[2]), "the object alone"
+    made.train()
+    assert all(np.isfinite([record.loss, record.error]).all() for record in made.history)
+    # Where there is nothing anywhere, there is nothing to learn.
+    empty = tuner(trunk, (images[:1], [none], [nothing]))
+    before = [value.clone() for value in empty.head.state_dict().values()]
+    empty.train()
+    assert equal(before, empty.head.state_dict().values())
+    assert np.isnan([record.loss for record in empty.history]).all()
+
+
+def test_the_loss_is_cross_entropy_and_the_deltas_of_the_shown_class(trunk, three):
+    made = tuner(trunk, three, replace(QUICK, dropout=0.0))
+    pooled, labels, deltas = made._look(0, np.random.default_rng(7))
+    scores, moves = (part.detach().double() for part in made.head(pooled * made.scale))
+    loss, wrong = 0.0, 0
+    for row, label in enumerate(labels.tolist()):
+        loss -= float(scores[row].log_softmax(dim=0)[label])
+        wrong += int(scores[row].argmax()) != label
+        for d in range(4 if label < 3 else 0):
+            apart = abs(float(moves[row, label, d] - deltas[row, d]))
+            loss += apart**2 / 2 if apart < 1 else apart - 0.5
+    found = made._learn(0, np.random.default_rng(7))
+    assert 0 < (labels < 3).sum() < len(labels)
+    assert found == pytest.approx((loss / len(labels), wrong / len(labels)), rel=1e-5)
+    assert made.head.fc6.weight.grad.abs().max() > 0
+
+
+def test_features_have_a_mean_norm_of_20_at_the_start(frozen, monkeypatch):
+    norms = []
+    for i in range(len(frozen.images)):
+        pooled, *_ = frozen._look(i, np.random.default_rng(i))
+        norms.append(torch.linalg.vector_norm(pooled * frozen.scale, dim=1))
+    assert float(torch.cat(norms).mean()) == pytest.approx(20, rel=0.1)  # of other windows
+
+
+def test_rates_rise_then_fall_to_0_and_those_of_the_trunk_are_a_part(trunk, three):
+    made = tuner(trunk, three, replace(QUICK, stage="4", rate=0.01, trunk_rate=0.25))
+    step, rates = made.optimizer.step, []
+
+    def spied():
+        rates.append([group["lr"] for group in made.optimizer.param_groups])
+        step()
+
+    made.optimizer.step = spied
+    made.train()
+    head, slower = np.array(rates).T
+    assert len(head) == 2 * QUICK.epochs, "three images, two to a step"
+    np.testing.assert_allclose(slower, head / 4)
+    shares = np.array([(n + part) / 3 for n in range(3) for part in (2 / 3, 1)])
+    np.testing.assert_allclose(head, 0.01 * (1 + np.cos(np.pi * shares)) / 2, atol=1e-12)
+    assert head[-1] == pytest.approx(0, abs=1e-12)
+    made._step(0.015)
+    assert made.optimizer.param_groups[0]["lr"] == pytest.approx(0.005, rel=0.01), "half way up"
+
+
+def test_without_epochs_the_layers_are_those_of_the_start(trunk, three):
+    made = trained(trunk, three, replace(QUICK, epochs=0))
+    assert made.history == []
+    assert equal(made.head.state_dict().values(), tuner(trunk, three).head.state_dict().values())
+    assert not made.head.training
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rate": 0.0},
+        {"windows": 0},
+        {"images": 0},
+        {"width": 0},
+        {"epochs": -1},
+        {"positives": 0.0},
+        {"positives": 1.5},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"trunk_rate": -1.0},
+        {"decay": -1.0},
+    ],
+)
+def test_settings_out_of_range(changed):
+    ((name, value),) = changed.items()
+    with pytest.raises(ValueError, match=f"found Tuning.*{name}={value}.*expected"):
+        Tuning(**changed)
+
+
+def test_a_stage_that_is_not_there(trunk, three):
+    with pytest.raises(ValueError, match="found the stage '5', expected one from 1 to 4"):
+        tuner(trunk, three, replace(QUICK, stage="5"))
