@@ -34,15 +34,15 @@ CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 
 
 def variants(args) -> dict[str, dict]:
-    tuned = Tuning(epochs=args.epochs, width=args.width)
+    tuned = Tuning(batches=args.batches, width=args.width)
     rows = {
         "pool": {},
-        "fc6, random": {"layer": "fc6", "tuning": Tuning(epochs=0, width=args.width)},
+        "fc6, random": {"layer": "fc6", "tuning": Tuning(batches=0, width=args.width)},
         "fine-tuned fc6": {"layer": "fc6", "tuning": tuned},
         "fine-tuned fc7": {"layer": "fc7", "tuning": tuned},
     }
     if args.tune_after:
-        deep = Tuning(args.tune_after, epochs=args.epochs, width=args.width)
+        deep = Tuning(args.tune_after, args.batches, width=args.width, epochs=args.epochs)
         rows |= {
             "tuned trunk, pool": {"layer": "pool", "tuning": deep},
             "tuned trunk, fc7": {"layer": "fc7", "tuning": deep},
@@ -96,8 +96,9 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--scales", default="240,360,540,810")
     parser.add_argument("--proposals", default="selective-search+edge-boxes")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--batches", type=int, default=3000)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--epochs", type=int, default=3, help="with --tune-after")
     parser.add_argument("--tune-after", help="trunk stage behind which the layers learn, too")
     parser.add_argument("--rows", help="only these, by semicolons")
     parser.add_argument("--images", type=int, help="fit on so many, evenly spread")

@@ -659,14 +659,14 @@ def shapes_found(detector, numbers=range(101, 111)):
 @pytest.fixture(scope="module")
 def headed(trunk, training, cache):
     """A detector whose SVMs stand on fc7, above the features of the frozen trunk."""
-    tuning = Tuning(epochs=6, width=48, windows=32, rate=3e-3, dropout=0.2, images=2)
+    tuning = Tuning(batches=300, batch=64, width=48, windows=32, rate=3e-3, dropout=0.2)
     return Detector(trunk, **SETTINGS, layer="fc7", tuning=tuning).fit(*training, cache=cache)
 
 
 @pytest.fixture(scope="module")
 def tuned(trunk, few, tmp_path_factory):
     """A detector whose SVMs stand on fc6, above a trunk whose last stage was tuned."""
-    tuning = Tuning(stage="4", epochs=2, width=16, windows=16, images=2, trunk_rate=1.0)
+    tuning = Tuning("4", 20, 32, width=16, windows=16, epochs=2, images=2, trunk_rate=1e-3)
     folder = tmp_path_factory.mktemp("tuned")
     return Detector(trunk, **SETTINGS, layer="fc6", tuning=tuning).fit(*few, cache=folder)
 
@@ -696,9 +696,6 @@ def test_svms_take_the_layer_and_regressions_the_pooled_features(which, request)
         deltas = torch.from_numpy(pooled.numpy() @ weights[k].T + offsets[k])
         moved = decode_deltas(torch.from_numpy(windows), deltas)
         torch.testing.assert_close(boxes[:, k], moved, rtol=0, atol=1e-2)
-    # The SVMs see numbers of about the size that they see without layers.
-    norms = torch.linalg.vector_norm(x, dim=1)
-    assert 8 < float(norms.mean()) < 50
 
 
 def test_a_head_and_a_tuned_trunk_are_saved_and_loaded(headed, tuned, trunk, tmp_path):
@@ -777,7 +774,7 @@ def test_layers_need_tuning_and_a_name(trunk):
 
 
 def test_a_fit_goes_on_after_its_tuning(trunk, few, tmp_path, monkeypatch):
-    tuning = Tuning(epochs=2, width=8, windows=8)
+    tuning = Tuning(batches=2, width=8, windows=8)
     whole = Detector(trunk, **SETTINGS, layer="fc7", tuning=tuning)
     seen = []
 
@@ -789,10 +786,10 @@ def test_a_fit_goes_on_after_its_tuning(trunk, few, tmp_path, monkeypatch):
         patch.setattr(detect, "mine_hard_negatives", None)
         with pytest.raises(TypeError):
             whole.fit(*few, cache=tmp_path, track=track)
-    assert sum(d.startswith("Fine-tuning") for d in seen) == 2
+    assert sum(d.startswith("Training layers") for d in seen) == 2
     seen.clear()
     again = Detector(trunk, **SETTINGS, layer="fc7", tuning=tuning).fit(*few, cache=tmp_path, track=track)
-    assert not any(d.startswith("Fine-tuning") for d in seen)
+    assert not any(d.startswith("Training layers") for d in seen)
     at_once = Detector(trunk, **SETTINGS, layer="fc7", tuning=tuning).fit(*few)
     assert same(again, at_once)
     assert all(
@@ -802,7 +799,7 @@ def test_a_fit_goes_on_after_its_tuning(trunk, few, tmp_path, monkeypatch):
 
 
 def test_tuning_without_a_layer_leaves_the_svms_on_pooled_features(trunk, few, tmp_path):
-    tuning = Tuning(epochs=1, width=8, windows=8)
+    tuning = Tuning(batches=1, width=8, windows=8)
     fitted = Detector(trunk, **SETTINGS, tuning=tuning).fit(*few, cache=tmp_path)
     assert fitted.svms_.weights.shape == (3, 6400)
     assert fitted.head_.width == 8
@@ -866,7 +863,7 @@ def test_what_cannot_be_compressed(detector, headed):
 
 def small_objectness():
     return Objectness(
-        sizes=(0.5, 1.0), aspects=(1.0,), reference=100, width=16, kernel=3, limit=60, epochs=6, rate=5e-3
+        sizes=(0.5, 1.0), aspects=(1.0,), reference=100, width=32, kernel=3, limit=60, steps=240, rate=5e-3
     )
 
 

@@ -10,18 +10,30 @@ import trees
 from sppnet import finetune
 from sppnet.boxes import Target, decode_deltas
 from sppnet.finetune import DELTA_UNITS, FineTuner, Tuning
-from sppnet.maps import pool_windows
+from sppnet.images import read_image
+from sppnet.maps import encode, mirror_bins, pool_windows
 from sppnet.trunks import Trunk
 from trees import drawn, grid
 
 SIDES = (96, 160)
 CLASSES = ("disc", "square", "triangle")
-QUICK = Tuning(epochs=3, width=12, windows=24, images=2)
+QUICK = Tuning(batches=20, batch=32, width=12, windows=24, epochs=3, images=2)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return Trunk()
 
 
 @pytest.fixture(scope="module")
 def trunk():
-    return Trunk()
+    """A tiny one, for what does not ask how good it is."""
+    return random_trunk(0)
+
+
+def random_trunk(seed):
+    torch.manual_seed(seed)
+    return Trunk("test_efficientnet", weights="random")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +43,14 @@ def three():
 
 def tuner(trunk, data, tuning=QUICK, **changed):
     settings = {"levels": (2, 1), "sides": SIDES, "reference": 48, "projection": "released"}
-    settings |= {"scale_rule": "released", "tuning": tuning, "classes": CLASSES}
-    return FineTuner(trunk, *data, **settings | changed)
+    settings |= {"scale_rule": "released", "tuning": tuning, "classes": CLASSES} | changed
+
+    def read(i):
+        image = data[0][i]
+        pixels = image if isinstance(image, np.ndarray) else read_image(image)
+        return encode(trunk, pixels, settings["sides"]), pixels.shape[:2]
+
+    return FineTuner(trunk, *data, read=read, **settings)
 
 
 def trained(*arguments, **options):
@@ -54,12 +72,12 @@ class Stop(Exception):
     pass
 
 
-def stops_in(epoch, after):
-    """Return a track that breaks off in an epoch, after so many images."""
+def stops_in(part, after):
+    """Return a track that breaks off in a part, described so, after so many items."""
 
     def track(items, description):
         for n, item in enumerate(items):
-            if description.startswith(f"Fine-tuning, epoch {epoch} of ") and n == after:
+            if description.startswith(part) and n == after:
                 raise Stop
             yield item
 
@@ -67,24 +85,23 @@ def stops_in(epoch, after):
 
 
 @pytest.fixture(scope="module")
-def frozen(trunk):
-    tuning = Tuning(epochs=14, width=48, windows=32, rate=3e-3, dropout=0.2, images=2)
-    return trained(trunk, drawn(range(1, 13)), tuning)
+def frozen(lite0):
+    tuning = Tuning(batches=400, batch=64, width=48, windows=48, rate=2e-3, dropout=0.2)
+    return trained(lite0, drawn(range(1, 31)), tuning, sides=(160, 320), reference=160)
 
 
-def test_shapes_are_learned_and_known_again(frozen, trunk):
-    losses = [record.loss for record in frozen.history]
-    assert [record.epoch for record in frozen.history] == list(range(14))
-    assert losses[0] > 0.5
-    assert losses[-1] < 0.3 * losses[0]
-    assert frozen.history[0].error > 0.1
-    assert frozen.history[-1].error < 0.04
+def test_shapes_are_learned_and_known_again(frozen, lite0):
+    losses, errors = np.array([(record.loss, record.error) for record in frozen.history]).T
+    assert [record.part for record in frozen.history] == ["head"] * 10
+    assert losses[-2:].mean() < 0.3 * losses[0]
+    # Some windows overlap an object by just more or just less than half.
+    assert errors[-2:].mean() < 0.06
     known, total, before, after = 0, 0, [], []
     for image, _, target in zip(*drawn(range(101, 113)), strict=True):
         truth, shape = target.boxes, image.shape[:2]
         for shift in ([0, 0, 0, 0], [4, 3, 4, 3], [-3, 2, 4, -2]):
             boxes = truth + np.float32(shift)
-            pooled = pool_windows((trunk(image, 160),), boxes, shape, (160,), (2, 1))
+            pooled = pool_windows((lite0(image, 320),), boxes, shape, (320,), (2, 1))
             scores, deltas = frozen.head(pooled * frozen.scale)
             kinds = torch.tensor([CLASSES.index(name) for name in target.labels])
             known += int((scores.argmax(dim=1) == kinds).sum())
@@ -94,14 +111,17 @@ def test_shapes_are_learned_and_known_again(frozen, trunk):
             before.append(np.abs(boxes - truth).mean())
             after.append(np.abs(moved.numpy() - truth).mean())
     assert total > 40
-    assert known > 0.85 * total
+    assert known > 0.8 * total
     assert np.mean(after) < 0.9 * np.mean(before)
 
 
-def test_a_frozen_trunk_stays_as_it_is(frozen, trunk):
-    assert frozen.learning == {}
-    assert frozen.trunk.signature == trunk.signature
-    assert equal(frozen.trunk.network.state_dict().values(), trunk.network.state_dict().values())
+def test_a_trunk_that_is_not_tuned_stays_as_it_is(trunk, three):
+    before = [value.clone() for value in trunk.network.state_dict().values()]
+    signature = trunk.signature
+    made = trained(trunk, three)
+    assert made.learning == {}
+    assert made.trunk.signature == trunk.signature == signature
+    assert equal(made.trunk.network.state_dict().values(), before)
 
 
 def test_when_training_ends_nothing_learns_any_more(frozen):
@@ -133,29 +153,37 @@ def test_layers_behind_a_stage_learn_and_the_others_stay(trunk, three):
     assert not any(p.requires_grad for p in trunk.network.parameters())
 
 
-@pytest.mark.parametrize(("epoch", "after"), [(2, 0), (3, 2)])
-@pytest.mark.parametrize("stage", [None, "4"])
-def test_going_on_is_as_not_stopping(trunk, three, tmp_path, stage, epoch, after):
+@pytest.mark.parametrize(
+    ("stage", "part", "after", "done"),
+    [
+        (None, "Pooling", 1, 0),
+        (None, "Training layers, part 2 of 10", 0, 1),
+        (None, "Training layers, part 10 of 10", 1, 9),
+        ("4", "Training layers, part 3 of 10", 1, 2),
+        ("4", "Tuning trunk, epoch 1 of 3", 0, 10),
+        ("4", "Tuning trunk, epoch 3 of 3", 2, 12),
+    ],
+)
+def test_going_on_is_as_not_stopping(trunk, three, tmp_path, stage, part, after, done):
     tuning = replace(QUICK, stage=stage)
     whole = trained(trunk, three, tuning)
-    path = tmp_path / "tuning.safetensors"
-    torch.manual_seed(int(epoch))
-    broken = tuner(trunk, three, tuning, checkpoint=path)
+    torch.manual_seed(1)
+    broken = tuner(trunk, three, tuning, folder=tmp_path)
     with pytest.raises(Stop):
-        broken.train(stops_in(epoch, after))
+        broken.train(stops_in(part, after))
     torch.manual_seed(99)  # draws of others in between
-    again = tuner(trunk, three, tuning, checkpoint=path)
-    assert again.history == whole.history[: epoch - 1]
+    again = tuner(trunk, three, tuning, folder=tmp_path)
+    assert again.history == whole.history[:done]
     again.train()
     assert again.history == whole.history
     assert again.scale == whole.scale
     assert equal(weights(again), weights(whole))
     assert again.trunk.signature == whole.trunk.signature
     # Now it is complete, and there is nothing left to train.
-    done = tuner(trunk, three, tuning, checkpoint=path)
-    done.train(stops_in(1, 0))
-    assert equal(weights(done), weights(whole))
-    assert [p.name for p in tmp_path.iterdir()] == ["tuning.safetensors"]
+    finished = tuner(trunk, three, tuning, folder=tmp_path)
+    finished.train(stops_in("", 0))
+    assert equal(weights(finished), weights(whole))
+    assert list(tmp_path.iterdir()) == [again.checkpoint], "pooled features are gone"
 
 
 def test_equal_seeds_give_equal_weights_and_leave_other_draws_alone(trunk, three):
@@ -170,22 +198,23 @@ def test_equal_seeds_give_equal_weights_and_leave_other_draws_alone(trunk, three
     assert not equal(one.head.state_dict().values(), other.head.state_dict().values())
 
 
+SHORT = replace(QUICK, batches=1)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(trunk, three, tmp_path_factory):
-    path = tmp_path_factory.mktemp("tuning") / "tuning.safetensors"
-    trained(trunk, three, replace(QUICK, epochs=1), checkpoint=path)
-    return path
+    return trained(trunk, three, SHORT, folder=tmp_path_factory.mktemp("tuning")).checkpoint
 
 
-def test_checkpoints_of_other_runs_are_refused(trunk, three, checkpoint):
-    tuning = replace(QUICK, epochs=1)
+def test_other_runs_have_other_checkpoints(trunk, three, checkpoint):
+    tuning, folder = SHORT, checkpoint.parent
     images, windows, targets = three
-    assert len(tuner(trunk, three, tuning, checkpoint=checkpoint).history) == 1
+    assert len(tuner(trunk, three, tuning, folder=folder).history) == 1
     moved = Target.of(targets[0].boxes + 1, targets[0].labels)
     renamed = Target.of(targets[0].boxes, ["disc"] * len(targets[0].labels))
     assert renamed.labels != targets[0].labels
     others = [
-        {"tuning": replace(tuning, epochs=2)},
+        {"tuning": replace(tuning, batches=2)},
         {"tuning": replace(tuning, width=13)},
         {"tuning": replace(tuning, stage="4")},
         {"seed": 1},
@@ -199,13 +228,14 @@ def test_checkpoints_of_other_runs_are_refused(trunk, three, checkpoint):
         {"data": (images, [windows[0][1:], *windows[1:]], targets)},
         {"data": (images, windows, [moved, *targets[1:]])},
         {"data": (images, windows, [renamed, *targets[1:]])},
-        {"trunk": Trunk(output_stride=32)},
+        {"trunk": random_trunk(1)},
     ]
     for changed in others:
         arguments = {"trunk": trunk, "data": three, "tuning": tuning} | changed
-        with pytest.raises(ValueError, match="found the checkpoint of another fit; remove it") as caught:
-            tuner(**arguments, checkpoint=checkpoint)
-        assert str(checkpoint) in str(caught.value)
+        other = tuner(**arguments, folder=folder)
+        assert other.checkpoint.parent == folder
+        assert other.checkpoint != checkpoint
+        assert other.history == []
 
 
 def test_damaged_checkpoints_are_refused(trunk, three, checkpoint, tmp_path):
@@ -213,11 +243,11 @@ def test_damaged_checkpoints_are_refused(trunk, three, checkpoint, tmp_path):
     with safe_open(checkpoint, "pt") as file:
         facts = file.metadata()
     tensors = load_file(checkpoint)
-    bad = tmp_path / "bad.safetensors"
+    bad = tmp_path / checkpoint.name
 
     def refused(match):
         with pytest.raises(ValueError, match=match) as caught:
-            tuner(trunk, three, replace(QUICK, epochs=1), checkpoint=bad)
+            tuner(trunk, three, SHORT, folder=tmp_path)
         assert str(bad) in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -226,9 +256,8 @@ def test_damaged_checkpoints_are_refused(trunk, three, checkpoint, tmp_path):
         refused("found a damaged checkpoint")
     save_file({n: t for n, t in tensors.items() if n != "value.head.fc7.bias"}, bad, facts)
     refused(r"found a damaged checkpoint \('value.head.fc7.bias'\)")
-    for name in ("identity", "progress"):
-        save_file(tensors, bad, {k: v for k, v in facts.items() if k != name})
-        refused("found a damaged checkpoint")
+    save_file(tensors, bad, {k: v for k, v in facts.items() if k != "progress"})
+    refused("found a damaged checkpoint")
     save_file(tensors, bad, facts | {"version": "0"})
     refused("found another file, expected sppnet-tuning 1")
     save_file(tensors, bad)
@@ -247,14 +276,24 @@ def test_a_loss_that_is_not_finite_names_the_image(trunk, three, tmp_path, monke
         return pooled * np.inf if shape[0] == 90 else pooled
 
     for sources, name in ((images, "number 1"), (paths, str(paths[1]))):
-        made = tuner(trunk, (sources, windows, targets))
-        with monkeypatch.context() as patch:
-            patch.setattr(finetune, "pool_windows", broken)
-            with pytest.raises(
-                ValueError, match=r"found the loss nan in epoch 0 at a rate of 0\.001"
-            ) as caught:
-                made.train()
-        assert str(caught.value).endswith(f"expected a finite number; the image: {name}")
+        for batches, expected in (
+            (1, f"{name}: found features that are not finite, expected numbers"),
+            (0, f"found the loss nan in epoch 0; the image: {name}, expected a finite number"),
+        ):
+            made = tuner(trunk, (sources, windows, targets), replace(QUICK, stage="4", batches=batches))
+            with monkeypatch.context() as patch:
+                patch.setattr(finetune, "pool_windows", broken)
+                with pytest.raises(ValueError, match="finite") as caught:
+                    made.train()
+            assert str(caught.value) == expected
+
+
+def test_a_head_that_diverges_is_an_error(trunk, three):
+    made = tuner(trunk, three, replace(QUICK, rate=1e30))
+    with pytest.raises(
+        ValueError, match=r"found the loss (nan|inf) after \d+ batches, expected a finite number"
+    ):
+        made.train()
 
 
 def overlap(a, b):
@@ -275,7 +314,7 @@ def covered(box, shape, mirrored):
 def looks(made, i, count, monkeypatch):
     """Look at an image so many times; return whether mirrored, the side, windows, classes and deltas."""
     seen = []
-    plain = Trunk.__call__
+    plain = Trunk.differentiable
 
     def spied_trunk(self, pixels, side):
         seen.append([pixels, side])
@@ -287,7 +326,7 @@ def looks(made, i, count, monkeypatch):
 
     image, rng, found = made.images[i], np.random.default_rng(0), []
     with monkeypatch.context() as patch:
-        patch.setattr(Trunk, "__call__", spied_trunk)
+        patch.setattr(Trunk, "differentiable", spied_trunk)
         patch.setattr(finetune, "pool_windows", spied_pool)
         for _ in range(count):
             pooled, labels, deltas = made._look(i, rng)
@@ -301,7 +340,7 @@ def looks(made, i, count, monkeypatch):
 
 def test_windows_are_what_their_overlap_says_in_mirrored_images_too(trunk, three, monkeypatch):
     image, target = three[0][0], three[2][0]
-    made = tuner(trunk, three)
+    made = tuner(trunk, three, replace(QUICK, far=0.0))
     found = looks(made, 0, 24, monkeypatch)
     assert {mirrored for mirrored, *_ in found} == {True, False}
     assert {side for _, side, *_ in found} == set(SIDES)
@@ -316,8 +355,7 @@ def test_windows_are_what_their_overlap_says_in_mirrored_images_too(trunk, three
         columns = [np.flatnonzero(m.any(axis=0)) for m in truth]
         rows = [np.flatnonzero(m.any(axis=1)) for m in truth]
         truth = [(c[0], r[0], c[-1] + 1, r[-1] + 1) for c, r in zip(columns, rows, strict=True)]
-        units = torch.tensor(DELTA_UNITS)
-        moved = decode_deltas(torch.from_numpy(boxes), deltas * units)
+        moved = decode_deltas(torch.from_numpy(boxes), deltas)
         for box, label, back in zip(boxes, labels, moved.tolist(), strict=True):
             assert covered(box, shape, False).tobytes() in masks[mirrored], (
                 "a window, mirrored like the image"
@@ -341,7 +379,7 @@ def test_images_without_objects_or_windows(trunk, three, monkeypatch):
     data = [*images, images[0], images[1], images[2]], [*windows, grid(), none, none]
     made = tuner(trunk, (*data, [*targets, nothing, nothing, targets[2]]))
     labels = [looks(made, i, 3, monkeypatch) for i in (3, 4, 5)]
-    assert all(look[3] == [3] * 24 for look in labels[0]), "all is background, as many as asked for"
+    assert all(look[3] == [3] * 6 for look in labels[0]), "all is far background, as many as asked for"
     assert all(look[3] == [] for look in labels[1])
     assert all(look[3] == [CLASSES.index(targets[2].labels[0])] for look in labels[2]), "the object alone"
     made.train()
@@ -363,44 +401,72 @@ def test_the_loss_is_cross_entropy_and_the_deltas_of_the_shown_class(trunk, thre
         loss -= float(scores[row].log_softmax(dim=0)[label])
         wrong += int(scores[row].argmax()) != label
         for d in range(4 if label < 3 else 0):
-            apart = abs(float(moves[row, label, d] - deltas[row, d]))
+            apart = abs(float(moves[row, label, d] - deltas[row, d] / DELTA_UNITS[d]))
             loss += apart**2 / 2 if apart < 1 else apart - 0.5
-    found = made._learn(0, np.random.default_rng(7))
+    found, error = made._loss(pooled, labels, deltas)
+    found.backward()
     assert 0 < (labels < 3).sum() < len(labels)
-    assert found == pytest.approx((loss / len(labels), wrong / len(labels)), rel=1e-5)
+    assert (found.item(), error) == pytest.approx((loss / len(labels), wrong / len(labels)), rel=1e-5)
     assert made.head.fc6.weight.grad.abs().max() > 0
 
 
-def test_features_have_a_mean_norm_of_20_at_the_start(frozen, monkeypatch):
+def test_features_have_a_mean_norm_of_20_at_the_start(frozen):
     norms = []
     for i in range(len(frozen.images)):
-        pooled, *_ = frozen._look(i, np.random.default_rng(i))
+        pooled, *_ = frozen._pool(i)
         norms.append(torch.linalg.vector_norm(pooled * frozen.scale, dim=1))
-    assert float(torch.cat(norms).mean()) == pytest.approx(20, rel=0.1)  # of other windows
+    assert float(torch.cat(norms).mean()) == pytest.approx(20, rel=1e-5)
 
 
-def test_rates_rise_then_fall_to_0_and_those_of_the_trunk_are_a_part(trunk, three):
-    made = tuner(trunk, three, replace(QUICK, stage="4", rate=0.01, trunk_rate=0.25))
-    step, rates = made.optimizer.step, []
+def test_rates_rise_then_fall_to_0_for_the_head_and_then_for_the_trunk(trunk, three, monkeypatch):
+    made = tuner(trunk, three, replace(QUICK, stage="4", rate=0.01, trunk_rate=0.002))
+    rates = []
 
-    def spied():
-        rates.append([group["lr"] for group in made.optimizer.param_groups])
-        step()
+    def spied(self):
+        rates.append([group["lr"] for group in self.param_groups])
 
-    made.optimizer.step = spied
+    monkeypatch.setattr(torch.optim.AdamW, "step", spied)
     made.train()
-    head, slower = np.array(rates).T
-    assert len(head) == 2 * QUICK.epochs, "three images, two to a step"
-    np.testing.assert_allclose(slower, head / 4)
+    assert {len(rate) for rate in rates} == {1}
+    head, trunks = np.array(rates[:20])[:, 0], np.array(rates[20:])[:, 0]
+    assert len(trunks) == 2 * QUICK.epochs, "three images, two to a step"
+    np.testing.assert_allclose(head, 0.01 * (1 + np.cos(np.pi * np.arange(1, 21) / 20)) / 2, atol=1e-12)
     shares = np.array([(n + part) / 3 for n in range(3) for part in (2 / 3, 1)])
-    np.testing.assert_allclose(head, 0.01 * (1 + np.cos(np.pi * shares)) / 2, atol=1e-12)
-    assert head[-1] == pytest.approx(0, abs=1e-12)
-    made._step(0.015)
+    np.testing.assert_allclose(trunks, 0.002 * (1 + np.cos(np.pi * shares)) / 2, atol=1e-12)
+    made._step(0.01, 0.015)
     assert made.optimizer.param_groups[0]["lr"] == pytest.approx(0.005, rel=0.01), "half way up"
 
 
-def test_without_epochs_the_layers_are_those_of_the_start(trunk, three):
-    made = trained(trunk, three, replace(QUICK, epochs=0))
+def test_half_of_the_windows_come_mirrored(trunk, three, monkeypatch):
+    made = tuner(trunk, three, replace(QUICK, batches=4, batch=48))
+    plain, seen = made._loss, []
+
+    def spied(pooled, labels, deltas):
+        seen.append((pooled.clone(), deltas.clone()))
+        return plain(pooled, labels, deltas)
+
+    monkeypatch.setattr(made, "_loss", spied)
+    made.train()
+    known = [made._pool(i) for i in range(3)]
+    stored = torch.cat([pooled for pooled, *_ in known]).half().float()
+    goals = torch.from_numpy(np.concatenate([deltas for *_, deltas in known]))
+    turned = mirror_bins(stored, trunk.channels, (2, 1))
+    counts = [0, 0]
+    for pooled, deltas in seen:
+        for row, moves in zip(pooled, deltas, strict=True):
+            for mirrored, features in enumerate((stored, turned)):
+                same = (features == row).all(dim=1)
+                sign = torch.tensor([-1.0 if mirrored else 1.0, 1, 1, 1])
+                if same.any() and (goals[same] * sign == moves).all(dim=1).any():
+                    counts[mirrored] += 1
+                    break
+            else:
+                raise AssertionError("a window that is none of those, nor the mirror image of one")
+    assert min(counts) > 0.3 * sum(counts)
+
+
+def test_without_batches_the_layers_are_those_of_the_start(trunk, three):
+    made = trained(trunk, three, replace(QUICK, batches=0))
     assert made.history == []
     assert equal(made.head.state_dict().values(), tuner(trunk, three).head.state_dict().values())
     assert not made.head.training
@@ -414,11 +480,14 @@ def test_without_epochs_the_layers_are_those_of_the_start(trunk, three):
         {"images": 0},
         {"width": 0},
         {"epochs": -1},
+        {"batches": -1},
+        {"batch": 0},
+        {"far": 1.0},
         {"positives": 0.0},
         {"positives": 1.5},
         {"dropout": 1.0},
         {"dropout": -0.1},
-        {"trunk_rate": -1.0},
+        {"trunk_rate": 0.0},
         {"decay": -1.0},
     ],
 )

@@ -15,7 +15,7 @@ class Squares:
     geometry = (Geometry(8, 3.5), Geometry(16, 7.5))
 
     def __init__(self, signature="squares"):
-        self.signature, self.calls = signature, 0
+        self.signature, self.calls, self.device = signature, 0, "cpu"
 
     def __call__(self, image, side):
         self.calls += 1

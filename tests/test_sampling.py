@@ -195,7 +195,7 @@ def pixels(box):
 
 
 def told_apart(windows, target, names):
-    """Return class (-1: background, None: neither) and nearest object of each box, in plain loops."""
+    """Return class (-1: background, -2: far, None: none of all) and nearest object of each box, in loops."""
     flags = list(zip(target.boxes, target.labels, target.difficult, target.crowd, strict=True))
     objects = [
         (pixels(b), name) for b, name, hard, crowd in flags if name in names and not hard and not crowd
@@ -211,10 +211,10 @@ def told_apart(windows, target, names):
         )
         if shares and shares[best] >= 0.5:
             told.append((names.index(objects[best][1]), best))
-        elif doubtful or (shares and shares[best] < 0.1):
+        elif doubtful:
             told.append((None, best))
         else:
-            told.append((-1, best))
+            told.append((-1 if shares and shares[best] >= 0.1 else -2, best))
     return told
 
 
@@ -241,14 +241,15 @@ def test_tuning_tells_windows_apart_as_the_loops_do():
         told = told_apart(windows, target, names)
         own = [n in names and not ignored for n, ignored in zip(target.labels, target.ignored, strict=True)]
         np.testing.assert_array_equal(planned.boxes, np.concatenate([target.boxes[own], windows]))
-        assert planned.positive.tolist() == [i for i, (k, _) in enumerate(told) if k not in (None, -1)]
+        assert planned.positive.tolist() == [i for i, (k, _) in enumerate(told) if k in (0, 1)]
         assert planned.background.tolist() == [i for i, (k, _) in enumerate(told) if k == -1]
-        assert planned.labels.tolist() == [2 if k in (None, -1) else k for k, _ in told]
+        assert planned.far.tolist() == [i for i, (k, _) in enumerate(told) if k == -2]
+        assert planned.labels.tolist() == [k if k in (0, 1) else 2 for k, _ in told]
         for row, (k, nearest) in enumerate(told):
             seen.add((k, any(own)))
             if k in (0, 1):
                 np.testing.assert_array_equal(planned.truth[row], target.boxes[own][nearest])
-    assert {(None, True), (-1, True), (0, True), (1, True), (None, False), (-1, False)} <= seen
+    assert {(None, True), (-1, True), (-2, True), (0, True), (1, True), (None, False), (-2, False)} <= seen
 
 
 def test_tuning_by_hand():
@@ -261,6 +262,7 @@ def test_tuning_by_hand():
     plain = plan_tuning(windows, Target.of([BOX], names), names)
     assert plain.positive.tolist() == [0, 1]
     assert plain.background.tolist() == [2, 3, 6, 7]
+    assert plain.far.tolist() == [4, 5]
     assert plain.labels.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
     hard = Target.of([BOX, *rest], ["cat"] * 3, [False, True, False], [False, False, True])
     # All but the window apart, which is on no object either, lie in the crowd by half or more.
@@ -271,51 +273,51 @@ def test_tuning_by_hand():
     assert plan_tuning(windows, beside, names).background.tolist() == [2, 3, 6, 7]
 
 
-def test_of_an_image_without_objects_all_windows_are_background():
+def test_of_an_image_without_objects_all_windows_are_far():
     windows = boxes([0, 0, 5, 5], [3, 3, 9, 9])
     for target in (Target.of([], []), Target.of([[0, 0, 5, 5]], ["bird"])):
         planned = plan_tuning(windows, target, ("cat", "dog"))
         np.testing.assert_array_equal(planned.boxes, windows)
         assert planned.labels.tolist() == [2, 2]
         assert planned.positive.tolist() == []
-        assert planned.background.tolist() == [0, 1]
+        assert planned.background.tolist() == []
+        assert planned.far.tolist() == [0, 1]
     hard = plan_tuning(windows, Target.of([[0, 0, 5, 5]], ["cat"], [True]), ("cat", "dog"))
-    assert hard.background.tolist() == [1]
+    assert hard.far.tolist() == [1]
     none = plan_tuning(boxes(), Target.of([], []), ("cat",))
     assert none.boxes.shape == (0, 4)
-    assert none.draw(8, 0.25, np.random.default_rng(0)).tolist() == []
+    assert none.draw(8, 0.25, 0.25, np.random.default_rng(0)).tolist() == []
 
 
 @pytest.mark.parametrize(
-    ("positive", "background", "count", "share", "shown", "total"),
+    ("there", "count", "shares", "drawn"),
     [
-        (100, 200, 64, 0.25, 16, 64),
-        (5, 200, 64, 0.25, 5, 64),  # the background fills up
-        (100, 10, 64, 0.25, 16, 26),  # positives do not
-        (0, 30, 64, 0.25, 0, 30),
-        (9, 0, 64, 0.25, 9, 9),
-        (0, 0, 64, 0.25, 0, 0),
-        (100, 100, 10, 1.0, 10, 10),
-        (100, 100, 1, 0.25, 0, 1),
+        ((100, 200, 50), 64, (0.25, 0.0), (16, 48, 0)),
+        ((100, 200, 50), 64, (0.25, 0.25), (16, 32, 16)),
+        ((5, 200, 50), 64, (0.25, 0.25), (5, 43, 16)),  # the background fills up
+        ((100, 200, 3), 64, (0.25, 0.25), (16, 45, 3)),
+        ((100, 10, 50), 64, (0.25, 0.25), (16, 10, 16)),  # the others do not
+        ((0, 30, 0), 64, (0.25, 0.0), (0, 30, 0)),
+        ((9, 0, 9), 64, (0.25, 0.0), (9, 0, 0)),
+        ((0, 0, 0), 64, (0.25, 0.25), (0, 0, 0)),
+        ((100, 100, 100), 10, (1.0, 0.0), (10, 0, 0)),
+        ((100, 100, 100), 1, (0.25, 0.25), (0, 1, 0)),
     ],
 )
-def test_windows_are_drawn_without_repetition(positive, background, count, share, shown, total):
-    ends = np.cumsum([3, positive, 4, background])
+def test_windows_are_drawn_without_repetition(there, count, shares, drawn):
+    first, second, third = np.split(np.arange(3, 3 + sum(there)), np.cumsum(there)[:2])
     planned = replace(
-        plan_tuning(boxes(), Target.of([], []), ("cat",)),
-        positive=np.arange(ends[0], ends[1]),
-        background=np.arange(ends[2], ends[3]),
+        plan_tuning(boxes(), Target.of([], []), ("cat",)), positive=first, background=second, far=third
     )
     rng, draws = np.random.default_rng(0), []
     for _ in range(60):
-        chosen = planned.draw(count, share, rng)
+        chosen = planned.draw(count, *shares, rng)
         assert chosen.dtype == np.int64
-        assert len(chosen) == len(set(chosen.tolist())) == total
-        assert np.isin(chosen, planned.positive).sum() == shown
-        assert np.isin(chosen, planned.background).sum() == total - shown
+        assert len(chosen) == len(set(chosen.tolist())) == sum(drawn)
+        assert tuple(np.isin(chosen, kind).sum() for kind in (first, second, third)) == drawn
         draws.append(chosen)
-    if 0 < shown < positive <= 20 * shown:
-        assert set(planned.positive) <= set(np.concatenate(draws)), "each has its turn"
+    if 0 < drawn[0] < there[0] <= 20 * drawn[0]:
+        assert set(first) <= set(np.concatenate(draws)), "each has its turn"
     again = np.random.default_rng(0)
     for chosen in draws:
-        np.testing.assert_array_equal(chosen, planned.draw(count, share, again))
+        np.testing.assert_array_equal(chosen, planned.draw(count, *shares, again))

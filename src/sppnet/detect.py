@@ -419,7 +419,9 @@ class Detector:
             new = scale is None
             if new and self.tuning is not None:
                 with clock("fine-tuning"):
-                    scale = self._tune(self.tuning, images, windows, targets, names, Path(place), track)
+                    scale = self._tune(
+                        self.tuning, images, windows, targets, names, Path(place), track, clock
+                    )
             store = MapCache(Path(place), self.trunk, self.sides)
             if new and self.objectness is not None:
                 with clock("objectness"):
@@ -439,17 +441,21 @@ class Detector:
                     self._regress(*regression.pop(0), scale) for _ in track(names, "Fitting box regression")
                 ]
             with clock("SVMs"):
-                if new and self.head_ is not None:
-                    self._scale_head(self.head_, examples[1].float() * scale)
+                # Popped, so that nothing holds them while they are not needed any more.
+                positives = self._activations(examples.pop(0).float() * scale)
+                start = self._activations(examples.pop(0).float() * scale)
+                centre, factor = self._standard(start)
                 svms = mine_hard_negatives(
-                    # Popped, so that nothing holds them while they are not needed any more.
-                    self._activations(examples.pop(0).float() * scale),
+                    positives.sub_(centre).mul_(factor),
                     np.concatenate([p.labels for p in plans]),
-                    self._activations(examples.pop(0).float() * scale),
+                    start.sub_(centre).mul_(factor),
                     np.concatenate([p.negative[p.start] for p in plans]),
-                    self._candidates(images, plans, store, scale, track, clock),
+                    (
+                        (self._activations(pooled).sub_(centre).mul_(factor), negative)
+                        for pooled, negative in self._candidates(images, plans, store, scale, track, clock)
+                    ),
                     self.mining,
-                )
+                ).folded(centre.numpy(), factor)
         weights, offsets = (np.stack(parts) for parts in zip(*ridges, strict=True))
         return svms, (weights, offsets), scale
 
@@ -462,15 +468,26 @@ class Detector:
         names: Sequence[str],
         folder: Path,
         track: Track,
+        clock: Clock,
     ) -> float:
         """Train the head, and the trunk if so set; return the factor of pooled features."""
-        folder.mkdir(parents=True, exist_ok=True)
+        store = MapCache(folder, self.trunk, self.sides)
+
+        def read(i: int) -> tuple[Sequence[FeatureMaps], tuple[int, int]]:
+            if tuning.stage is None:
+                return store(images[i], clock)
+            # A trunk that will change: its maps now are of no use later.
+            image = images[i]
+            pixels = read_image(image) if isinstance(image, Path) else image
+            return encode(self.trunk, pixels, self.sides), pixels.shape[:2]
+
         tuner = FineTuner(
             self.trunk,
             images,
             windows,
             targets,
             names,
+            read=read,
             levels=self.levels,
             sides=self.sides,
             reference=self.reference,
@@ -481,7 +498,8 @@ class Detector:
             folder=folder,
         )
         tuner.train(track)
-        self.trunk, self.head_ = tuner.trunk, tuner.head
+        # Rounded as it will be saved.
+        self.trunk, self.head_ = tuner.trunk, tuner.head.half().float()
         return tuner.scale
 
     def _more_windows(
@@ -501,13 +519,17 @@ class Detector:
                 found.append(np.concatenate([np.reshape(given, (-1, 4)), objectness(maps, shape)[0]]))
         return found
 
-    def _scale_head(self, head: Head, pooled: Tensor) -> None:
-        """Give the SVMs' activations a mean norm of 20, and round the head as it will be saved."""
-        if self.layer != "pool":
-            mean = float(torch.linalg.vector_norm(self._activations(pooled), dim=1).mean())
-            if mean > 0:
-                head.rescale(self.layer, 20 / mean)
-        head.half().float()
+    def _standard(self, activations: Tensor) -> tuple[Tensor, float]:
+        """Return the centre of activations, and the factor that gives them a mean norm of 20 about it.
+
+        Pooled features are scaled already, and stay where they are, as in the paper. What windows have in
+        common is most of a layer's activations; without it, one penalty of the SVMs suits both.
+        """
+        if self.layer == "pool":
+            return torch.zeros(1), 1.0
+        centre = activations.mean(dim=0)
+        spread = float(torch.linalg.vector_norm(activations - centre, dim=1).mean())
+        return centre, 20 / spread if spread > 0 else 1.0
 
     def _candidates(
         self,
@@ -518,11 +540,11 @@ class Detector:
         track: Track,
         clock: Clock,
     ) -> Iterator[tuple[Tensor, npt.NDArray[np.bool_]]]:
-        """Yield the features of all windows image by image, and for which classes each is a negative."""
+        """Yield pooled features of all windows image by image, and for which classes each is a negative."""
         for image, plan in track(list(zip(images, plans, strict=True)), "Mining hard negatives"):
             maps, shape = store(image, clock)
             with clock("pooling"):
-                features = self._activations(self._pool(maps, plan.boxes, shape).mul_(scale))
+                features = self._pool(maps, plan.boxes, shape).mul_(scale)
             negative = plan.negative.copy()
             negative[plan.start] = False  # These are in the training set from the start.
             yield features, negative
@@ -674,7 +696,10 @@ class Detector:
         settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
         tuned = _named("trunk", tensors)
         if tuned:
-            trunk.retune(tuned)
+            try:
+                trunk.retune(tuned)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
         detector = cls(
             trunk,
             mining=MiningSettings(**mining),

@@ -1,8 +1,8 @@
 """Fine-tuning on windows: a head on pooled features, and with it the trunk's last stages (paper section 4.1).
 
-Each step looks at a few images, each at one scale drawn at random and mirrored or not, and at windows that
-suit that scale, a quarter of which show an object. Where the trunk learns too, gradients pass through the
-pooling.
+The head comes first. The trunk is frozen then, so windows are pooled once and kept on disk, and batches are
+drawn from all images at random. Where the trunk is to learn, too, training goes on image by image, each at
+one scale, with gradients through the pooling.
 """
 
 from __future__ import annotations
@@ -10,23 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sppnet.boxes import Boxes, Target, encode_deltas, mirror
+from sppnet.boxes import Boxes, IntArray, Target, encode_deltas, mirror
 from sppnet.clock import Track, no_track
 from sppnet.files import write_tensors
-from sppnet.geometry import choose_scale
+from sppnet.geometry import FeatureMaps, choose_scale
 from sppnet.head import Head
 from sppnet.images import read_image
-from sppnet.maps import Image, pool_windows
+from sppnet.maps import Image, mirror_bins, pool_windows
 from sppnet.pooling.bins import pyramid_length
 from sppnet.sampling import TuningPlan, plan_tuning
 from sppnet.trunks import Trunk
@@ -34,79 +37,107 @@ from sppnet.trunks import Trunk
 FORMAT, VERSION = "sppnet-tuning", "1"
 # Deltas are learned in these units, so that they vary about as much as one (Girshick, "Fast R-CNN").
 DELTA_UNITS = (0.1, 0.1, 0.2, 0.2)
-# The scale of an image's windows is chosen for a reference side that is up to so many e-folds off: about the
-# step from one scale to the next, so that the head sees sizes that are a little off.
+# A checkpoint is written after each of so many parts of the head's training.
+ROUNDS = 10
+# While the trunk learns, the scale of an image's windows is chosen for a reference side that is up to so many
+# e-folds off: about the step from one scale to the next.
 _JITTER = 0.35
+# Images whose windows tell the mean norm of pooled features.
+_SAMPLED = 50
+
+Encoded = tuple[Sequence[FeatureMaps], tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Tuning:
     """How a head is trained.
 
-    The paper moves pre-trained layers for 300,000 steps at 1e-4 and 1e-5; new ones on a small trunk are done
-    after a few epochs of AdamW, with a rate that falls to 0 along a cosine.
+    The paper moves pre-trained layers for 300,000 batches at rates of 1e-4 and 1e-5; new ones on a small
+    trunk are done after some thousands of AdamW, with a rate that falls to 0 along a cosine.
 
     Attributes
     ----------
     stage : str, optional
         The trunk's layers behind this stage learn, too; by default none does.
-    epochs : int
-        How often each image is seen; 0 leaves the layers at random.
+    batches : int
+        Of training the head; 0 leaves it at random.
+    batch : int
+        Windows of one of them.
     rate : float
         Learning rate of the head.
-    trunk_rate : float
-        Factor of the rate for the trunk.
     decay : float
         AdamW's weight decay.
     windows : int
         Most windows of an image.
     positives : float
-        Largest share of `windows` that shows an object (paper: 0.25).
-    images : int
-        Whose gradients make one step.
+        Largest share of them that shows an object (paper: 0.25).
+    far : float
+        Largest share that overlaps objects by less than 0.1 (paper: 0). With few images they teach what the
+        rest of the world looks like.
     width : int
         Units of fc6 and of fc7.
     dropout : float
         After either (paper: 0.5).
+    epochs : int
+        How often each image is seen while the trunk learns.
+    images : int
+        Whose gradients make one step then.
+    trunk_rate : float
+        Learning rate of trunk and head then.
     """
 
     stage: str | None = None
-    epochs: int = 6
-    rate: float = 1e-3
-    trunk_rate: float = 0.1
-    decay: float = 0.01
+    batches: int = 3000
+    batch: int = 256
+    rate: float = 5e-4
+    decay: float = 0.1
     windows: int = 64
     positives: float = 0.25
-    images: int = 4
-    width: int = 512
+    far: float = 0.25
+    width: int = 1024
     dropout: float = 0.5
+    epochs: int = 3
+    images: int = 4
+    trunk_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        if min(self.rate, self.windows, self.images, self.width) <= 0 or self.epochs < 0:
-            raise ValueError(f"found {self}, expected rate, windows, images and width above 0, and epochs")
-        if not 0 < self.positives <= 1 or not 0 <= self.dropout < 1 or min(self.trunk_rate, self.decay) < 0:
+        counts = min(self.batch, self.windows, self.width, self.images)
+        if counts <= 0 or min(self.batches, self.epochs) < 0 or min(self.rate, self.trunk_rate) <= 0:
             raise ValueError(
-                f"found {self}, expected positives above 0 to 1, dropout from 0 to below 1, no negative rates"
+                f"found {self}, expected batch, windows, width, images and rates above 0, batches and epochs"
+            )
+        if not (0 < self.positives <= 1 and 0 <= self.far < 1 and 0 <= self.dropout < 1 and self.decay >= 0):
+            raise ValueError(
+                f"found {self}, expected positives above 0 to 1, far and dropout from 0 to below 1, "
+                "no negative decay"
             )
 
 
 @dataclass(frozen=True)
 class TuningRecord:
-    """What an epoch gave.
+    """What a round of the head, or an epoch of the trunk, gave.
 
     Attributes
     ----------
-    epoch : int
-        From 0.
+    part : {"head", "trunk"}
     loss : float
         Mean of the cross entropy and the loss of the deltas.
     error : float
         Share of windows that were given another class than theirs.
     """
 
-    epoch: int
+    part: str
     loss: float
     error: float
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Pooled windows of all images on disk, with their classes and deltas."""
+
+    pooled: npt.NDArray[np.float16]
+    labels: IntArray
+    deltas: Boxes
 
 
 class FineTuner:
@@ -122,6 +153,8 @@ class FineTuner:
     targets : sequence of Target
         Annotations of each image.
     classes : sequence of str
+    read : callable
+        ``read(i)`` returns the trunk's maps of image i at every scale, and its height and width.
     levels : sequence of int
         Pyramid.
     sides : sequence of int
@@ -134,13 +167,13 @@ class FineTuner:
     seed : int
         Of every random draw.
     folder : Path, optional
-        Where a checkpoint is written after every epoch. If it holds one of the same fit, training goes on
-        from there.
+        Where pooled features lie while they are needed, and checkpoints are written. If there is one of the
+        same fit, training goes on from there.
 
     Attributes
     ----------
     history : list of TuningRecord
-        One per epoch.
+        One per round of the head and epoch of the trunk.
     trunk : Trunk
         The one that was given, or a copy whose layers behind `Tuning.stage` learn.
     head : Head
@@ -161,6 +194,7 @@ class FineTuner:
         targets: Sequence[Target],
         classes: Sequence[str],
         *,
+        read: Callable[[int], Encoded],
         levels: Sequence[int],
         sides: Sequence[int],
         reference: float,
@@ -170,26 +204,17 @@ class FineTuner:
         seed: int = 0,
         folder: Path | None = None,
     ) -> None:
-        self.images, self.levels, self.sides, self.tuning, self.seed = images, levels, sides, tuning, seed
+        self.images, self.read, self.levels, self.sides = images, read, levels, sides
         self.reference, self.projection, self.scale_rule = reference, projection, scale_rule
+        self.tuning, self.seed, self.folder = tuning, seed, folder
         self.plans = [plan_tuning(w, t, classes) for w, t in zip(windows, targets, strict=True)]
         self.trunk = trunk if tuning.stage is None else trunk.copy()
         self.learning = {} if tuning.stage is None else self.trunk.layers_after(tuning.stage)
-        for parameter in self.learning.values():
-            parameter.requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             length = sum(pyramid_length(channels, levels) for channels in trunk.channels)
             self.head = Head(length, len(classes), tuning.width, tuning.dropout).to(trunk.device)
-        self.scale = self._measure_scale()
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(self.head.parameters()), "factor": 1.0},
-                {"params": list(self.learning.values()), "factor": tuning.trunk_rate},
-            ],
-            lr=tuning.rate,
-            weight_decay=tuning.decay,
-        )
+        self.scale = 1.0
         self.history: list[TuningRecord] = []
         identity = json.dumps(
             [
@@ -199,75 +224,165 @@ class FineTuner:
         )
         name = f"tuning-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
         self.checkpoint = None if folder is None else folder / name
+        self.optimizer = self._new_optimizer()
         if self.checkpoint is not None and self.checkpoint.exists():
             self._resume(self.checkpoint)
+        else:
+            self.scale = self._measure_scale()
+
+    @property
+    def _rounds(self) -> int:
+        return min(ROUNDS, self.tuning.batches)
+
+    @property
+    def _length(self) -> int:
+        """Of the history in the end."""
+        return self._rounds + (self.tuning.epochs if self.learning else 0)
 
     def train(self, track: Track = no_track) -> None:
-        """Train what is left of the epochs; `history` tells how they went.
+        """Train what is left; `history` tells how it went.
 
         Raises
         ------
         ValueError
-            If the loss is not finite; the message names the image.
+            If features or the loss are not finite; the message names the image where there is one.
         """
         with torch.random.fork_rng():
-            while len(self.history) < self.tuning.epochs:
-                self._epoch(len(self.history), track)
-                if self.checkpoint is not None:
-                    self._save(self.checkpoint)
-        self._finish()
-
-    def _finish(self) -> None:
-        """Round the trunk's weights to the half precision that they are kept in, and end training."""
+            if len(self.history) < self._rounds:
+                with self._examples(track) as examples:
+                    while len(self.history) < self._rounds:
+                        self._keep(self._round(examples, track))
+                self.optimizer = self._new_optimizer()
+            while len(self.history) < self._length:
+                self._keep(self._epoch(track))
         if self.learning:
+            # Kept in half precision, so used in half precision from here on.
             self.trunk.network.requires_grad_(False)
             self.trunk.retune(self.learning)
         self.head.eval().requires_grad_(False)
 
-    def _epoch(self, number: int, track: Track) -> None:
-        count, tuning = len(self.images), self.tuning
-        # Drawn anew for every epoch, so that training goes on after any of them as if it had not stopped.
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        """Return the optimizer of what comes next: the head's training, or that of head and trunk."""
+        parameters = list(self.head.parameters())
+        if len(self.history) >= self._rounds:
+            for parameter in self.learning.values():
+                parameter.requires_grad_(True)
+            parameters += self.learning.values()
+        return torch.optim.AdamW(parameters, weight_decay=self.tuning.decay)
+
+    def _keep(self, record: TuningRecord) -> None:
+        self.history.append(record)
+        if self.checkpoint is not None:
+            self._save(self.checkpoint)
+
+    def _pool(self, i: int) -> tuple[Tensor, IntArray, Boxes]:
+        """Return the pooled features, classes and deltas of windows of an image, each at its own scale."""
+        plan, tuning = self.plans[i], self.tuning
+        chosen = plan.draw(
+            tuning.windows, tuning.positives, tuning.far, np.random.default_rng([self.seed, i])
+        )
+        maps, shape = self.read(i)
+        pooled = pool_windows(
+            maps,
+            plan.boxes[chosen],
+            shape,
+            self.sides,
+            self.levels,
+            self.reference,
+            projection=self.projection,
+            scale_rule=self.scale_rule,
+        )
+        if not torch.isfinite(pooled).all():
+            raise ValueError(f"{self._name(i)}: found features that are not finite, expected numbers")
+        return pooled, plan.labels[chosen], encode_deltas(plan.boxes[chosen], plan.truth[chosen])
+
+    def _measure_scale(self) -> float:
+        """Return what gives windows of a few images a mean norm of 20, as in the released code."""
+        order = np.random.default_rng(self.seed).permutation(len(self.images))
+        norms = [torch.linalg.vector_norm(self._pool(int(i))[0], dim=1) for i in order[:_SAMPLED]]
+        mean = float(torch.cat(norms).mean()) if any(map(len, norms)) else 0.0
+        return 20 / mean if mean > 0 else 1.0
+
+    @contextmanager
+    def _examples(self, track: Track) -> Iterator[_Examples]:
+        """Pool the windows of all images into a file, which is there as long as the context."""
+        with TemporaryDirectory(prefix="pooled-", dir=self.folder, ignore_cleanup_errors=True) as place:
+            path = Path(place) / "pooled"
+            labels, deltas = [], []
+            with path.open("wb") as file:
+                for i in track(range(len(self.images)), "Pooling windows to learn from"):
+                    pooled, kinds, moves = self._pool(i)
+                    file.write(pooled.half().cpu().numpy().tobytes())
+                    labels.append(kinds)
+                    deltas.append(moves)
+            count = sum(map(len, labels))
+            shape = (count, self.head.length)
+            stored = np.memmap(path, np.float16, "r", shape=shape) if count else np.empty(shape, np.float16)
+            yield _Examples(stored, np.concatenate(labels), np.concatenate(deltas))
+
+    def _round(self, examples: _Examples, track: Track) -> TuningRecord:
+        """Train the head on its share of the batches."""
+        tuning, number, count = self.tuning, len(self.history), len(examples.labels)
+        batches = np.array_split(np.arange(tuning.batches), self._rounds)[number].tolist()
+        # Drawn anew for every round, so that training goes on after any of them as if it had not stopped.
         rng = np.random.default_rng([self.seed, number])
         torch.manual_seed(int(rng.integers(2**31)))
         self.head.train()
         results = []
-        order = track(rng.permutation(count).tolist(), f"Fine-tuning, epoch {number + 1} of {tuning.epochs}")
-        for n, i in enumerate(order, 1):
-            results.append(self._learn(i, rng))
-            if n % tuning.images == 0 or n == count:
-                self._step((number + n / count) / tuning.epochs)
-        met = [result for result in results if result is not None]
-        loss, error = np.mean(met, axis=0) if met else (math.nan, math.nan)
-        self.history.append(TuningRecord(number, float(loss), float(error)))
+        for n in track(batches, f"Training layers, part {number + 1} of {self._rounds}") if count else ():
+            rows = np.sort(rng.choice(count, min(tuning.batch, count), replace=False))
+            pooled, deltas = torch.from_numpy(examples.pooled[rows]).float(), examples.deltas[rows].copy()
+            mirrored = rng.random(len(rows)) < 0.5
+            flipped = torch.from_numpy(mirrored)
+            # What the trunk makes of a mirror image is about the mirror image of what it makes of the image.
+            pooled[flipped] = mirror_bins(pooled[flipped], self.trunk.channels, self.levels)
+            deltas[mirrored, 0] *= -1
+            loss, error = self._loss(
+                pooled.to(self.trunk.device),
+                torch.from_numpy(examples.labels[rows]),
+                torch.from_numpy(deltas),
+            )
+            self._check(loss, f"after {n} batches")
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._step(tuning.rate, (n + 1) / tuning.batches)
+            results.append((loss.item(), error))
+        return _record("head", results)
 
-    @torch.no_grad()
-    def _measure_scale(self) -> float:
-        """Return what gives windows of a few images a mean norm of 20, as in the released code."""
-        rng = np.random.default_rng(self.seed)
-        norms = []
-        for i in rng.permutation(len(self.images))[:50]:
-            pooled, *_ = self._look(int(i), rng)
-            norms.append(torch.linalg.vector_norm(pooled.detach(), dim=1))
-        mean = float(torch.cat(norms).mean()) if norms else 0.0
-        return 20 / mean if mean > 0 else 1.0
+    def _epoch(self, track: Track) -> TuningRecord:
+        """Train trunk and head on all images once."""
+        count, tuning, number = len(self.images), self.tuning, len(self.history) - self._rounds
+        rng = np.random.default_rng([self.seed, len(self.history)])
+        torch.manual_seed(int(rng.integers(2**31)))
+        self.head.train()
+        results = []
+        order = track(rng.permutation(count).tolist(), f"Tuning trunk, epoch {number + 1} of {tuning.epochs}")
+        for n, i in enumerate(order, 1):
+            pooled, labels, deltas = self._look(i, rng)
+            if len(labels):
+                loss, error = self._loss(pooled, labels, deltas)
+                self._check(loss, f"in epoch {number}; the image: {self._name(i)}")
+                (loss / tuning.images).backward()  # type: ignore[no-untyped-call]
+                results.append((loss.item(), error))
+            if n % tuning.images == 0 or n == count:
+                self._step(tuning.trunk_rate, (number + n / count) / tuning.epochs)
+        return _record("trunk", results)
 
     def _look(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pooled features, classes and deltas of windows drawn from an image."""
-        image, plan = self.images[i], self.plans[i]
+        """Return features, classes and deltas of windows of an image, mirrored or not, at one scale."""
+        image, plan, tuning = self.images[i], self.plans[i], self.tuning
         pixels = read_image(image) if isinstance(image, Path) else image
         side, there = self._draw_scale(plan, pixels.shape[:2], rng)
-        chosen = there.draw(self.tuning.windows, self.tuning.positives, rng)
+        chosen = there.draw(tuning.windows, tuning.positives, tuning.far, rng)
         boxes, truth = plan.boxes[chosen], plan.truth[chosen]
         if rng.random() < 0.5:
             width = pixels.shape[1]
             pixels = np.ascontiguousarray(pixels[:, ::-1])
             boxes, truth = mirror(boxes, width), mirror(truth, width)
-        maps = self.trunk.differentiable(pixels, side) if self.learning else self.trunk(pixels, side)
+        maps = self.trunk.differentiable(pixels, side)
         pooled = pool_windows(
             (maps,), boxes, pixels.shape[:2], (side,), self.levels, projection=self.projection
         )
-        deltas = torch.from_numpy(encode_deltas(boxes, truth)) / torch.tensor(DELTA_UNITS)
-        return pooled, torch.from_numpy(plan.labels[chosen]).to(pooled.device), deltas.to(pooled.device)
+        return pooled, torch.from_numpy(plan.labels[chosen]), torch.from_numpy(encode_deltas(boxes, truth))
 
     def _draw_scale(
         self, plan: TuningPlan, shape: tuple[int, int], rng: np.random.Generator
@@ -275,7 +390,7 @@ class FineTuner:
         """Draw a scale, more often one that suits objects; return its side, and the plan of its windows."""
         reference = self.reference * np.exp(rng.uniform(-_JITTER, _JITTER))
         scale = choose_scale(plan.boxes, *shape, self.sides, reference, self.scale_rule)
-        telling = plan.positive if len(plan.positive) else plan.background
+        telling = plan.positive if len(plan.positive) else np.concatenate([plan.background, plan.far])
         if not len(telling):
             return self.sides[0], plan
         weights = np.sqrt(np.bincount(scale[telling], minlength=len(self.sides)))
@@ -284,36 +399,33 @@ class FineTuner:
             plan,
             positive=plan.positive[scale[plan.positive] == s],
             background=plan.background[scale[plan.background] == s],
+            far=plan.far[scale[plan.far] == s],
         )
 
-    def _learn(self, i: int, rng: np.random.Generator) -> tuple[float, float] | None:
-        """Add the gradient of an image's windows; return loss and error, None if it has no window."""
-        pooled, labels, deltas = self._look(i, rng)
-        if not len(labels):
-            return None
+    def _loss(self, pooled: Tensor, labels: Tensor, deltas: Tensor) -> tuple[Tensor, float]:
+        """Return the loss of windows and the share of wrong answers."""
         scores, moves = self.head(pooled * self.scale)
-        loss = F.cross_entropy(scores, labels)
+        labels, goals = labels.to(scores.device), (deltas / torch.tensor(DELTA_UNITS)).to(scores.device)
         shown = labels < self.head.count
-        moved = F.smooth_l1_loss(moves[shown, labels[shown]], deltas[shown], reduction="sum")
-        loss = loss + moved / len(labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise ValueError(
-                f"found the loss {value} in epoch {len(self.history)} at a rate of {self.tuning.rate:g}, "
-                f"expected a finite number; the image: {_name(self.images[i], i)}"
-            )
-        (loss / self.tuning.images).backward()  # type: ignore[no-untyped-call]
-        return value, float((scores.argmax(dim=1) != labels).float().mean())
+        moved = F.smooth_l1_loss(moves[shown, labels[shown]], goals[shown], reduction="sum")
+        loss = F.cross_entropy(scores, labels) + moved / len(labels)
+        return loss, float((scores.argmax(dim=1) != labels).float().mean())
 
-    def _step(self, done: float) -> None:
-        """Move the weights, when a share of all training is done: a short rise, then a cosine to 0."""
-        rate = self.tuning.rate * min(1.0, done / 0.03) * (1 + math.cos(math.pi * done)) / 2
+    def _check(self, loss: Tensor, where: str) -> None:
+        if not math.isfinite(loss.item()):
+            raise ValueError(f"found the loss {loss.item()} {where}, expected a finite number")
+
+    def _step(self, rate: float, done: float) -> None:
+        """Move the weights, when a share of a training is done: a short rise, then a cosine to 0."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, 10.0)
+            group["lr"] = rate * min(1.0, done / 0.03) * (1 + math.cos(math.pi * done)) / 2
+            nn.utils.clip_grad_norm_(group["params"], 10.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _name(self, i: int) -> str:
+        image = self.images[i]
+        return str(image) if isinstance(image, Path) else f"number {i}"
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         head = {f"head.{name}": p for name, p in self.head.named_parameters()}
@@ -339,23 +451,28 @@ class FineTuner:
             progress = json.loads(facts["progress"])
             for name, parameter in self._parameters().items():
                 parameter.copy_(tensors[f"value.{name}"])
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    if f"{key}.{name}" in tensors:
-                        self.optimizer.state[parameter][key] = tensors[f"{key}.{name}"].to(parameter.device)
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path}: found a damaged checkpoint ({error}); remove it") from None
         self.scale = progress["scale"]
         self.history = [TuningRecord(**record) for record in progress["history"]]
+        self.optimizer = self._new_optimizer()
+        if len(self.history) == self._rounds:
+            return  # The next optimizer starts anew.
+        for name, parameter in self._parameters().items():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{key}.{name}" in tensors:
+                    self.optimizer.state[parameter][key] = tensors[f"{key}.{name}"].to(parameter.device)
+
+
+def _record(part: str, results: Sequence[tuple[float, float]]) -> TuningRecord:
+    loss, error = np.mean(results, axis=0) if results else (math.nan, math.nan)
+    return TuningRecord(part, float(loss), float(error))
 
 
 def _digest(plans: Sequence[TuningPlan]) -> str:
     """Return the SHA-256 of what the images' windows teach, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for plan in plans:
-        for part in (plan.boxes, plan.labels, plan.truth, plan.positive, plan.background):
+        for part in (plan.boxes, plan.labels, plan.truth, plan.positive, plan.background, plan.far):
             digest.update(part.tobytes())
     return digest.hexdigest()
-
-
-def _name(image: Image, i: int) -> str:
-    return str(image) if isinstance(image, Path) else f"number {i}"

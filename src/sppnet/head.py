@@ -60,16 +60,6 @@ class Head(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
     @torch.no_grad()
-    def rescale(self, layer: str, factor: float) -> None:
-        """Multiply the activations of fc6 or fc7 by a factor and leave the outputs as they are."""
-        below, above = (self.fc6, (self.fc7,)) if layer == "fc6" else (self.fc7, (self.scores, self.deltas))
-        last = _linears(below)[-1]
-        last.weight.mul_(factor)
-        last.bias.mul_(factor)
-        for module in above:
-            _linears(module)[0].weight.div_(factor)
-
-    @torch.no_grad()
     def compressed(self, ranks: Sequence[int]) -> Head:
         """Return this head with fc6 and fc7 as two thin layers each, by truncated SVD (paper section 4.3).
 

@@ -73,6 +73,12 @@ class LinearSVMs:
         weights, biases = (torch.from_numpy(a).to(features.device) for a in (self.weights, self.biases))
         return features @ weights.T + biases
 
+    def folded(self, centre: FloatVector, factor: float) -> LinearSVMs:
+        """Return SVMs that give features the scores of these for ``(features - centre) * factor``."""
+        weights = self.weights * np.float32(factor)
+        shift = (weights * centre).sum(axis=1)
+        return LinearSVMs(weights, (self.biases - shift).astype(np.float32))
+
 
 def mine_hard_negatives(
     positives: Tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,25 @@ def pool_windows(
             windows[scale == s] = project(boxes[scale == s], maps[s], t, projection)
         pooled.append(pool_regions([m.stages[t] for m in maps], windows, levels, mode=mode, index=scale))
     return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
+
+
+def mirror_bins(pooled: Tensor, channels: Sequence[int], levels: Sequence[int]) -> Tensor:
+    """Exchange left and right in pooled windows: reverse the columns of every level's bins.
+
+    Parameters
+    ----------
+    pooled : (R, D) tensor
+        As `pool_windows` returns it.
+    channels : sequence of int
+        Of each stage's map.
+    levels : sequence of int
+        Sides of the pyramid's levels.
+    """
+    shapes = [(count, n, n) for count in channels for n in levels]
+    parts = torch.split(pooled, [math.prod(shape) for shape in shapes], dim=1)
+    return torch.cat(
+        [p.reshape(-1, *shape).flip(3).flatten(1) for p, shape in zip(parts, shapes, strict=True)], dim=1
+    )
 
 
 def first_responses(

@@ -87,8 +87,8 @@ class Objectness:
         object, and better places.
     ridge : float
         Penalty of the second step's regressions.
-    epochs : int
-        Rounds over the images.
+    steps : int
+        Of training, each on a few images.
     rate : float
         Highest learning rate (Adam).
     seed : int
@@ -117,13 +117,13 @@ class Objectness:
         limit: int = 1000,
         nms_iou: float = 0.85,
         ridge: float = 1000,
-        epochs: int = 8,
+        steps: int = 2000,
         rate: float = 2e-3,
         seed: int = 0,
     ) -> None:
         self.sizes, self.aspects, self.reference = tuple(sizes), tuple(aspects), reference
         self.width, self.kernel, self.limit, self.nms_iou = width, kernel, limit, nms_iou
-        self.ridge, self.epochs, self.rate, self.seed = ridge, epochs, rate, seed
+        self.ridge, self.steps, self.rate, self.seed = ridge, steps, rate, seed
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Objectness:
             name: getattr(self, name)
             for name in (
                 *("sizes", "aspects", "reference", "width", "kernel", "limit", "nms_iou"),
-                *("ridge", "epochs", "rate", "seed"),
+                *("ridge", "steps", "rate", "seed"),
             )
         }
 
@@ -149,8 +149,8 @@ class Objectness:
         Parameters
         ----------
         read : callable
-            ``read(i)`` returns the maps of image i at every scale, and its height and width; called once per
-            epoch, and once for the second step, so that memory does not grow with the number of images.
+            ``read(i)`` returns the maps of image i at every scale, and its height and width; called whenever
+            an image's turn comes, so that memory does not grow with the number of images.
         targets : sequence of Target
             Annotations of each image. Anchors on difficult and crowd boxes teach nothing.
         classes : sequence of str, optional
@@ -260,12 +260,12 @@ class Objectness:
             network = _Network(channels, self.width, self.kernel, len(self.sizes) * len(self.aspects))
         network.to(maps[0].stages[-1].device)
         optimizer = torch.optim.AdamW(network.parameters(), self.rate, weight_decay=1e-4)
-        per_epoch = -(-len(truths) // _IMAGES_PER_STEP)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.rate, total_steps=self.epochs * per_epoch + 1, pct_start=0.1
+            optimizer, self.rate, total_steps=self.steps + 1, pct_start=0.1
         )
-        order = np.concatenate([rng.permutation(len(truths)) for _ in range(self.epochs)])
-        for step in track(range(self.epochs * per_epoch), "Fitting objectness"):
+        epochs = -(-self.steps * _IMAGES_PER_STEP // len(truths))
+        order = np.concatenate([rng.permutation(len(truths)) for _ in range(epochs)])
+        for step in track(range(self.steps), "Fitting objectness"):
             optimizer.zero_grad()
             for i in order[step * _IMAGES_PER_STEP : (step + 1) * _IMAGES_PER_STEP]:
                 maps, _ = read(int(i))

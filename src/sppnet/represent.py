@@ -7,7 +7,6 @@ own: the network runs once over the image, and every box is pooled from its maps
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import repeat
@@ -26,7 +25,7 @@ from sppnet.boxes import Boxes, area, mirror
 from sppnet.files import write_tensors
 from sppnet.geometry import FeatureMaps
 from sppnet.images import Pixels, read_image, resize
-from sppnet.maps import encode, pool_windows
+from sppnet.maps import encode, mirror_bins, pool_windows
 from sppnet.parallel import in_order
 from sppnet.pooling import pyramid_length
 from sppnet.pooling.bins import valid_levels, valid_mode
@@ -247,7 +246,8 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         pool = partial(pool_windows, shape=shape, sides=self.sides, levels=self.levels, mode=self.mode)
         pooled = pool(maps[:count], boxes)
         if self.flip:
-            pooled = (pooled + self._mirrored(pool(maps[count:], mirror(boxes, shape[1])))) / 2
+            other = pool(maps[count:], mirror(boxes, shape[1]))
+            pooled = (pooled + mirror_bins(other, self.network.channels, self.levels)) / 2
         return self._projected(self._normalised(pooled.cpu()))
 
     def fit(self, images: Iterable[Image], labels: object = None) -> Embedder:
@@ -416,13 +416,6 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"of {width} x {height}"
             )
         return given
-
-    def _mirrored(self, pooled: Tensor) -> Tensor:
-        """Return pooled numbers (R, D) with the columns of every level's bins in reverse."""
-        levels = [(channels, n, n) for channels in self.network.channels for n in self.levels]
-        parts = torch.split(pooled, [math.prod(level) for level in levels], dim=1)
-        turned = [p.reshape(-1, *level).flip(3).flatten(1) for p, level in zip(parts, levels, strict=True)]
-        return torch.cat(turned, dim=1)
 
     def _normalised(self, pooled: Tensor) -> Tensor:
         if self.power != 1:

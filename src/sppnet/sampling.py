@@ -184,7 +184,9 @@ class TuningPlan:
     positive : (P,) int64
         Boxes that show a class: IoU of at least 0.5 with an object.
     background : (B,) int64
-        Boxes with a largest IoU from 0.1 to 0.5; of an image without objects, all.
+        Boxes with a largest IoU from 0.1 to 0.5.
+    far : (F,) int64
+        Boxes with a largest IoU below 0.1.
     """
 
     boxes: Boxes
@@ -192,12 +194,15 @@ class TuningPlan:
     truth: Boxes
     positive: IntArray
     background: IntArray
+    far: IntArray
 
-    def draw(self, count: int, share: float, rng: np.random.Generator) -> IntArray:
-        """Draw at most `count` boxes without repetition, at most a `share` of `count` positives."""
-        shown = rng.choice(self.positive, min(len(self.positive), round(count * share)), replace=False)
-        rest = min(len(self.background), count - len(shown))
-        return np.concatenate([shown, rng.choice(self.background, rest, replace=False)]).astype(np.int64)
+    def draw(self, count: int, positive: float, far: float, rng: np.random.Generator) -> IntArray:
+        """Draw at most `count` boxes without repetition, at most these shares of `count` positive and far."""
+        shown = rng.choice(self.positive, min(len(self.positive), round(count * positive)), replace=False)
+        away = rng.choice(self.far, min(len(self.far), round(count * far)), replace=False)
+        rest = min(len(self.background), count - len(shown) - len(away))
+        near = rng.choice(self.background, rest, replace=False)
+        return np.concatenate([shown, near, away]).astype(np.int64)
 
 
 def plan_tuning(windows: Boxes, target: Target, names: Sequence[str]) -> TuningPlan:
@@ -214,10 +219,11 @@ def plan_tuning(windows: Boxes, target: Target, names: Sequence[str]) -> TuningP
     doubtful = _overlap(boxes, target)[:, target.ignored].max(axis=1, initial=0) >= 0.5
     labels = np.full(len(boxes), len(names))
     if not len(truth):
-        return TuningPlan(boxes, labels, boxes, np.empty(0, np.int64), np.flatnonzero(~doubtful))
+        none = np.empty(0, np.int64)
+        return TuningPlan(boxes, labels, boxes, none, none, np.flatnonzero(~doubtful))
     overlap = iou(boxes, truth)
     nearest, best = overlap.argmax(axis=1), overlap.max(axis=1)
     shows = best >= 0.5
     labels[shows] = classes[learnable][nearest[shows]]
-    background = ~shows & (best >= 0.1) & ~doubtful
-    return TuningPlan(boxes, labels, truth[nearest], np.flatnonzero(shows), np.flatnonzero(background))
+    kinds = shows, ~shows & (best >= 0.1) & ~doubtful, (best < 0.1) & ~doubtful
+    return TuningPlan(boxes, labels, truth[nearest], *map(np.flatnonzero, kinds))

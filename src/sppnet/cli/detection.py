@@ -104,8 +104,9 @@ def train(
     tune_after: Annotated[
         str | None, typer.Option(help="The trunk's layers behind this stage (1 to 4) learn, too.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Of training fully connected layers and trunk.")] = 6,
-    width: Annotated[int, typer.Option(help="Units of each fully connected layer.")] = 512,
+    batches: Annotated[int, typer.Option(help="Of training the fully connected layers.")] = 3000,
+    width: Annotated[int, typer.Option(help="Units of each fully connected layer.")] = 1024,
+    epochs: Annotated[int, typer.Option(help="Over the images while the trunk learns.")] = 3,
     objectness: Annotated[
         bool, typer.Option(help="Learn to propose windows from the maps; detect run then needs no others.")
     ] = False,
@@ -140,6 +141,7 @@ def train(
         there = ", ".join(dataset.classes) or "annotated objects"
         raise ValueError(f"{data}: found {found} in {len(dataset)} images, expected {there}")
     network = Trunk(trunk, stages.split(","), weights=weights, device=device)
+    tuning = Tuning(tune_after, batches, width=width, epochs=epochs)
     detector = Detector(
         network,
         sides=sides,
@@ -148,7 +150,7 @@ def train(
         scale_rule=scale_rule,
         negatives=negatives,
         layer=layer,
-        tuning=None if layer == "pool" and tune_after is None else Tuning(tune_after, epochs, width=width),
+        tuning=None if layer == "pool" and tune_after is None else tuning,
         objectness=Objectness() if objectness else None,
         seed=seed,
     )
