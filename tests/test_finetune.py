@@ -93,9 +93,9 @@ def frozen(lite0):
 def test_shapes_are_learned_and_known_again(frozen, lite0):
     losses, errors = np.array([(record.loss, record.error) for record in frozen.history]).T
     assert [record.part for record in frozen.history] == ["head"] * 10
-    assert losses[-2:].mean() < 0.3 * losses[0]
+    assert losses[-2:].mean() < 0.4 * losses[0]
     # Some windows overlap an object by just more or just less than half.
-    assert errors[-2:].mean() < 0.06
+    assert errors[-2:].mean() < 0.1
     known, total, before, after = 0, 0, [], []
     for image, _, target in zip(*drawn(range(101, 113)), strict=True):
         truth, shape = target.boxes, image.shape[:2]
