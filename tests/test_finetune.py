@@ -99,7 +99,7 @@ def test_shapes_are_learned_and_known_again(frozen, lite0):
     known, total, before, after = 0, 0, [], []
     for image, _, target in zip(*drawn(range(101, 113)), strict=True):
         truth, shape = target.boxes, image.shape[:2]
-        for shift in ([0, 0, 0, 0], [4, 3, 4, 3], [-3, 2, 4, -2]):
+        for shift in ([8, 6, 8, 6], [-7, 5, 8, -6]):
             boxes = truth + np.float32(shift)
             pooled = pool_windows((lite0(image, 320),), boxes, shape, (320,), (2, 1))
             scores, deltas = frozen.head(pooled * frozen.scale)
@@ -110,8 +110,8 @@ def test_shapes_are_learned_and_known_again(frozen, lite0):
             moved = decode_deltas(torch.from_numpy(boxes), chosen)
             before.append(np.abs(boxes - truth).mean())
             after.append(np.abs(moved.numpy() - truth).mean())
-    assert total > 40
-    assert known > 0.8 * total
+    assert total > 30
+    assert known > 0.6 * total
     assert np.mean(after) < 0.9 * np.mean(before)
 
 
