@@ -183,7 +183,7 @@ def test_going_on_is_as_not_stopping(trunk, three, tmp_path, stage, part, after,
     finished = tuner(trunk, three, tuning, folder=tmp_path)
     finished.train(stops_in("", 0))
     assert equal(weights(finished), weights(whole))
-    assert list(tmp_path.iterdir()) == [again.checkpoint], "pooled features are gone"
+    assert set(tmp_path.iterdir()) == set(again.checkpoints.values()), "pooled features are gone"
 
 
 def test_equal_seeds_give_equal_weights_and_leave_other_draws_alone(trunk, three):
@@ -203,7 +203,7 @@ SHORT = replace(QUICK, batches=1)
 
 @pytest.fixture(scope="module")
 def checkpoint(trunk, three, tmp_path_factory):
-    return trained(trunk, three, SHORT, folder=tmp_path_factory.mktemp("tuning")).checkpoint
+    return trained(trunk, three, SHORT, folder=tmp_path_factory.mktemp("tuning")).checkpoints["head"]
 
 
 def test_other_runs_have_other_checkpoints(trunk, three, checkpoint):
@@ -216,7 +216,6 @@ def test_other_runs_have_other_checkpoints(trunk, three, checkpoint):
     others = [
         {"tuning": replace(tuning, batches=2)},
         {"tuning": replace(tuning, width=13)},
-        {"tuning": replace(tuning, stage="4")},
         {"seed": 1},
         {"levels": (1, 2)},
         {"sides": (96, 128)},
@@ -233,9 +232,22 @@ def test_other_runs_have_other_checkpoints(trunk, three, checkpoint):
     for changed in others:
         arguments = {"trunk": trunk, "data": three, "tuning": tuning} | changed
         other = tuner(**arguments, folder=folder)
-        assert other.checkpoint.parent == folder
-        assert other.checkpoint != checkpoint
+        assert other.checkpoints["head"].parent == folder
+        assert other.checkpoints["head"] != checkpoint
         assert other.history == []
+
+
+def test_a_trunk_learns_behind_the_head_that_is_there(trunk, three, checkpoint):
+    tuning, folder = replace(SHORT, stage="4"), checkpoint.parent
+    whole = trained(trunk, three, tuning)
+    after = tuner(trunk, three, tuning, folder=folder)
+    assert [record.part for record in after.history] == ["head"]
+    after.train()
+    assert after.history == whole.history
+    assert equal(weights(after), weights(whole))
+    assert after.checkpoints["trunk"] not in (checkpoint, after.checkpoints["head"])
+    assert after.checkpoints["head"] == checkpoint
+    assert len(tuner(trunk, three, SHORT, folder=folder).history) == 1, "the head's stays as it was"
 
 
 def test_damaged_checkpoints_are_refused(trunk, three, checkpoint, tmp_path):

@@ -168,7 +168,7 @@ class FineTuner:
         Of every random draw.
     folder : Path, optional
         Where pooled features lie while they are needed, and checkpoints are written. If there is one of the
-        same fit, training goes on from there.
+        same fit, or of the same head before its trunk learned, training goes on from there.
 
     Attributes
     ----------
@@ -216,17 +216,22 @@ class FineTuner:
             self.head = Head(length, len(classes), tuning.width, tuning.dropout).to(trunk.device)
         self.scale = 1.0
         self.history: list[TuningRecord] = []
-        identity = json.dumps(
-            [
-                *(trunk.signature, list(levels), list(sides), reference, projection, scale_rule),
-                *(asdict(tuning), list(classes), _digest(self.plans), seed),
-            ]
-        )
-        name = f"tuning-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
-        self.checkpoint = None if folder is None else folder / name
+        fit = [
+            *(trunk.signature, list(levels), list(sides), reference, projection, scale_rule),
+            *(list(classes), _digest(self.plans), seed),
+        ]
+        # What the head learns before the trunk does is the same whatever the trunk learns then.
+        alone = replace(tuning, stage=None, epochs=0, images=1, trunk_rate=1.0)
+        settings = {"head": alone, "trunk": tuning} if self.learning else {"head": alone}
+        self.checkpoints = {
+            part: folder / f"tuning-{_hash([*fit, asdict(s)])}.safetensors"
+            for part, s in settings.items()
+            if folder is not None
+        }
         self.optimizer = self._new_optimizer()
-        if self.checkpoint is not None and self.checkpoint.exists():
-            self._resume(self.checkpoint)
+        there = [path for path in self.checkpoints.values() if path.exists()]
+        if there:
+            self._resume(there[-1])
         else:
             self.scale = self._measure_scale()
 
@@ -272,8 +277,8 @@ class FineTuner:
 
     def _keep(self, record: TuningRecord) -> None:
         self.history.append(record)
-        if self.checkpoint is not None:
-            self._save(self.checkpoint)
+        if record.part in self.checkpoints:
+            self._save(self.checkpoints[record.part])
 
     def _pool(self, i: int) -> tuple[Tensor, IntArray, Boxes]:
         """Return the pooled features, classes and deltas of windows of an image, each at its own scale."""
@@ -428,7 +433,10 @@ class FineTuner:
         return str(image) if isinstance(image, Path) else f"number {i}"
 
     def _parameters(self) -> dict[str, nn.Parameter]:
+        """Return what the last part of `history` taught."""
         head = {f"head.{name}": p for name, p in self.head.named_parameters()}
+        if len(self.history) <= self._rounds:
+            return head
         return head | {f"trunk.{name}": p for name, p in self.learning.items()}
 
     def _save(self, path: Path) -> None:
@@ -449,12 +457,12 @@ class FineTuner:
             if facts.get("format") != FORMAT or facts.get("version") != VERSION:
                 raise ValueError(f"{path}: found another file, expected {FORMAT} {VERSION}")
             progress = json.loads(facts["progress"])
+            self.scale = progress["scale"]
+            self.history = [TuningRecord(**record) for record in progress["history"]]
             for name, parameter in self._parameters().items():
                 parameter.copy_(tensors[f"value.{name}"])
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path}: found a damaged checkpoint ({error}); remove it") from None
-        self.scale = progress["scale"]
-        self.history = [TuningRecord(**record) for record in progress["history"]]
         self.optimizer = self._new_optimizer()
         if len(self.history) == self._rounds:
             return  # The next optimizer starts anew.
@@ -467,6 +475,10 @@ class FineTuner:
 def _record(part: str, results: Sequence[tuple[float, float]]) -> TuningRecord:
     loss, error = np.mean(results, axis=0) if results else (math.nan, math.nan)
     return TuningRecord(part, float(loss), float(error))
+
+
+def _hash(facts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _digest(plans: Sequence[TuningPlan]) -> str:
