@@ -498,8 +498,8 @@ class Detector:
             folder=folder,
         )
         tuner.train(track)
-        # Rounded as it will be saved.
-        self.trunk, self.head_ = tuner.trunk, tuner.head.half().float()
+        # Rounded as it will be saved. Where the SVMs stand on the pooled features, only its trunk was wanted.
+        self.trunk, self.head_ = tuner.trunk, None if self.layer == "pool" else tuner.head.half().float()
         return tuner.scale
 
     def _more_windows(
@@ -602,7 +602,7 @@ class Detector:
             If it has none, or the ranks do not fit.
         """
         if self.head_ is None:
-            raise ValueError("found a detector without fully connected layers, expected one that was tuned")
+            raise ValueError("found a detector without fully connected layers, expected one on fc6 or fc7")
         thin = copy.copy(self)
         thin.head_ = self.head_.compressed(ranks)
         return thin
@@ -707,7 +707,7 @@ class Detector:
             objectness=None if objectness is None else Objectness(**objectness),
             **settings,
         )
-        if tuning is not None:
+        if detector.layer != "pool":
             try:
                 head = Head.from_state(_named("head", tensors))
             except (KeyError, ValueError, RuntimeError) as error:
@@ -727,7 +727,7 @@ class Detector:
         """Raise ValueError unless what was fitted takes the vectors of this trunk and pyramid."""
         pooled = sum(pyramid_length(channels, self.levels) for channels in self.trunk.channels)
         head, count = self.head_, len(self.classes_)
-        taken = pooled if head is None or self.layer == "pool" else head.width
+        taken = pooled if head is None else head.width
         found = {
             "SVMs": (self.svms_.weights.shape, (count, taken)),
             "regressions": (self.regressors_[0].shape, (count, 4, pooled)),
