@@ -29,10 +29,10 @@ import torch
 from rich.progress import track
 
 from pooling import commit, machine
-from sppnet.boxes import Detections, area, clip, decode_deltas, encode_deltas, nms
+from sppnet.boxes import Detections, clip, decode_deltas, encode_deltas
 from sppnet.clock import Clock
 from sppnet.datasets import read_dataset
-from sppnet.detect import Detector
+from sppnet.detect import Detector, select
 from sppnet.files import atomic_path
 from sppnet.images import read_image, resize
 from sppnet.linear import LinearSVMs, fit_ridge, mine_hard_negatives
@@ -174,20 +174,13 @@ class RCNN:
     def score(self, features, windows, shape, regress=True, threshold=-1.5, limit=100):
         """Return the detections among windows with (R, D) float32 features, which are scaled in place."""
         features = features.mul_(self.scale)
-        parts = []
-        for (weights, offsets), name, score in zip(
-            self.regressors, self.classes, self.svms(features).T, strict=True
-        ):
-            boxes = windows
-            if regress:
-                boxes = decode_deltas(windows, (features @ torch.from_numpy(weights).T).numpy() + offsets)
-            boxes = clip(boxes, shape[1], shape[0])
-            good = np.flatnonzero((score >= threshold) & (area(boxes) > 0))
-            kept = good[nms(boxes[good], score[good], self.settings.nms_iou)[:limit]]
-            parts.append((boxes[kept], score[kept], [name] * len(kept)))
-        found, value, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.argsort(-value, kind="stable")
-        return Detections(found[order], value[order], tuple(str(labels[i]) for i in order))
+        boxes = torch.from_numpy(windows)[:, None].expand(-1, len(self.classes), 4)
+        if regress:
+            pairs = [map(torch.from_numpy, pair) for pair in self.regressors]
+            deltas = torch.stack([features @ weights.T + offsets for weights, offsets in pairs], dim=1)
+            boxes = decode_deltas(boxes, deltas)
+        scores = self.svms(features)
+        return select(boxes, scores, self.classes, shape, self.settings.nms_iou, threshold, limit)
 
     def predict(self, image, windows, clock):
         features = self.features(image, windows, clock)
