@@ -4,7 +4,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -199,13 +199,14 @@ def test_every_setting_of_convolution_and_pooling_keeps_the_images_apart(layers,
     network.double()
     images = images_of(sides, channels=2)
     try:
-        for image in images:
-            network(image[None])
+        alone = [network(image[None]) for image in images]
     except RuntimeError:  # An image is too small.
         batch, sizes = pad_batch(images)
         with pytest.raises((ValueError, RuntimeError)), TrueSizes(batch, sizes):
             network(batch)
         return
+    # A dilated window can miss all of a small map: torch gives -inf then, and its gradient goes anywhere.
+    assume(all(maps.isfinite().all() for maps in alone))
     compare(network, images, levels=(2, 1))
 
 
