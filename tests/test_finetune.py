@@ -45,12 +45,15 @@ def tuner(trunk, data, tuning=QUICK, **changed):
     settings = {"levels": (2, 1), "sides": SIDES, "reference": 48, "projection": "released"}
     settings |= {"scale_rule": "released", "tuning": tuning, "classes": CLASSES} | changed
 
-    def read(i):
+    def pool(i, boxes):
         image = data[0][i]
         pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        return encode(trunk, pixels, settings["sides"]), pixels.shape[:2]
+        levels, sides, reference = (settings[name] for name in ("levels", "sides", "reference"))
+        rules = {name: settings[name] for name in ("projection", "scale_rule")}
+        maps = encode(trunk, pixels, sides)
+        return pool_windows(maps, boxes, pixels.shape[:2], sides, levels, reference, **rules)
 
-    return FineTuner(trunk, *data, read=read, **settings)
+    return FineTuner(trunk, *data, pool=pool, **settings)
 
 
 def trained(*arguments, **options):
@@ -293,8 +296,10 @@ def test_a_loss_that_is_not_finite_names_the_image(trunk, three, tmp_path, monke
             (0, f"found the loss nan in epoch 0; the image: {name}, expected a finite number"),
         ):
             made = tuner(trunk, (sources, windows, targets), replace(QUICK, stage="4", batches=batches))
+            plain = made.pool
             with monkeypatch.context() as patch:
                 patch.setattr(finetune, "pool_windows", broken)
+                patch.setattr(made, "pool", lambda i, boxes, p=plain: p(i, boxes) * (np.inf if i == 1 else 1))
                 with pytest.raises(ValueError, match="finite") as caught:
                     made.train()
             assert str(caught.value) == expected

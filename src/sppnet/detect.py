@@ -445,13 +445,18 @@ class Detector:
                 positives = self._activations(examples.pop(0).float() * scale)
                 start = self._activations(examples.pop(0).float() * scale)
                 centre, factor = self._standard(start)
+
+                def standard(activations: Tensor) -> Tensor:
+                    # Those of mining come from the device of the maps.
+                    return activations.sub_(centre.to(activations.device)).mul_(factor)
+
                 svms = mine_hard_negatives(
-                    positives.sub_(centre).mul_(factor),
+                    standard(positives),
                     np.concatenate([p.labels for p in plans]),
-                    start.sub_(centre).mul_(factor),
+                    standard(start),
                     np.concatenate([p.negative[p.start] for p in plans]),
                     (
-                        (self._activations(pooled).sub_(centre).mul_(factor), negative)
+                        (standard(self._activations(pooled)), negative)
                         for pooled, negative in self._candidates(images, plans, store, scale, track, clock)
                     ),
                     self.mining,
@@ -473,13 +478,14 @@ class Detector:
         """Train the head, and the trunk if so set; return the factor of pooled features."""
         store = MapCache(folder, self.trunk, self.sides)
 
-        def read(i: int) -> tuple[Sequence[FeatureMaps], tuple[int, int]]:
+        def pool(i: int, boxes: Boxes) -> Tensor:
             if tuning.stage is None:
-                return store(images[i], clock)
+                maps, shape = store(images[i], clock)
+                return self._pool(maps, boxes, shape)
             # A trunk that will change: its maps now are of no use later.
             image = images[i]
             pixels = read_image(image) if isinstance(image, Path) else image
-            return encode(self.trunk, pixels, self.sides), pixels.shape[:2]
+            return self._pool(encode(self.trunk, pixels, self.sides), boxes, pixels.shape[:2])
 
         tuner = FineTuner(
             self.trunk,
@@ -487,7 +493,7 @@ class Detector:
             windows,
             targets,
             names,
-            read=read,
+            pool=pool,
             levels=self.levels,
             sides=self.sides,
             reference=self.reference,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sppnet.boxes import Boxes, IntArray, Target, encode_deltas, mirror
 from sppnet.clock import Track, no_track
 from sppnet.files import write_tensors
-from sppnet.geometry import FeatureMaps, choose_scale
+from sppnet.geometry import choose_scale
 from sppnet.head import Head
 from sppnet.images import read_image
 from sppnet.maps import Image, mirror_bins, pool_windows
@@ -44,8 +44,6 @@ ROUNDS = 10
 _JITTER = 0.35
 # Images whose windows tell the mean norm of pooled features.
 _SAMPLED = 50
-
-Encoded = tuple[Sequence[FeatureMaps], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,8 @@ class FineTuner:
     targets : sequence of Target
         Annotations of each image.
     classes : sequence of str
-    read : callable
-        ``read(i)`` returns the trunk's maps of image i at every scale, and its height and width.
+    pool : callable
+        ``pool(i, boxes)`` returns the (R, D) pooled features of (R, 4) boxes of image i, each at its scale.
     levels : sequence of int
         Pyramid.
     sides : sequence of int
@@ -194,7 +192,7 @@ class FineTuner:
         targets: Sequence[Target],
         classes: Sequence[str],
         *,
-        read: Callable[[int], Encoded],
+        pool: Callable[[int, Boxes], Tensor],
         levels: Sequence[int],
         sides: Sequence[int],
         reference: float,
@@ -204,7 +202,7 @@ class FineTuner:
         seed: int = 0,
         folder: Path | None = None,
     ) -> None:
-        self.images, self.read, self.levels, self.sides = images, read, levels, sides
+        self.images, self.pool, self.levels, self.sides = images, pool, levels, sides
         self.reference, self.projection, self.scale_rule = reference, projection, scale_rule
         self.tuning, self.seed, self.folder = tuning, seed, folder
         self.plans = [plan_tuning(w, t, classes) for w, t in zip(windows, targets, strict=True)]
@@ -286,17 +284,7 @@ class FineTuner:
         chosen = plan.draw(
             tuning.windows, tuning.positives, tuning.far, np.random.default_rng([self.seed, i])
         )
-        maps, shape = self.read(i)
-        pooled = pool_windows(
-            maps,
-            plan.boxes[chosen],
-            shape,
-            self.sides,
-            self.levels,
-            self.reference,
-            projection=self.projection,
-            scale_rule=self.scale_rule,
-        )
+        pooled = self.pool(i, plan.boxes[chosen])
         if not torch.isfinite(pooled).all():
             raise ValueError(f"{self._name(i)}: found features that are not finite, expected numbers")
         return pooled, plan.labels[chosen], encode_deltas(plan.boxes[chosen], plan.truth[chosen])
