@@ -22,7 +22,8 @@ from pooling import commit, machine
 from sppnet.boxes import Detections
 from sppnet.clock import Clock
 from sppnet.datasets import read_dataset
-from sppnet.detect import Detector, shipped
+from sppnet.detect import Detector
+from sppnet.detector_file import shipped
 from sppnet.images import read_image
 from sppnet.maps import encode
 from sppnet.metrics import mean_average_precision, proposal_recall, voc_detection

@@ -29,10 +29,10 @@ import torch
 from rich.progress import track
 
 from pooling import commit, machine
-from sppnet.boxes import Detections, clip, decode_deltas, encode_deltas
+from sppnet.boxes import Detections, clip, decode_deltas, encode_deltas, select
 from sppnet.clock import Clock
 from sppnet.datasets import read_dataset
-from sppnet.detect import Detector, select
+from sppnet.detect import Detector
 from sppnet.files import atomic_path
 from sppnet.images import read_image, resize
 from sppnet.linear import LinearSVMs, fit_ridge, mine_hard_negatives

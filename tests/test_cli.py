@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from commands import Outcome, content, fails, read_json, same, sppnet, succeeds
 from sppnet import Combination, Detector, Trunk, maps, read_dataset, read_image, trunks
 from sppnet.boxes import Detections
-from sppnet.detect import describe
+from sppnet.detector_file import describe
 from sppnet.proposals import parse, read_windows
 from sppnet.results import write_coco_results, write_voc_results
 from trees import SHAPES, coco_tree, save, scene, voc_tree, voc_xml, write, yolo_tree

@@ -8,10 +8,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import trees
-from sppnet import detect
-from sppnet.boxes import Detections, Target, area, decode_deltas, intersection, iou
+from sppnet import fitting
+from sppnet.boxes import Detections, Target, area, decode_deltas, intersection, iou, select
 from sppnet.clock import Clock
-from sppnet.detect import Detector, describe, select
+from sppnet.detect import Detector
+from sppnet.detector_file import describe
 from sppnet.finetune import Tuning
 from sppnet.head import Head
 from sppnet.maps import encode, first_responses, pool_windows
@@ -216,7 +217,7 @@ def test_images_without_objects_or_windows_take_part(trunk, few, cache):
 def test_difficult_and_crowd_boxes_are_neither_positive_nor_negative(trunk, few, cache, monkeypatch, flag):
     images, windows, targets = few
     given = []
-    plain = detect.mine_hard_negatives
+    plain = fitting.mine_hard_negatives
 
     def spied(positives, labels, start, start_negative, candidates, settings):
         def kept():
@@ -227,10 +228,10 @@ def test_difficult_and_crowd_boxes_are_neither_positive_nor_negative(trunk, few,
         given.append((positives, labels))
         return plain(positives, labels, start, start_negative, kept(), settings)
 
-    monkeypatch.setattr(detect, "mine_hard_negatives", spied)
+    monkeypatch.setattr(fitting, "mine_hard_negatives", spied)
     plans = []
-    plan = detect.plan_images
-    monkeypatch.setattr(detect, "plan_images", lambda *a: plans.extend(plan(*a)) or plans)
+    plan = fitting.plan_images
+    monkeypatch.setattr(fitting, "plan_images", lambda *a: plans.extend(plan(*a)) or plans)
     name = targets[0].labels[0]
     hard = Target.of(targets[0].boxes, targets[0].labels, **{flag: [True, False]})
     # The first image comes again, without flags, so that the class has an example.
@@ -277,7 +278,7 @@ def test_a_class_without_example_is_an_error_before_any_work(trunk, few, calls):
 def offered(monkeypatch, trunk, training, cache, rule):
     """Return the plans of a fit, and the first and the later negatives that its SVMs are offered."""
     given, plans = [], []
-    plan = detect.plan_images
+    plan = fitting.plan_images
 
     class Enough(Exception):
         pass
@@ -287,8 +288,8 @@ def offered(monkeypatch, trunk, training, cache, rule):
         raise Enough
 
     with monkeypatch.context() as patch:
-        patch.setattr(detect, "mine_hard_negatives", spied)
-        patch.setattr(detect, "plan_images", lambda *a: plans.extend(plan(*a)) or plans)
+        patch.setattr(fitting, "mine_hard_negatives", spied)
+        patch.setattr(fitting, "plan_images", lambda *a: plans.extend(plan(*a)) or plans)
         with pytest.raises(Enough):
             Detector(trunk, **SETTINGS, negatives=rule).fit(*training, cache=cache)
     return plans, *given
@@ -327,7 +328,7 @@ def test_negatives_are_those_of_the_rule(trunk, few, cache, monkeypatch):
 def test_windows_are_pooled_by_the_rules_of_the_detector(trunk, rules):
     boxes, sides = grid(), (600, 700)  # for those of 32 pixels the rules choose other scales
     maps = encode(trunk, trees.scene(7).image, (160, 240))
-    pooled = Detector(trunk, levels=(2, 1), sides=sides, **rules)._pool(maps, boxes, (96, 128))
+    pooled = Detector(trunk, levels=(2, 1), sides=sides, **rules).pool(maps, boxes, (96, 128))
     assert torch.equal(pooled, pool_windows(maps, boxes, (96, 128), sides, (2, 1), **rules))
     assert not torch.equal(pooled, pool_windows(maps, boxes, (96, 128), sides, (2, 1)))
 
@@ -438,7 +439,7 @@ def test_many_windows_are_taken_block_by_block(detector, regress):
 
 def test_maps_can_be_queried_again_and_again(detector, trunk):
     image = trees.scene(7).image
-    maps = detect.encode(trunk, image, SIDES)
+    maps = encode(trunk, image, SIDES)
     for windows in (grid(), grid()[::3]):
         direct, queried = detector.predict(image, windows), detector.predict_maps(maps, (96, 128), windows)
         np.testing.assert_array_equal(direct.scores, queried.scores)
@@ -448,7 +449,7 @@ def test_maps_can_be_queried_again_and_again(detector, trunk):
 
 def test_scores_of_all_windows_come_before_suppression(detector, trunk):
     image, windows = trees.scene(7).image, grid()
-    maps = detect.encode(trunk, image, SIDES)
+    maps = encode(trunk, image, SIDES)
     unmoved, scores = detector.score_maps(maps, (96, 128), windows, regress=False)
     assert scores.shape == (len(windows), 3)
     assert unmoved.shape == (len(windows), 3, 4)
@@ -783,7 +784,7 @@ def test_a_fit_goes_on_after_its_tuning(trunk, few, tmp_path, monkeypatch):
         yield from items
 
     with monkeypatch.context() as patch:
-        patch.setattr(detect, "mine_hard_negatives", None)
+        patch.setattr(fitting, "mine_hard_negatives", None)
         with pytest.raises(TypeError):
             whole.fit(*few, cache=tmp_path, track=track)
     assert sum(d.startswith("Training layers") for d in seen) == 2
@@ -903,7 +904,7 @@ def test_windows_of_the_maps_join_those_that_are_given(proposing, trunk, trainin
             raise Enough
         return plan_images(windows, *arguments)
 
-    monkeypatch.setattr(detect, "plan_images", spied)
+    monkeypatch.setattr(fitting, "plan_images", spied)
     with pytest.raises(Enough):
         Detector(trunk, **SETTINGS, objectness=small_objectness()).fit(*training, cache=cache)
     for image, own, joined in zip(training[0], *given, strict=True):

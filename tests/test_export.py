@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from sppnet.boxes import iou
+from sppnet.boxes import iou, select
 from sppnet.classify import probabilities
-from sppnet.detect import Detector, select, shipped
+from sppnet.detect import Detector
+from sppnet.detector_file import shipped
 from sppnet.export import (
     _of_trunk,
     _Preparation,

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from sppnet.boxes import Boxes, Detections
+from sppnet.boxes import Boxes, Detections, select
 from sppnet.clock import Clock
-from sppnet.detect import Detector, select
-from sppnet.images import read_image
-from sppnet.maps import Image, encode
+from sppnet.detect import Detector
+from sppnet.maps import Image, encode, pixels_of
 
 
 class Combination:
@@ -65,7 +63,7 @@ class Combination:
         Without `windows`, all score those that the first detector's maps propose.
         """
         clock = clock or Clock()
-        pixels = read_image(image) if isinstance(image, Path) else image
+        pixels = pixels_of(image)
         shape = pixels.shape[:2]
         boxes, scores = [], []
         for detector in self.detectors:

@@ -8,12 +8,10 @@ trunk's last stages, are trained first. Windows are data here; `sppnet.proposals
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,29 +19,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sppnet.boxes import Boxes, Detections, FloatArray, Target, batched_nms, decode_deltas, encode_deltas
+from sppnet.boxes import Boxes, Detections, Target, decode_deltas, select
 from sppnet.clock import Clock, Track, no_track
-from sppnet.files import write_tensors
-from sppnet.finetune import FineTuner, Tuning
+from sppnet.detector_file import describe, named, packed, read, unpacked, write
+from sppnet.finetune import Tuning
+from sppnet.fitting import Fitting
 from sppnet.geometry import PROJECTIONS, SCALE_RULES, FeatureMaps, check_rule
 from sppnet.head import LAYERS, Head
-from sppnet.images import read_image
-from sppnet.linear import LinearSVMs, MiningSettings, fit_ridge, mine_hard_negatives
-from sppnet.maps import Image, MapCache, encode, first_responses, pool_windows
+from sppnet.linear import LinearSVMs, MiningSettings
+from sppnet.maps import Image, encode, pixels_of, pool_windows
 from sppnet.objectness import Objectness
 from sppnet.pooling.bins import pyramid_length
-from sppnet.sampling import NEGATIVES, Plan, SamplingRules, plan_images
+from sppnet.sampling import NEGATIVES
 from sppnet.trunks import Trunk
 
-FORMAT, VERSION = "sppnet-detector", "2"
 # Windows that are pooled and scored at once: memory does not grow with their number.
 BLOCK, SMALLEST_BLOCK = 2000, 16
-_TENSORS = [f"{name}.{part}" for name in ("svms", "regressors") for part in ("weights", "largest", "offsets")]
-_FACTS = {"classes", "feature_scale", "trunk", "settings", "about"}
 
 
 class Detector:
@@ -200,8 +193,9 @@ class Detector:
             if classes is None
             else list(dict.fromkeys(classes))
         )
-        fitted = self._fit(images, windows, targets, names, None, cache, track, clock or Clock())
-        self.svms_, self.regressors_, self.feature_scale_ = fitted
+        with _folder(cache) as folder:
+            fitting = Fitting(self, images, windows, targets, names, folder, track, clock or Clock())
+            self.svms_, self.regressors_, self.feature_scale_ = fitting.run()
         self.classes_ = tuple(names)
         return self
 
@@ -224,10 +218,9 @@ class Detector:
         self._check_fitted()
         if name in self.classes_:
             raise ValueError(f"class {name!r} is already there; the detector has {', '.join(self.classes_)}")
-        scale = self.feature_scale_
-        svms, regressors, _ = self._fit(
-            images, windows, targets, [name], scale, cache, track, clock or Clock()
-        )
+        with _folder(cache) as folder:
+            fitting = Fitting(self, images, windows, targets, [name], folder, track, clock or Clock())
+            svms, regressors, _ = fitting.run(self.feature_scale_)
         self.svms_ = LinearSVMs(
             np.concatenate([self.svms_.weights, svms.weights]),
             np.concatenate([self.svms_.biases, svms.biases]),
@@ -270,7 +263,7 @@ class Detector:
         """
         self._check_fitted()
         clock = clock or Clock()
-        pixels = read_image(image) if isinstance(image, Path) else image
+        pixels = pixels_of(image)
         with clock("trunk"):
             maps = encode(self.trunk, pixels, self.sides)
         return self.predict_maps(
@@ -355,33 +348,11 @@ class Detector:
             raise ValueError("found no windows, and a detector without objectness, which could propose some")
         return self.objectness_(maps, shape)[0]
 
-    def _score_block(
-        self, maps: Sequence[FeatureMaps], shape: tuple[int, int], windows: Boxes, regress: bool, clock: Clock
-    ) -> tuple[Tensor, Tensor]:
-        with clock("pooling"):
-            pooled = self._pool(maps, windows, shape).mul_(self.feature_scale_)
-        with clock("scoring"):
-            scores = self.svms_(self._activations(pooled))
-            places = torch.from_numpy(windows).to(pooled.device)[:, None].expand(-1, len(self.classes_), 4)
-            return (decode_deltas(places, self._deltas(pooled)) if regress else places), scores
-
-    def _activations(self, pooled: Tensor) -> Tensor:
-        """Return what the SVMs take, of (R, D) scaled pooled features."""
-        if self.head_ is None:
-            return pooled
-        with torch.no_grad():
-            there = pooled.to(self.head_.scores.weight.device)
-            return self.head_.activations(there, self.layer).to(pooled.device)
-
-    def _deltas(self, pooled: Tensor) -> Tensor:
-        """Return the (R, K, 4) deltas that the regressions of the K classes predict."""
-        weights, offsets = (torch.from_numpy(a).to(pooled.device) for a in self.regressors_)
-        return (pooled @ weights.flatten(0, 1).T).view(-1, *offsets.shape) + offsets
-
-    def _pool(self, maps: Sequence[FeatureMaps], boxes: Boxes, shape: tuple[int, int]) -> Tensor:
+    def pool(self, maps: Sequence[FeatureMaps], windows: Boxes, shape: tuple[int, int]) -> Tensor:
+        """Return the (R, D) pooled features of (R, 4) windows, not scaled; see `sppnet.maps.pool_windows`."""
         return pool_windows(
             maps,
-            boxes,
+            windows,
             shape,
             self.sides,
             self.levels,
@@ -390,214 +361,32 @@ class Detector:
             scale_rule=self.scale_rule,
         )
 
+    def activations(self, pooled: Tensor) -> Tensor:
+        """Return what the SVMs take, of (R, D) pooled features times `feature_scale_`: they, or a layer's."""
+        if self.head_ is None:
+            return pooled
+        with torch.no_grad():
+            there = pooled.to(self.head_.scores.weight.device)
+            return self.head_.activations(there, self.layer).to(pooled.device)
+
+    def _score_block(
+        self, maps: Sequence[FeatureMaps], shape: tuple[int, int], windows: Boxes, regress: bool, clock: Clock
+    ) -> tuple[Tensor, Tensor]:
+        with clock("pooling"):
+            pooled = self.pool(maps, windows, shape).mul_(self.feature_scale_)
+        with clock("scoring"):
+            scores = self.svms_(self.activations(pooled))
+            places = torch.from_numpy(windows).to(pooled.device)[:, None].expand(-1, len(self.classes_), 4)
+            return (decode_deltas(places, self._deltas(pooled)) if regress else places), scores
+
+    def _deltas(self, pooled: Tensor) -> Tensor:
+        """Return the (R, K, 4) deltas that the regressions of the K classes predict."""
+        weights, offsets = (torch.from_numpy(a).to(pooled.device) for a in self.regressors_)
+        return (pooled @ weights.flatten(0, 1).T).view(-1, *offsets.shape) + offsets
+
     def _check_fitted(self) -> None:
         if not self.classes_:
             raise ValueError("the detector is not fitted yet; call fit, or load one")
-
-    def _fit(
-        self,
-        images: Sequence[Image],
-        windows: Sequence[Boxes],
-        targets: Sequence[Target],
-        names: Sequence[str],
-        scale: float | None,
-        cache: Path | None,
-        track: Track,
-        clock: Clock,
-    ) -> tuple[LinearSVMs, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], float]:
-        if not len(images) == len(windows) == len(targets) > 0:
-            raise ValueError(
-                "images, windows and targets must have one length of at least 1, "
-                f"got {len(images)}, {len(windows)} and {len(targets)}"
-            )
-        rules = SamplingRules(self.negative_iou, self.regression_iou, self.regression_windows, self.negatives)
-        plans = plan_images(windows, targets, names, rules, self.seed)
-        folder: AbstractContextManager[Any] = (
-            TemporaryDirectory(prefix="sppnet-") if cache is None else nullcontext(cache)
-        )
-        with folder as place:
-            new = scale is None
-            if new and self.tuning is not None:
-                with clock("fine-tuning"):
-                    scale = self._tune(
-                        self.tuning, images, windows, targets, names, Path(place), track, clock
-                    )
-            store = MapCache(Path(place), self.trunk, self.sides)
-            if new and self.objectness is not None:
-                with clock("objectness"):
-                    self.objectness_ = copy.copy(self.objectness).fit(
-                        lambda i: store(images[i], clock), targets, names, track=track
-                    )
-            if self.objectness_ is not None:
-                windows = self._more_windows(self.objectness_, images, windows, store, track, clock)
-                plans = plan_images(windows, targets, names, rules, self.seed)
-            examples, regression = self._gather(images, plans, store, track, clock)
-            # From here on the maps come from the disk.
-            self.trunk.release()
-            if scale is None:
-                scale = 20.0 / float(torch.linalg.vector_norm(examples[1].float(), dim=1).mean())
-            with clock("box regression"):
-                ridges = [
-                    self._regress(*regression.pop(0), scale) for _ in track(names, "Fitting box regression")
-                ]
-            with clock("SVMs"):
-                # Popped, so that nothing holds them while they are not needed any more.
-                positives = self._activations(examples.pop(0).float() * scale)
-                start = self._activations(examples.pop(0).float() * scale)
-                centre, factor = self._standard(start)
-
-                def standard(activations: Tensor) -> Tensor:
-                    # Those of mining come from the device of the maps.
-                    return activations.sub_(centre.to(activations.device)).mul_(factor)
-
-                svms = mine_hard_negatives(
-                    standard(positives),
-                    np.concatenate([p.labels for p in plans]),
-                    standard(start),
-                    np.concatenate([p.negative[p.start] for p in plans]),
-                    (
-                        (standard(self._activations(pooled)), negative)
-                        for pooled, negative in self._candidates(images, plans, store, scale, track, clock)
-                    ),
-                    self.mining,
-                ).folded(centre.numpy(), factor)
-        weights, offsets = (np.stack(parts) for parts in zip(*ridges, strict=True))
-        return svms, (weights, offsets), scale
-
-    def _tune(
-        self,
-        tuning: Tuning,
-        images: Sequence[Image],
-        windows: Sequence[Boxes],
-        targets: Sequence[Target],
-        names: Sequence[str],
-        folder: Path,
-        track: Track,
-        clock: Clock,
-    ) -> float:
-        """Train the head, and the trunk if so set; return the factor of pooled features."""
-        store = MapCache(folder, self.trunk, self.sides)
-
-        def pool(i: int, boxes: Boxes) -> Tensor:
-            if tuning.stage is None:
-                maps, shape = store(images[i], clock)
-                return self._pool(maps, boxes, shape)
-            # A trunk that will change: its maps now are of no use later.
-            image = images[i]
-            pixels = read_image(image) if isinstance(image, Path) else image
-            return self._pool(encode(self.trunk, pixels, self.sides), boxes, pixels.shape[:2])
-
-        tuner = FineTuner(
-            self.trunk,
-            images,
-            windows,
-            targets,
-            names,
-            pool=pool,
-            levels=self.levels,
-            sides=self.sides,
-            reference=self.reference,
-            projection=self.projection,
-            scale_rule=self.scale_rule,
-            tuning=tuning,
-            seed=self.seed,
-            folder=folder,
-        )
-        tuner.train(track)
-        # Rounded as it will be saved. Where the SVMs stand on the pooled features, only its trunk was wanted.
-        self.trunk, self.head_ = tuner.trunk, None if self.layer == "pool" else tuner.head.half().float()
-        return tuner.scale
-
-    def _more_windows(
-        self,
-        objectness: Objectness,
-        images: Sequence[Image],
-        windows: Sequence[Boxes],
-        store: MapCache,
-        track: Track,
-        clock: Clock,
-    ) -> list[Boxes]:
-        """Return the windows of each image with those that its maps propose."""
-        found = []
-        for image, given in track(list(zip(images, windows, strict=True)), "Proposing windows from maps"):
-            maps, shape = store(image, clock)
-            with clock("proposals"):
-                found.append(np.concatenate([np.reshape(given, (-1, 4)), objectness(maps, shape)[0]]))
-        return found
-
-    def _standard(self, activations: Tensor) -> tuple[Tensor, float]:
-        """Return the centre of activations, and the factor that gives them a mean norm of 20 about it.
-
-        Pooled features are scaled already, and stay where they are, as in the paper. What windows have in
-        common is most of a layer's activations; without it, one penalty of the SVMs suits both.
-        """
-        if self.layer == "pool":
-            return torch.zeros(1), 1.0
-        centre = activations.mean(dim=0)
-        spread = float(torch.linalg.vector_norm(activations - centre, dim=1).mean())
-        return centre, 20 / spread if spread > 0 else 1.0
-
-    def _candidates(
-        self,
-        images: Sequence[Image],
-        plans: Sequence[Plan],
-        store: MapCache,
-        scale: float,
-        track: Track,
-        clock: Clock,
-    ) -> Iterator[tuple[Tensor, npt.NDArray[np.bool_]]]:
-        """Yield pooled features of all windows image by image, and for which classes each is a negative."""
-        for image, plan in track(list(zip(images, plans, strict=True)), "Mining hard negatives"):
-            maps, shape = store(image, clock)
-            with clock("pooling"):
-                features = self._pool(maps, plan.boxes, shape).mul_(scale)
-            negative = plan.negative.copy()
-            negative[plan.start] = False  # These are in the training set from the start.
-            yield features, negative
-
-    def _gather(
-        self, images: Sequence[Image], plans: Sequence[Plan], store: MapCache, track: Track, clock: Clock
-    ) -> tuple[list[Tensor], list[tuple[list[Tensor], Boxes]]]:
-        """Pool the positives and the windows to start with, and each class's regression examples."""
-        positives, start = [], []
-        count = plans[0].negative.shape[1]
-        regression: list[tuple[list[Tensor], list[Boxes]]] = [([], []) for _ in range(count)]
-        for image, plan in track(list(zip(images, plans, strict=True)), "Computing feature maps"):
-            maps, shape = store(image, clock)
-            if self.negatives == "released":
-                self._drop_duplicates(plan, maps, shape)
-            wanted = np.concatenate(
-                [np.arange(len(plan.labels)), plan.start, np.flatnonzero(plan.fitted >= 0)]
-            )
-            with clock("pooling"):
-                features = self._pool(maps, plan.boxes[wanted], shape).half().cpu()
-            first, second = len(plan.labels), len(plan.labels) + len(plan.start)
-            positives.append(features[:first].clone())
-            start.append(features[first:second].clone())
-            rest = wanted[second:]
-            for k in np.unique(plan.fitted[rest]):
-                mine = np.flatnonzero(plan.fitted[rest] == k)
-                regression[k][0].append(features[second:][torch.from_numpy(mine)])
-                regression[k][1].append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
-        return [torch.cat(positives), torch.cat(start)], [(f, np.concatenate(d)) for f, d in regression]
-
-    def _drop_duplicates(self, plan: Plan, maps: Sequence[FeatureMaps], shape: tuple[int, int]) -> None:
-        """Leave one negative of the windows that cover the same cells at the same scale."""
-        rules = (self.reference, self.projection, self.scale_rule)
-        duplicate = np.ones(len(plan.boxes), dtype=bool)
-        duplicate[first_responses(maps, plan.boxes, shape, self.sides, *rules)] = False
-        plan.negative[duplicate] = False
-
-    def _regress(
-        self, features: list[Tensor], deltas: Boxes, scale: float
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Fit one class's box regression to half-precision features."""
-        wide = np.ones((len(deltas), features[0].shape[1] + 1), dtype=np.float32)
-        filled = 0
-        for part in features:
-            np.multiply(part.numpy(), np.float32(scale), out=wide[filled : filled + len(part), :-1])
-            filled += len(part)
-        return fit_ridge(wide, deltas, self.ridge)
 
     def compressed(self, ranks: Sequence[int]) -> Detector:
         """Return the detector with its fully connected layers replaced by thin ones; see `Head.compressed`.
@@ -625,8 +414,8 @@ class Detector:
         """
         self._check_fitted()
         tensors = {
-            **_packed("svms", self.svms_.weights, self.svms_.biases),
-            **_packed("regressors", *self.regressors_),
+            **packed("svms", self.svms_.weights, self.svms_.biases),
+            **packed("regressors", *self.regressors_),
         }
         if self.head_ is not None:
             tensors |= {f"head.{name}": value.half() for name, value in self.head_.state_dict().items()}
@@ -664,7 +453,7 @@ class Detector:
             },
             "about": about or {},
         }
-        write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, "detector": json.dumps(facts)})
+        write(path, tensors, facts)
 
     @classmethod
     def load(cls, path: str | Path, *, weights: str | None = None, device: str = "cpu") -> Detector:
@@ -693,14 +482,11 @@ class Detector:
             raise ValueError(
                 f"{path}: fitted on trunk weights {about['digest'][:16]}, found {trunk.digest[:16]}"
             )
-        tensors = load_file(path)
-        missing = [name for name in _TENSORS if name not in tensors]
-        if missing:
-            raise ValueError(f"{path}: damaged, found no {', '.join(missing)}, expected a detector")
+        tensors = read(path)
         settings = dict(facts["settings"])
         mining, tuning, objectness = (settings.pop(name) for name in ("mining", "tuning", "objectness"))
         settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
-        tuned = _named("trunk", tensors)
+        tuned = named("trunk", tensors)
         if tuned:
             try:
                 trunk.retune(tuned)
@@ -715,16 +501,16 @@ class Detector:
         )
         if detector.layer != "pool":
             try:
-                head = Head.from_state(_named("head", tensors))
+                head = Head.from_state(named("head", tensors))
             except (KeyError, ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"{path}: damaged, found no fully connected layers ({reason})") from None
             detector.head_ = head.to(device).requires_grad_(False)
         if objectness is not None:
-            detector.objectness_ = Objectness.from_state(_named("objectness", tensors), objectness)
+            detector.objectness_ = Objectness.from_state(named("objectness", tensors), objectness)
             detector.objectness_.network_.to(device)
-        detector.svms_ = LinearSVMs(*_unpacked("svms", tensors))
-        detector.regressors_ = _unpacked("regressors", tensors)
+        detector.svms_ = LinearSVMs(*unpacked("svms", tensors))
+        detector.regressors_ = unpacked("regressors", tensors)
         detector.feature_scale_, detector.classes_ = facts["feature_scale"], tuple(facts["classes"])
         detector._check_lengths(path)
         return detector
@@ -748,104 +534,11 @@ class Detector:
                 )
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """Return what a detector file says of itself, without loading it.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such file, or it is damaged, not a detector or of another version.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: model file not found")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged or not a model file ({error})") from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: not an sppnet detector, found {metadata.get('format', 'no format mark')!r}"
-        )
-    if metadata.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: detector format {metadata.get('version')!r} found, this sppnet reads {VERSION!r}"
-        )
-    try:
-        facts: dict[str, Any] = json.loads(metadata.get("detector", ""))
-    except ValueError:
-        facts = {}
-    if not isinstance(facts, dict) or not facts.keys() >= _FACTS:
-        raise ValueError(f"{path}: damaged, found no {', '.join(sorted(_FACTS))}, expected a detector")
-    return facts
-
-
-def shipped() -> Path:
-    """Return the path of the detector that is installed with sppnet."""
-    return Path(str(resources.files("sppnet") / "data" / "animals.safetensors"))
-
-
-def _packed(name: str, weights: FloatArray, offsets: FloatArray) -> dict[str, Tensor]:
-    """Return weights and offsets as tensors to save, the weights in half precision."""
-    # That keeps three digits of each weight relative to the largest of its row.
-    largest = np.maximum(np.abs(weights).max(axis=-1, keepdims=True), 1e-30)
-    return {
-        f"{name}.weights": torch.from_numpy((weights / largest).astype(np.float16)),
-        f"{name}.largest": torch.from_numpy(largest),
-        f"{name}.offsets": torch.from_numpy(offsets),
-    }
-
-
-def _unpacked(
-    name: str, tensors: dict[str, Tensor]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    weights, largest, offsets = (tensors[f"{name}.{part}"] for part in ("weights", "largest", "offsets"))
-    return (weights.float() * largest).numpy(), offsets.numpy()
-
-
-def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix and a dot, without these."""
-    start = f"{prefix}."
-    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
-
-
-def select(
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Sequence[str],
-    shape: tuple[int, int],
-    nms_iou: float,
-    threshold: float,
-    limit: int,
-) -> Detections:
-    """Suppress overlapping boxes class by class and put what is left in order (section 4.1).
-
-    Parameters
-    ----------
-    boxes : (R, K, 4) float32 tensor
-        Original-image pixels.
-    scores : (R, K) float32 tensor
-    classes : sequence of K str
-    shape : (int, int)
-        Height and width of the image, at whose borders boxes are cut off.
-    nms_iou : float
-        See `sppnet.boxes.nms`.
-    threshold : float
-        Least score.
-    limit : int
-        Most detections of a class.
-    """
-    height, width = shape
-    inside = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-    real = (inside[..., 2:] > inside[..., :2]).all(dim=-1)
-    kinds, rows = ((scores >= threshold) & real).T.nonzero(as_tuple=True)
-    found, value = inside[rows, kinds], scores[rows, kinds]
-    kept = batched_nms(found, value, kinds, nms_iou)
-    chosen, points, labels = (t[kept].cpu().numpy() for t in (found, value, kinds))
-    # Already by falling score: the first ones of each class are its best.
-    rank = np.empty(len(labels), dtype=np.int64)
-    for k in np.unique(labels):
-        rank[labels == k] = np.arange((labels == k).sum())
-    best = np.flatnonzero(rank < limit)
-    return Detections(chosen[best], points[best], tuple(str(classes[k]) for k in labels[best]))
+@contextmanager
+def _folder(cache: Path | None) -> Iterator[Path]:
+    """Yield the folder for the maps of a fit, by default a temporary one."""
+    if cache is not None:
+        yield cache
+        return
+    with TemporaryDirectory(prefix="sppnet-") as temporary:
+        yield Path(temporary)

@@ -28,8 +28,7 @@ from sppnet.clock import Track, no_track
 from sppnet.files import write_tensors
 from sppnet.geometry import choose_scale
 from sppnet.head import Head
-from sppnet.images import read_image
-from sppnet.maps import Image, mirror_bins, pool_windows
+from sppnet.maps import Image, mirror_bins, pixels_of, pool_windows
 from sppnet.pooling.bins import pyramid_length
 from sppnet.sampling import TuningPlan, plan_tuning
 from sppnet.trunks import Trunk
@@ -363,7 +362,7 @@ class FineTuner:
     def _look(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return features, classes and deltas of windows of an image, mirrored or not, at one scale."""
         image, plan, tuning = self.images[i], self.plans[i], self.tuning
-        pixels = read_image(image) if isinstance(image, Path) else image
+        pixels = pixels_of(image)
         side, there = self._draw_scale(plan, pixels.shape[:2], rng)
         chosen = there.draw(tuning.windows, tuning.positives, tuning.far, rng)
         boxes, truth = plan.boxes[chosen], plan.truth[chosen]

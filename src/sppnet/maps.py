@@ -25,6 +25,11 @@ from sppnet.trunks import Trunk
 Image = Path | Pixels
 
 
+def pixels_of(image: Image) -> Pixels:
+    """Return an image's pixels: those given, or read from its file."""
+    return read_image(image) if isinstance(image, Path) else image
+
+
 def encode(trunk: Trunk, image: Pixels, sides: Sequence[int]) -> tuple[FeatureMaps, ...]:
     """Compute the feature maps of an image at every scale: the one expensive step (paper section 4.1).
 
@@ -164,7 +169,7 @@ class MapCache:
         if cached is not None:
             return cached
         with clock("trunk"):
-            pixels = read_image(image) if isinstance(image, Path) else image
+            pixels = pixels_of(image)
             maps = encode(self.trunk, pixels, self.sides)
         with clock("maps to cache"):
             height, width = pixels.shape[:2]

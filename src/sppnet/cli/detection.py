@@ -250,7 +250,8 @@ def compress(
     weights: Weights = None,
 ) -> None:
     """Make a detector's fully connected layers thin by truncated singular value decomposition."""
-    from sppnet.detect import Detector, describe, shipped
+    from sppnet.detect import Detector
+    from sppnet.detector_file import describe, shipped
     from sppnet.files import check_writable
 
     check_writable(out)
@@ -325,7 +326,8 @@ def _load(
 ) -> tuple[Detector | Combination, Proposer | None]:
     """Load detectors and the candidate windows the first was fitted with, unless others are asked for."""
     from sppnet.combine import Combination
-    from sppnet.detect import Detector, describe, shipped
+    from sppnet.detect import Detector
+    from sppnet.detector_file import describe, shipped
     from sppnet.proposals import parse
 
     paths = [shipped() if model == SHIPPED else Path(model) for model in models]

@@ -124,7 +124,8 @@ def export(
     the file.
     """
     from sppnet import networks
-    from sppnet.detect import Detector, shipped
+    from sppnet.detect import Detector
+    from sppnet.detector_file import shipped
     from sppnet.export import export_classifier, export_detector, export_features
     from sppnet.files import check_writable, file_format
     from sppnet.trunks import Trunk
