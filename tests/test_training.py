@@ -759,6 +759,7 @@ try:
 except Stopped:
     run("stopped", source, checkpoint=path, save_every=0)
 (folder / f"results-{{rank}}.json").write_text(json.dumps(results))
+torch.distributed.destroy_process_group()
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import os
 import sys
@@ -342,6 +343,9 @@ def _fabric(device: str, precision: str) -> Fabric:
         precision=precision,  # type: ignore[arg-type]
     )
     fabric.launch()
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() != "nccl":
+        # Threads of a group that outlives Python can abort the process; Fabric only sees to nccl.
+        atexit.register(torch.distributed.destroy_process_group)
     return fabric
 
 
