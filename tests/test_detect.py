@@ -309,7 +309,9 @@ def test_negatives_are_those_of_the_rule(trunk, few, cache, monkeypatch):
             expected[plan.start] = False
             np.testing.assert_array_equal(negative, expected)
     for image, every, once, apart in zip(images, *(found[rule][0] for rule in found), strict=True):
-        first = first_responses(encode(trunk, image, SIDES), every.boxes, image.shape[:2], SIDES, 160)
+        first = first_responses(
+            encode(trunk, image, SIDES), every.boxes, image.shape[:2], SIDES, 160, scale_rule="paper"
+        )
         expected = np.zeros_like(every.negative)
         expected[first] = every.negative[first]
         np.testing.assert_array_equal(once.negative, expected)
@@ -322,10 +324,10 @@ def test_negatives_are_those_of_the_rule(trunk, few, cache, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "rules",
-    [{"projection": "paper"}, {"scale_rule": "paper"}, {"projection": "paper", "scale_rule": "paper"}],
+    ("projection", "scale_rule"), [("paper", "released"), ("released", "paper"), ("paper", "paper")]
 )
-def test_windows_are_pooled_by_the_rules_of_the_detector(trunk, rules):
+def test_windows_are_pooled_by_the_rules_of_the_detector(trunk, projection, scale_rule):
+    rules = {"projection": projection, "scale_rule": scale_rule}
     boxes, sides = grid(), (600, 700)  # for those of 32 pixels the rules choose other scales
     maps = encode(trunk, trees.scene(7).image, (160, 240))
     pooled = Detector(trunk, levels=(2, 1), sides=sides, **rules).pool(maps, boxes, (96, 128))
@@ -344,9 +346,9 @@ def test_unknown_rules_are_errors(trunk):
 
 
 def test_the_side_that_windows_should_have_is_that_of_the_rule(trunk):
-    assert Detector(trunk).reference == 208
-    assert Detector(trunk, scale_rule="paper").reference == 224
-    assert Detector(trunk, scale_rule="paper", reference=100).reference == 100
+    assert Detector(trunk).reference == Detector(trunk, scale_rule="paper").reference == 224
+    assert Detector(trunk, scale_rule="released").reference == 208
+    assert Detector(trunk, scale_rule="released", reference=100).reference == 100
 
 
 def test_an_unfitted_detector_says_so(trunk, few, tmp_path):
@@ -527,11 +529,11 @@ def test_a_saved_detector_predicts_as_before(detector, saved):
 
 def test_the_rules_are_kept_in_the_file(detector, saved, tmp_path):
     ruled = copy.copy(detector)
-    ruled.projection, ruled.scale_rule, ruled.negatives, ruled.reference = "paper", "paper", "released", 224
+    ruled.projection, ruled.scale_rule, ruled.negatives, ruled.reference = "paper", "released", "paper", 208
     ruled.save(tmp_path / "ruled.safetensors")
     loaded = Detector.load(tmp_path / "ruled.safetensors")
     found = (loaded.projection, loaded.scale_rule, loaded.negatives, loaded.reference)
-    assert found == ("paper", "paper", "released", 224)
+    assert found == ("paper", "released", "paper", 208)
     facts = describe(saved)
     for name in ("projection", "scale_rule", "negatives"):
         del facts["settings"][name]
@@ -684,7 +686,8 @@ def test_svms_take_the_layer_and_regressions_the_pooled_features(which, request)
     detector = request.getfixturevalue(which)
     image, windows = trees.scene(104).image, grid()[::5]
     maps = encode(detector.trunk, image, SIDES)
-    pooled = pool_windows(maps, windows, (96, 128), SIDES, (2, 1), 160) * detector.feature_scale_
+    pooled = pool_windows(maps, windows, (96, 128), SIDES, (2, 1), 160, scale_rule="paper")
+    pooled *= detector.feature_scale_
     x = pooled.double()
     for layer in (detector.head_.fc6, detector.head_.fc7)[: 1 if which == "tuned" else 2]:
         x = (x @ layer.weight.double().T + layer.bias.double()).clamp(min=0)

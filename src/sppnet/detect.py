@@ -56,7 +56,7 @@ class Detector:
     projection : {"released", "paper"}
         Which cells of a map a window covers; see `sppnet.geometry.project`.
     scale_rule : {"released", "paper"}
-        Which scale suits a window; see `sppnet.geometry.choose_scale`.
+        Which scale suits a window; see `sppnet.geometry.choose_scale`. The paper's measured better.
     layer : {"pool", "fc6", "fc7"}
         What the SVMs stand on: the pooled features, or a fully connected layer above them.
     tuning : Tuning, optional
@@ -111,7 +111,7 @@ class Detector:
         sides: tuple[int, ...] = (240, 336, 480, 672),
         reference: float | None = None,
         projection: str = "released",
-        scale_rule: str = "released",
+        scale_rule: str = "paper",
         layer: str = "pool",
         tuning: Tuning | None = None,
         objectness: Objectness | None = None,
@@ -483,7 +483,8 @@ class Detector:
                 f"{path}: fitted on trunk weights {about['digest'][:16]}, found {trunk.digest[:16]}"
             )
         tensors = read(path)
-        settings = dict(facts["settings"])
+        # The first files of this version do not say; there was one scale rule.
+        settings = {"scale_rule": "released"} | facts["settings"]
         mining, tuning, objectness = (settings.pop(name) for name in ("mining", "tuning", "objectness"))
         settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
         tuned = named("trunk", tensors)

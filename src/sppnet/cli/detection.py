@@ -90,7 +90,7 @@ def train(
     ] = "released",
     scale_rule: Annotated[
         str, typer.Option(help="Scale of a window, by the rule of: released (code), paper.")
-    ] = "released",
+    ] = "paper",
     negatives: Annotated[
         str,
         typer.Option(
