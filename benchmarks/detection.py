@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
 
 from pooling import commit, machine
-from sppnet.boxes import Detections
+from sppnet.boxes import Boxes, Detections
 from sppnet.clock import Clock
 from sppnet.datasets import read_dataset
 from sppnet.detect import Detector
@@ -29,42 +32,51 @@ from sppnet.maps import encode
 from sppnet.metrics import mean_average_precision, proposal_recall, voc_detection
 from sppnet.proposals import parse
 
+# The windows that a detector with objectness proposes itself.
+MAPS = "maps"
+
 
 @dataclass
 class Variant:
     sides: tuple[int, ...]
     proposals: str
     regress: bool
+    windows: list[Boxes] = field(default_factory=list)
     found: list[Detections] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
 
+    def add(self, **seconds: float) -> None:
+        for stage, value in seconds.items():
+            self.clock.seconds[stage] = self.clock.seconds.get(stage, 0.0) + value
 
-def measure(detector: Detector, dataset, scales, kinds) -> tuple[list[Variant], dict]:
-    methods = {kind: parse(kind) for kind in kinds}
-    proposal_clock, encode_clock = Clock(), Clock()
-    windows: dict[str, list] = {kind: [] for kind in kinds}
+
+def timed(work: Callable[..., Any], *inputs: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return work(*inputs), time.perf_counter() - start
+
+
+def measure(detector: Detector, dataset, scales, kinds) -> list[Variant]:
+    methods = {kind: parse(kind) for kind in kinds if kind != MAPS}
     variants = [Variant(s, k, r) for s in scales for k in kinds for r in (False, True)]
     for sample in track(dataset, description="Detecting"):
         image = read_image(sample.path)
-        for kind, method in methods.items():
-            with proposal_clock(kind):
-                windows[kind].append(method(image)[0])
+        shape = image.shape[:2]
+        proposed = {kind: timed(method, image) for kind, method in methods.items()}
         for sides in scales:
             detector.sides = sides
-            with encode_clock(str(sides)):
-                maps = encode(detector.trunk, image, sides)
+            maps, trunk_seconds = timed(encode, detector.trunk, image, sides)
+            if MAPS in kinds:
+                own, seconds = timed(detector.propose, maps, shape)
+                proposed[MAPS] = (own, None), seconds
             for v in variants:
                 if v.sides == sides:
-                    boxes = windows[v.proposals][-1]
+                    (windows, _), proposal_seconds = proposed[v.proposals]
+                    v.windows.append(windows)
+                    v.add(trunk=trunk_seconds, proposals=proposal_seconds)
                     v.found.append(
-                        detector.predict_maps(maps, image.shape[:2], boxes, regress=v.regress, clock=v.clock)
+                        detector.predict_maps(maps, shape, windows, regress=v.regress, clock=v.clock)
                     )
-    for v in variants:
-        v.clock.seconds |= {
-            "proposals": proposal_clock.seconds[v.proposals],
-            "trunk": encode_clock.seconds[str(v.sides)],
-        }
-    return variants, windows
+    return variants
 
 
 def main() -> None:
@@ -75,7 +87,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--split", default="val")
     parser.add_argument("--scales", action="append", help="shorter sides by commas; default: the detector's")
-    parser.add_argument("--proposals", action="append", required=True)
+    parser.add_argument("--proposals", action="append", required=True, help="as parse takes them, or maps")
     parser.add_argument("--images", type=int, help="only so many, evenly spread")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -84,13 +96,14 @@ def main() -> None:
     dataset = list(read_dataset(args.data, args.split))
     dataset = dataset[:: max(1, len(dataset) // args.images)] if args.images else dataset
     targets = [s.target for s in dataset]
-    detector.predict(read_image(dataset[0].path), parse(args.proposals[0])(read_image(dataset[0].path))[0])
+    first, kind = read_image(dataset[0].path), args.proposals[0]
+    detector.predict(first, None if kind == MAPS else parse(kind)(first)[0])
 
-    variants, windows = measure(detector, dataset, scales, args.proposals)
+    variants = measure(detector, dataset, scales, args.proposals)
     rows = []
     for v in variants:
         results = voc_detection(v.found, targets, detector.classes_)
-        recall = proposal_recall(windows[v.proposals], targets, classes=detector.classes_)
+        recall = proposal_recall(v.windows, targets, classes=detector.classes_)
         rows.append(
             {
                 "scales": v.sides,
