@@ -2,8 +2,8 @@
 
     python benchmarks/detection_plot.py "frozen=frozen.json" "tuned=tuned.json" --out docs/detection.png
 
-Each file is a series of the given name; a point is a set of scales with one kind of candidate windows, boxes
-moved, at the seconds of all stages together. R-CNN's time comes from benchmarks/rcnn.py, not from here.
+Each file is a series of the given name and a colour; a point is a set of scales with one kind of candidate
+windows, its marker, boxes moved, at the seconds of all stages together.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+MARKERS = "o^vDXP*<>"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -26,27 +28,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for text in args.series:
+    kinds: list[str] = []
+    for number, text in enumerate(args.series):
         name, _, path = text.partition("=")
-        rows = [row for row in json.loads(Path(path).read_text())["rows"] if row["regress"]]
-        seconds = [sum(row["seconds"].values()) for row in rows]
-        points = axes.scatter(seconds, [100 * row["mAP"] for row in rows], label=name)
-        for row, x in zip(rows, seconds, strict=True):
-            axes.annotate(
-                f"{row['proposals']}, {len(row['scales'])} sc.",
-                (x, 100 * row["mAP"]),
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize=7,
-                color=points.get_facecolor()[0],
-            )
+        colour = f"C{number}"
+        axes.scatter([], [], color=colour, marker="s", label=name)
+        for row in json.loads(Path(path).read_text())["rows"]:
+            if row["regress"]:
+                kinds += [] if row["proposals"] in kinds else [row["proposals"]]
+                axes.scatter(
+                    sum(row["seconds"].values()),
+                    100 * row["mAP"],
+                    s=50,
+                    color=colour,
+                    marker=MARKERS[kinds.index(row["proposals"])],
+                )
+    for kind, marker in zip(kinds, MARKERS, strict=False):
+        axes.scatter([], [], color="grey", marker=marker, label=kind)
     axes.set(
         xlabel="seconds per image, everything included, 2 cores",
         ylabel="mAP, VOC 2007's measure",
         xlim=(0, None),
     )
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
     figure.savefig(args.out, dpi=120)
 
 
