@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import track
@@ -45,37 +42,36 @@ class Variant:
     found: list[Detections] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
 
-    def add(self, **seconds: float) -> None:
-        for stage, value in seconds.items():
-            self.clock.seconds[stage] = self.clock.seconds.get(stage, 0.0) + value
-
-
-def timed(work: Callable[..., Any], *inputs: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
-    return work(*inputs), time.perf_counter() - start
-
 
 def measure(detector: Detector, dataset, scales, kinds) -> list[Variant]:
     methods = {kind: parse(kind) for kind in kinds if kind != MAPS}
     variants = [Variant(s, k, r) for s in scales for k in kinds for r in (False, True)]
+    proposal_clock, encode_clock = Clock(), Clock()
     for sample in track(dataset, description="Detecting"):
         image = read_image(sample.path)
-        shape = image.shape[:2]
-        proposed = {kind: timed(method, image) for kind, method in methods.items()}
+        shape, windows = image.shape[:2], {}
+        for kind, method in methods.items():
+            with proposal_clock(kind):
+                windows[kind] = method(image)[0]
         for sides in scales:
             detector.sides = sides
-            maps, trunk_seconds = timed(encode, detector.trunk, image, sides)
+            with encode_clock(str(sides)):
+                maps = encode(detector.trunk, image, sides)
             if MAPS in kinds:
-                own, seconds = timed(detector.propose, maps, shape)
-                proposed[MAPS] = (own, None), seconds
+                with proposal_clock(f"{MAPS} {sides}"):
+                    windows[MAPS] = detector.propose(maps, shape)
             for v in variants:
                 if v.sides == sides:
-                    (windows, _), proposal_seconds = proposed[v.proposals]
-                    v.windows.append(windows)
-                    v.add(trunk=trunk_seconds, proposals=proposal_seconds)
+                    v.windows.append(windows[v.proposals])
                     v.found.append(
-                        detector.predict_maps(maps, shape, windows, regress=v.regress, clock=v.clock)
+                        detector.predict_maps(maps, shape, v.windows[-1], regress=v.regress, clock=v.clock)
                     )
+    for v in variants:
+        stage = f"{MAPS} {v.sides}" if v.proposals == MAPS else v.proposals
+        v.clock.seconds |= {
+            "proposals": proposal_clock.seconds[stage],
+            "trunk": encode_clock.seconds[str(v.sides)],
+        }
     return variants
 
 
