@@ -94,6 +94,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data")
+    parser.add_argument("--trunk", default="tf_efficientnet_lite0")
     parser.add_argument("--scales", default="240,360,540,810")
     parser.add_argument("--proposals", default="selective-search+edge-boxes")
     parser.add_argument("--batches", type=int, default=3000)
@@ -123,7 +124,7 @@ def main() -> None:
             continue
         print(f"\n{name}", flush=True)
         start, clock = time.perf_counter(), Clock()
-        detector = Detector(Trunk(), sides=tuple(map(int, args.scales.split(","))), **wanted[name])
+        detector = Detector(Trunk(args.trunk), sides=tuple(map(int, args.scales.split(","))), **wanted[name])
         detector.fit(
             [s.path for s in train],
             fit_on,

@@ -694,9 +694,9 @@ class TestTogether:
         self.refused(model, ["discs.safetensors"], data, says)
 
     def test_no_detector(self, model, second, data):
-        self.refused(model, ["missing.safetensors"], data, ["missing.safetensors: model file not found"])
+        self.refused(model, ["missing.safetensors"], data, ["missing.safetensors: found no such file"])
         save_file({"a": torch.zeros(3)}, "m.safetensors", {"format": "sppnet-classifier"})
-        says = ["m.safetensors: not an sppnet detector", "'sppnet-classifier'"]
+        says = ["m.safetensors: found sppnet-classifier, expected sppnet-detector 2"]
         self.refused(model, ["m.safetensors"], data, says)
         self.refused("m.safetensors", [second], data, says)
 
@@ -892,21 +892,21 @@ class TestBadModels:
         fails("detect", "evaluate", path, "data", "--out", "report", says=[path, *says])
 
     def test_missing(self):
-        self.refused("m.safetensors", "not found")
+        self.refused("m.safetensors", "found no such file")
         Path("folder").mkdir()
-        self.refused("folder", "not found")
+        self.refused("folder", "found no such file")
 
     @pytest.mark.parametrize("kept", [0, 4, 100, -1])
     def test_truncated(self, model, kept):
         Path("m.safetensors").write_bytes(model.read_bytes()[:kept])
-        self.refused("m.safetensors", "damaged or not a model")
+        self.refused("m.safetensors", "found no safetensors file")
 
     def test_something_else(self):
-        self.refused("1.png", "not a model")
+        self.refused("1.png", "found no safetensors file")
         save_file({"a": torch.zeros(3)}, "m.safetensors")
-        self.refused("m.safetensors", "not an sppnet detector", "no format mark")
+        self.refused("m.safetensors", "without a format mark", "expected sppnet-detector 2")
         save_file({"a": torch.zeros(3)}, "m.safetensors", {"format": "pt"})
-        self.refused("m.safetensors", "not an sppnet detector", "'pt'")
+        self.refused("m.safetensors", "found pt, expected sppnet-detector 2")
 
     def rewritten(self, model, tensors=None, **changes):
         with safe_open(model, "pt") as file:

@@ -584,7 +584,7 @@ def refused(path, match, error=ValueError, **options):
 
 
 def test_files_that_are_no_detectors(saved, tmp_path):
-    refused(tmp_path / "missing.safetensors", "model file not found", FileNotFoundError)
+    refused(tmp_path / "missing.safetensors", "found no such file", FileNotFoundError)
     content = saved.read_bytes()
     bad = tmp_path / "bad.safetensors"
     for text in (
@@ -597,14 +597,14 @@ def test_files_that_are_no_detectors(saved, tmp_path):
         b"no model" * 9,
     ):
         bad.write_bytes(text)
-        refused(bad, "damaged or not a model file")
+        refused(bad, "found no safetensors file")
     trees.save(tmp_path / "picture.png", trees.scene(1).image)
-    refused(tmp_path / "picture.png", "damaged or not a model file")
+    refused(tmp_path / "picture.png", "found no safetensors file")
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    refused(tmp_path / "plain.safetensors", "not an sppnet detector, found 'no format mark'")
-    refused(rewritten(saved, bad, format="pt"), "not an sppnet detector, found 'pt'")
-    refused(rewritten(saved, bad, version="1"), "detector format '1' found, this sppnet reads '2'")
-    refused(rewritten(saved, bad, version=""), "detector format None found, this sppnet reads '2'")
+    refused(tmp_path / "plain.safetensors", "found a safetensors file without a format mark, expected sppnet-detector 2")
+    refused(rewritten(saved, bad, format="pt"), "found pt 2, expected sppnet-detector 2")
+    refused(rewritten(saved, bad, version="1"), "found sppnet-detector 1, expected sppnet-detector 2")
+    refused(rewritten(saved, bad, version=""), "found sppnet-detector, expected sppnet-detector 2")
     for text in ("", "{", "[]", "{}", json.dumps(describe(saved) | {"classes": 0})[:40]):
         refused(rewritten(saved, bad, detector=text), "damaged")
     whole = load_file(saved)

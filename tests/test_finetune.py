@@ -268,15 +268,15 @@ def test_damaged_checkpoints_are_refused(trunk, three, checkpoint, tmp_path):
 
     for text in (b"", content[:100], content[: len(content) // 2], content[:-1], b"no weights" * 50):
         bad.write_bytes(text)
-        refused("found a damaged checkpoint")
+        refused("found no safetensors file")
     save_file({n: t for n, t in tensors.items() if n != "value.head.fc7.bias"}, bad, facts)
     refused(r"found a damaged checkpoint \('value.head.fc7.bias'\)")
     save_file(tensors, bad, {k: v for k, v in facts.items() if k != "progress"})
     refused("found a damaged checkpoint")
     save_file(tensors, bad, facts | {"version": "0"})
-    refused("found another file, expected sppnet-tuning 1")
+    refused("found sppnet-tuning 0, expected sppnet-tuning 1")
     save_file(tensors, bad)
-    refused("found another file, expected sppnet-tuning 1")
+    refused("without a format mark, expected sppnet-tuning 1")
 
 
 def test_a_loss_that_is_not_finite_names_the_image(trunk, three, tmp_path, monkeypatch):

@@ -386,7 +386,7 @@ class TestFiles:
 
     def test_no_such_file(self, tmp_path):
         for path in (tmp_path / "gone.safetensors", tmp_path):
-            with pytest.raises(FileNotFoundError, match=f"{path}: found no such file, expected a network"):
+            with pytest.raises(FileNotFoundError, match=f"{path}: found no such file, expected an sppnet-network file"):
                 load_network(path)
 
     @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
@@ -394,14 +394,14 @@ class TestFiles:
         content = path.read_bytes()
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(
-            ValueError, match=r"a.safetensors: found no safetensors file .*, expected a network"
+            ValueError, match=r"a.safetensors: found no safetensors file .*, expected an sppnet-network file"
         ):
             load_network(path)
 
     @pytest.mark.parametrize(
         ("facts", "found"),
         [
-            (None, "another safetensors file"),
+            (None, "a safetensors file without a format mark"),
             ({"format": "pt"}, "pt"),
             ({"format": "sppnet-network", "version": "2"}, "sppnet-network 2"),
             ({"format": "sppnet-detector", "version": "1"}, "sppnet-detector 1"),

@@ -48,7 +48,7 @@ def test_names_of_any_bytes(embedder, tmp_path):
 def test_other_files_are_refused(embedder, tmp_path):
     embedder.save(tmp_path / "e.safetensors")
     (tmp_path / "n.safetensors").write_bytes(b"nothing at all")
-    for name, says in (("e", "found sppnet-embedder"), ("n", "expected a file of vectors")):
+    for name, says in (("e", "found sppnet-embedder"), ("n", "expected an sppnet-vectors file")):
         with pytest.raises(ValueError, match=says):
             read_vectors(tmp_path / f"{name}.safetensors")
     with pytest.raises(FileNotFoundError):
@@ -59,7 +59,7 @@ def test_truncated_files_are_refused(embedder, tmp_path):
     path = tmp_path / "v.safetensors"
     write_vectors(path, table(), embedder)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="expected a file of vectors"):
+    with pytest.raises(ValueError, match="expected an sppnet-vectors file"):
         read_vectors(path)
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sppnet.boxes import FloatArray
-from sppnet.files import write_tensors
+from sppnet.files import read_metadata, write_tensors
 
 FORMAT, VERSION = "sppnet-detector", "2"
 _FITTED = [f"{name}.{part}" for name in ("svms", "regressors") for part in ("weights", "largest", "offsets")]
@@ -50,24 +49,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     FileNotFoundError, ValueError
         If there is no such file, or it is damaged, not a detector or of another version.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: model file not found")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged or not a model file ({error})") from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: not an sppnet detector, found {metadata.get('format', 'no format mark')!r}"
-        )
-    if metadata.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: detector format {metadata.get('version')!r} found, this sppnet reads {VERSION!r}"
-        )
-    try:
-        facts: dict[str, Any] = json.loads(metadata.get("detector", ""))
+        facts: dict[str, Any] = json.loads(read_metadata(path, FORMAT, VERSION).get("detector", ""))
     except ValueError:
         facts = {}
     if not isinstance(facts, dict) or not facts.keys() >= _FACTS:

@@ -116,6 +116,34 @@ def file_format(path: Path) -> str | None:
         return None
 
 
+def read_metadata(path: str | Path, expected: str, version: str) -> dict[str, str]:
+    """Return the metadata of a safetensors file, of the format and version that are expected of it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no safetensors file, damaged, or of another format or version; says what was found.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: found no such file, expected an {expected} file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path}: found no safetensors file ({error}), expected an {expected} file"
+        ) from None
+    mark = (metadata.get("format"), metadata.get("version"))
+    if mark != (expected, version):
+        found = " ".join(filter(None, mark)) or "a safetensors file without a format mark"
+        raise ValueError(f"{path}: found {found}, expected {expected} {version}")
+    return metadata
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; what is not JSON is a `ValueError` that names file and line."""
     try:

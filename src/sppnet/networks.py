@@ -18,12 +18,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
-from sppnet.files import write_tensors
+from sppnet.files import read_metadata, write_tensors
 from sppnet.geometry import Geometry, derive_geometry
 from sppnet.pooling import SpatialPyramidPooling, pyramid_length
 from sppnet.pooling.bins import LEVELS, valid_levels
@@ -586,24 +585,11 @@ def load_network(path: str | Path) -> tuple[SPPNet, NetworkSettings]:
     FileNotFoundError
         If there is no such file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no such file, expected a network")
-    try:
-        with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: found no safetensors file ({error}), expected a network") from None
-    if facts.get("format") != FORMAT or facts.get("version") != VERSION:
-        found = (
-            " ".join(filter(None, (facts.get("format"), facts.get("version")))) or "another safetensors file"
-        )
-        raise ValueError(f"{path}: found {found}, expected {FORMAT} {VERSION}")
+    facts = read_metadata(path, FORMAT, VERSION)
     try:
         settings = settings_from(json.loads(facts["network"]))
         network = build(settings)
-        network.load_state_dict(state)
+        network.load_state_dict(load_file(path))
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: found a network that does not fit its description ({reason})") from None

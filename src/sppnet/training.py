@@ -22,11 +22,11 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sppnet.batches import TrueSizes
-from sppnet.files import write_tensors
+from sppnet.files import read_metadata, write_tensors
 from sppnet.loading import Batch, Source
 from sppnet.networks import SPPNet
 
@@ -427,14 +427,8 @@ def _resume(
     path: Path, identity: str, network: SPPNet, optimizer: torch.optim.SGD, batches: int
 ) -> _Progress:
     """Load a checkpoint into a network and its optimizer."""
-    try:
-        with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: found no safetensors file ({error}), expected a checkpoint") from None
-    if facts.get("format") != FORMAT or facts.get("version") != VERSION:
-        raise ValueError(f"{path}: found another file, expected {FORMAT} {VERSION}")
+    facts = read_metadata(path, FORMAT, VERSION)
+    tensors = load_file(path)
     if facts.get("identity") != identity:
         raise ValueError(
             f"{path}: found the checkpoint of another run ({facts.get('identity')}), expected {identity}; "

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sppnet.boxes import Boxes, IntArray
-from sppnet.files import write_tensors
+from sppnet.files import read_metadata, write_tensors
 from sppnet.represent import Embedder
 
 FORMAT, VERSION = "sppnet-vectors", "1"
@@ -109,14 +109,9 @@ def read_vectors(path: str | Path) -> VectorTable:
     FileNotFoundError
         If there is no such file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no such file, expected vectors")
+    read_metadata(path, FORMAT, VERSION)
     try:
         with safe_open(path, "np") as file:
-            facts = file.metadata() or {}
-            if (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
-                raise ValueError(f"found {facts.get('format') or 'another safetensors file'}")
             names = unpack_names(file.get_tensor("names"), file.get_tensor("image"))
             labels = unpack_names(file.get_tensor("labels"), file.get_tensor("label"))
             table = VectorTable(file.get_tensor("vectors"), names, file.get_tensor("boxes"), labels)
