@@ -341,10 +341,11 @@ def plot(results: dict, networks: list[str], path: Path) -> None:
 
 HEAD = """# Classification, measured
 
-`python benchmarks/tables.py DATA --results docs/tables.json --docs docs --width {width} --side {side} --epochs {epochs}
---rows ... --views ...` wrote this page: tables 2 and 3 of the paper, run again from scratch at a reduced scale. Every image is tested by the network of its fold, which
-was not trained on it. Width of the networks {width}, crops of {side} pixels ({small} where the paper has
-180), {folds} folds of which those in the tables have been run, {epochs} epochs, batches of {batch}, learning
+`python benchmarks/tables.py DATA --results docs/tables.json --docs docs --width {width} --side {side}
+--epochs {epochs} --rows ... --views ...` wrote this page: tables 2 and 3 of the paper, run again from scratch
+at a reduced scale. Every image is tested by the network of its fold, which was not trained on it. Width of
+the networks {width}, crops of {side} pixels ({small} where the paper has 180), {folds} folds of which those
+in the tables have been run, {epochs} epochs, batches of {batch}, learning
 rate {rate}, a tenth from 60 % and a hundredth from 85 % of the epochs on. {machine}; commit {commit}.
 
 Views: the central crop (one), the whole image (full), ten crops (ten), ten windows of the maps (maps10),

@@ -601,7 +601,10 @@ def test_files_that_are_no_detectors(saved, tmp_path):
     trees.save(tmp_path / "picture.png", trees.scene(1).image)
     refused(tmp_path / "picture.png", "found no safetensors file")
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    refused(tmp_path / "plain.safetensors", "found a safetensors file without a format mark, expected sppnet-detector 2")
+    refused(
+        tmp_path / "plain.safetensors",
+        "found a safetensors file without a format mark, expected sppnet-detector 2",
+    )
     refused(rewritten(saved, bad, format="pt"), "found pt 2, expected sppnet-detector 2")
     refused(rewritten(saved, bad, version="1"), "found sppnet-detector 1, expected sppnet-detector 2")
     refused(rewritten(saved, bad, version=""), "found sppnet-detector, expected sppnet-detector 2")

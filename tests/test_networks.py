@@ -386,7 +386,9 @@ class TestFiles:
 
     def test_no_such_file(self, tmp_path):
         for path in (tmp_path / "gone.safetensors", tmp_path):
-            with pytest.raises(FileNotFoundError, match=f"{path}: found no such file, expected an sppnet-network file"):
+            with pytest.raises(
+                FileNotFoundError, match=f"{path}: found no such file, expected an sppnet-network file"
+            ):
                 load_network(path)
 
     @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])

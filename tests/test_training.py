@@ -510,7 +510,10 @@ def rewritten(path, facts=(), tensors=()):
         (lambda p: p.write_bytes(b""), "found no safetensors file"),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), "found no safetensors file"),
         (lambda p: p.write_bytes(p.read_bytes()[:99]), "found no safetensors file"),
-        (lambda p: save_file({"a": torch.zeros(1)}, p), "without a format mark, expected sppnet-checkpoint 1"),
+        (
+            lambda p: save_file({"a": torch.zeros(1)}, p),
+            "without a format mark, expected sppnet-checkpoint 1",
+        ),
         (lambda p: rewritten(p, {"version": "0"}), "found sppnet-checkpoint 0, expected sppnet-checkpoint 1"),
         (lambda p: rewritten(p, {"identity": "theirs"}), "found the checkpoint of another run .theirs."),
         (lambda p: rewritten(p, {"progress": "{"}), "does not fit the network"),

@@ -49,8 +49,9 @@ def describe(path: str | Path) -> dict[str, Any]:
     FileNotFoundError, ValueError
         If there is no such file, or it is damaged, not a detector or of another version.
     """
+    text = read_metadata(path, FORMAT, VERSION).get("detector", "")
     try:
-        facts: dict[str, Any] = json.loads(read_metadata(path, FORMAT, VERSION).get("detector", ""))
+        facts: dict[str, Any] = json.loads(text)
     except ValueError:
         facts = {}
     if not isinstance(facts, dict) or not facts.keys() >= _FACTS:
