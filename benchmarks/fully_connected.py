@@ -94,7 +94,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data")
-    parser.add_argument("--trunk", default="tf_efficientnet_lite0")
+    parser.add_argument(
+        "--trunk", default="tf_efficientnet_lite0", help="each with a cache and a JSON file of its own"
+    )
     parser.add_argument("--scales", default="240,360,540,810")
     parser.add_argument("--proposals", default="selective-search+edge-boxes")
     parser.add_argument("--batches", type=int, default=3000)
