@@ -3,7 +3,9 @@
 Networks are trained with and without a pyramid, at one size, at two sizes in turn, at random sizes, and on
 whole images; every image is tested by the network that was not trained on its fold. Run as::
 
-    python benchmarks/tables.py DATA --results docs/tables.json --docs docs
+    python benchmarks/tables.py DATA --results docs/classification.json
+
+The table and the plot are written beside the results, with the endings .md and .png.
 
 DATA holds folders of classes, or the splits train and val of them, which are put together; with ``--folds 0``
 one network is trained on train and tested on val, as for ImageNet (then with ``--width 1 --side 224
@@ -103,8 +105,7 @@ def main() -> None:
             with atomic_path(arguments.results) as temporary:
                 temporary.write_text(json.dumps(results, indent=0) + "\n")
             checkpoint_of(arguments, running[done]).unlink()
-    if arguments.docs is not None:
-        write_report(results, arguments.docs)
+    write_report(results, arguments.results)
 
 
 def parsed() -> argparse.Namespace:
@@ -113,7 +114,6 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--results", type=Path, required=True, help="JSON file, added to")
-    parser.add_argument("--docs", type=Path, help="folder for the table and the plot")
     parser.add_argument("--work", type=Path, default=Path("out/tables"), help="folder for checkpoints")
     parser.add_argument("--networks", nargs="+", default=["zf5"])
     parser.add_argument("--rows", nargs="+", default=list(ROWS)[:3], choices=ROWS)
@@ -254,10 +254,11 @@ def spread(values: np.ndarray) -> str:
     return f"{values.mean():+.2f} ± {values.std(ddof=1) / len(values) ** 0.5:.2f}"
 
 
-def write_report(results: dict, folder: Path) -> None:
+def write_report(results: dict, path: Path) -> None:
+    """Write the table and the plot beside the results."""
     networks = list(dict.fromkeys(key.split("/")[0] for key in results["pieces"]))
     views = ["one", "full", "ten", "maps10", "maps96", "maps98"]
-    text = [HEAD.format(**results["settings"], **facts(results))]
+    text = [HEAD.format(path=path, **results["settings"], **facts(results, path))]
     for network in networks:
         rows = [row for row in ROWS if errors(results, network, row, "ten")]
         shown = [v for v in views if any(errors(results, network, row, v) for row in rows)]
@@ -275,8 +276,8 @@ def write_report(results: dict, folder: Path) -> None:
         text.append("| | points | paper |\n|---|---|---|")
         text += differences(results, network, rows)
         text.append("")
-    folder.joinpath("classification.md").write_text("\n".join(text) + "\n")
-    plot(results, networks, folder / "classification.png")
+    path.with_suffix(".md").write_text("\n".join(text) + "\n")
+    plot(results, networks, path.with_suffix(".png"))
 
 
 def cell(found: dict[int, float]) -> str:
@@ -304,9 +305,10 @@ def differences(results: dict, network: str, rows: list[str]) -> list[str]:
     return lines
 
 
-def facts(results: dict) -> dict:
+def facts(results: dict, path: Path) -> dict:
     found = list(results["pieces"].values())
     return {
+        "plot": path.with_suffix(".png").name,
         "small": round(results["settings"]["side"] * 180 / 224),
         "machine": ", ".join(sorted({piece["machine"] for piece in found})),
         "commit": ", ".join(sorted({piece["commit"] for piece in found})),
@@ -341,7 +343,7 @@ def plot(results: dict, networks: list[str], path: Path) -> None:
 
 HEAD = """# Classification, measured
 
-`python benchmarks/tables.py DATA --results docs/tables.json --docs docs --width {width} --side {side}
+`python benchmarks/tables.py DATA --results {path} --width {width} --side {side}
 --epochs {epochs} --rows ... --views ...` wrote this page: tables 2 and 3 of the paper, run again from scratch
 at a reduced scale. Every image is tested by the network of its fold, which was not trained on it. Width of
 the networks {width}, crops of {side} pixels ({small} where the paper has 180), {folds} folds of which those
@@ -351,7 +353,7 @@ rate {rate}, a tenth from 60 % and a hundredth from 85 % of the epochs on. {mach
 Views: the central crop (one), the whole image (full), ten crops (ten), ten windows of the maps (maps10),
 96 windows of maps at six scales (maps96), and with the whole image and its flip (maps98).
 
-![Errors of every fold](classification.png)
+![Errors of every fold]({plot})
 """
 
 
