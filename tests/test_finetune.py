@@ -264,6 +264,7 @@ def test_damaged_checkpoints_are_refused(trunk, three, checkpoint, tmp_path):
         with pytest.raises(ValueError, match=match) as caught:
             tuner(trunk, three, SHORT, folder=tmp_path)
         assert str(bad) in str(caught.value)
+        assert str(caught.value).endswith("; remove it to start anew")
         assert "\n" not in str(caught.value)
 
     for text in (b"", content[:100], content[: len(content) // 2], content[:-1], b"no weights" * 50):
@@ -271,6 +272,8 @@ def test_damaged_checkpoints_are_refused(trunk, three, checkpoint, tmp_path):
         refused("found no safetensors file")
     save_file({n: t for n, t in tensors.items() if n != "value.head.fc7.bias"}, bad, facts)
     refused(r"found a damaged checkpoint \('value.head.fc7.bias'\)")
+    save_file(tensors | {"value.head.fc7.bias": torch.zeros(3)}, bad, facts)
+    refused("found a damaged checkpoint .*size of tensor")
     save_file(tensors, bad, {k: v for k, v in facts.items() if k != "progress"})
     refused("found a damaged checkpoint")
     save_file(tensors, bad, facts | {"version": "0"})

@@ -538,6 +538,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(images, checkpoint, spoil, fo
     content = checkpoint.read_bytes()
     with pytest.raises(ValueError, match=f"run.safetensors: .*{found}") as caught:
         trained(CropBatches(images, 8, (64,)), checkpoint=checkpoint, identity="ours")
+    assert str(caught.value).endswith("; remove it to start anew")
     assert "\n" not in str(caught.value)
     assert checkpoint.read_bytes() == content
 

@@ -144,6 +144,22 @@ def read_metadata(path: str | Path, expected: str, version: str) -> dict[str, st
     return metadata
 
 
+def read_checkpoint(path: Path, expected: str, version: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return metadata and tensors of a run that was stopped.
+
+    Raises
+    ------
+    ValueError
+        Like `read_metadata`; the message says what helps.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return read_metadata(path, expected, version), load_file(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it to start anew") from None
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; what is not JSON is a `ValueError` that names file and line."""
     try:

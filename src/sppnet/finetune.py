@@ -20,12 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sppnet.boxes import Boxes, IntArray, Target, encode_deltas, mirror
 from sppnet.clock import Track, no_track
-from sppnet.files import read_metadata, write_tensors
+from sppnet.files import read_checkpoint, write_tensors
 from sppnet.geometry import choose_scale
 from sppnet.head import Head
 from sppnet.maps import Image, mirror_bins, pixels_of, pool_windows
@@ -437,15 +436,17 @@ class FineTuner:
 
     @torch.no_grad()
     def _resume(self, path: Path) -> None:
-        facts, tensors = read_metadata(path, FORMAT, VERSION), load_file(path)
+        facts, tensors = read_checkpoint(path, FORMAT, VERSION)
         try:
             progress = json.loads(facts["progress"])
             self.scale = progress["scale"]
             self.history = [TuningRecord(**record) for record in progress["history"]]
             for name, parameter in self._parameters().items():
                 parameter.copy_(tensors[f"value.{name}"])
-        except KeyError as error:
-            raise ValueError(f"{path}: found a damaged checkpoint ({error}); remove it") from None
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{path}: found a damaged checkpoint ({error}); remove it to start anew"
+            ) from None
         self.optimizer = self._new_optimizer()
         if len(self.history) == self._rounds:
             return  # The next optimizer starts anew.

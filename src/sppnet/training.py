@@ -22,11 +22,10 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sppnet.batches import TrueSizes
-from sppnet.files import read_metadata, write_tensors
+from sppnet.files import read_checkpoint, write_tensors
 from sppnet.loading import Batch, Source
 from sppnet.networks import SPPNet
 
@@ -427,8 +426,7 @@ def _resume(
     path: Path, identity: str, network: SPPNet, optimizer: torch.optim.SGD, batches: int
 ) -> _Progress:
     """Load a checkpoint into a network and its optimizer."""
-    facts = read_metadata(path, FORMAT, VERSION)
-    tensors = load_file(path)
+    facts, tensors = read_checkpoint(path, FORMAT, VERSION)
     if facts.get("identity") != identity:
         raise ValueError(
             f"{path}: found the checkpoint of another run ({facts.get('identity')}), expected {identity}; "
@@ -447,7 +445,9 @@ def _resume(
                 optimizer.state[parameter]["momentum_buffer"] = momentum
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path}: found a checkpoint that does not fit the network ({reason})") from None
+        raise ValueError(
+            f"{path}: found a checkpoint that does not fit the network ({reason}); remove it to start anew"
+        ) from None
     if progress.batches != batches:
         raise ValueError(
             f"{path}: found a checkpoint of epochs of {progress.batches} batches, expected {batches}; "
