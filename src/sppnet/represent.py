@@ -313,7 +313,8 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Iterator[Vectors | Exception]:
         """Embed many images in their order, or the boxes in each.
 
-        Each thread takes an image from its file to its vectors, so that all cores work all the time.
+        Each thread takes an image from its file to its vectors, so that all cores work all the time; at most
+        four images a core are held.
 
         Parameters
         ----------
@@ -328,7 +329,8 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         threads = torch.get_num_threads()
         attempt = partial(self._attempt, _for_threads(self.network, threads))
         pairs = zip(images, repeat(None)) if boxes is None else zip(images, boxes, strict=True)
-        return in_order(attempt, pairs, threads)
+        # Twice as many as cores: while some wait for the trunk's streams, others decode and pool.
+        return in_order(attempt, pairs, 2 * threads)
 
     def _attempt(self, trunk: Trunk, asked: tuple[Image, npt.ArrayLike | None]) -> Vectors | Exception:
         """Embed an image, or boxes in it, to (R, D), or return the error that names it."""
