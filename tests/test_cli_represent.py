@@ -163,6 +163,18 @@ class TestEmbed:
         arguments = ("--out", "w.safetensors", "--like", "v.safetensors", "--flip")
         fails("embed", photos, *arguments, says=["--like", "expected it alone"])
 
+    def test_join_scales(self, photos):
+        arguments = ("--scales", "64,96", "--levels", "1", "--join-scales")
+        outcome = succeeds("embed", photos, "--out", "v.safetensors", *arguments)
+        assert "of 2560 numbers" in outcome.out
+        found, embed = read_vectors("v.safetensors"), Embedder(sides=(64, 96), levels=(1,), join_scales=True)
+        for name, vector in zip(found.names, found.vectors, strict=True):
+            assert np.array_equal(vector, embed(name))
+        fails(
+            *("embed", photos, "--out", "v.safetensors", *arguments[:-1], "--append"),
+            says=['"join_scales": true', '"join_scales": false'],
+        )
+
     def test_a_dataset_gives_whole_images(self):
         trees.voc_tree(trees.Path("data"))
         succeeds("embed", "data", "--split", "val", "--out", "v.safetensors", *SMALL)
@@ -203,7 +215,7 @@ class TestProtocol:
         trees.class_tree(trees.Path("data/101_ObjectCategories"), 32)
         outcome = succeeds(
             *("protocol", "caltech101", "data", "--splits", "2", "--json", "r.json"),
-            *("--scale", "64", "--levels", "1"),
+            *("--scales", "64", "--levels", "1"),
         )
         found = read_json("r.json")
         assert found["mean"] > 0.8
@@ -217,16 +229,22 @@ class TestProtocol:
         trees.class_tree(trees.Path("data"), 32)
         trees.voc_tree(trees.Path("voc"), {"train": 24, "val": 12})
         small = ("--levels", "1", "--flip", "--json", "r.json")
-        succeeds("protocol", "caltech101", "data", "--splits", "1", "--scale", "64", *small)
+        succeeds("protocol", "caltech101", "data", "--splits", "1", "--scales", "64", *small)
         assert '"flip": true' in read_json("r.json")["embedder"]
         splits = ("--train-split", "train", "--test-split", "val")
         succeeds("protocol", "voc", "voc", *splits, "--scales", "64", *small)
         assert '"flip": true' in read_json("r.json")["embedder"]
 
+    def test_caltech101_joins_scales(self):
+        trees.class_tree(trees.Path("data"), 32)
+        small = ("--splits", "1", "--levels", "1", "--json", "r.json")
+        succeeds("protocol", "caltech101", "data", "--scales", "64,96", *small)
+        assert '"sides": [64, 96], "join_scales": true' in read_json("r.json")["embedder"]
+
     def test_too_few_images(self):
         trees.class_tree(trees.Path("data"), 8)
         fails(
-            *("protocol", "caltech101", "data", "--json", "r.json", "--scale", "64"),
+            *("protocol", "caltech101", "data", "--json", "r.json", "--scales", "64"),
             says=["classes of 8", "expected"],
         )
 

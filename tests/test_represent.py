@@ -97,6 +97,68 @@ class TestVectors:
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
+class TestJoinedScales:
+    """The slow way: an embedder for each scale, the vectors side by side."""
+
+    SIDES = (64, 96, 160)
+
+    def joined(self, **settings):
+        return Embedder(**{**SMALL, "sides": self.SIDES, **settings}, join_scales=True)
+
+    def apart(self, image, boxes=None, **settings):
+        each = [Embedder(**{**SMALL, **settings, "sides": (side,)})(image, boxes) for side in self.SIDES]
+        return np.concatenate(each, axis=-1)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {},
+            {"flip": True},
+            {"view": "crop"},
+            {"levels": (3, 1), "mode": "average"},
+            {"norm": "none", "power": 1},
+            {"norm": "none", "flip": True},
+        ],
+    )
+    def test_are_the_vectors_of_each_side_by_side(self, settings, scenes):
+        found, expected = self.joined(**settings)(scenes[0]), self.apart(scenes[0], **settings)
+        if settings.get("norm") != "none":
+            expected /= np.linalg.norm(expected)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert len(found) == self.joined(**settings).length
+
+    def test_of_boxes_of_any_size(self, scenes):
+        boxes = [[0, 0, 128, 96], [10, 10, 40, 40], [60.5, 3, 61.5, 80]]
+        found = self.joined(flip=True)(scenes[1], boxes)
+        np.testing.assert_allclose(
+            found, self.apart(scenes[1], boxes, flip=True) / np.sqrt(len(self.SIDES)), atol=1e-6
+        )
+        assert self.joined()(scenes[1], np.zeros((0, 4))).shape == (0, self.joined().length)
+
+    def test_of_several_stages(self, scenes):
+        settings = {"stages": ("4", "head"), "levels": (2, 1)}
+        found = self.joined(**settings)
+        parts = [
+            Embedder(**{**SMALL, **settings, "stages": (stage,), "sides": (side,)})(scenes[0])
+            for side in self.SIDES
+            for stage in settings["stages"]
+        ]
+        np.testing.assert_allclose(found(scenes[0]), np.concatenate(parts) / np.sqrt(6), atol=1e-6)
+
+    def test_of_one_are_no_others(self, embed, scenes):
+        np.testing.assert_array_equal(
+            self.joined(sides=SMALL["sides"])(scenes[0]), Embedder(**SMALL)(scenes[0])
+        )
+
+    def test_are_projected_saved_and_part_of_the_signature(self, scenes, tmp_path):
+        found = self.joined(pca=3).fit(scenes)
+        assert found.kind != Embedder(**{**SMALL, "sides": self.SIDES}, pca=3).kind
+        found.save(tmp_path / "e.safetensors")
+        loaded = Embedder.load(tmp_path / "e.safetensors")
+        assert loaded.join_scales
+        np.testing.assert_allclose(loaded(scenes[4]), found(scenes[4]), atol=1e-5)
+
+
 class TestFlip:
     """The slow way: pool image and mirror image, put the bins of that back in their places, take the mean."""
 

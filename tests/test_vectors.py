@@ -133,8 +133,8 @@ class TestWriter:
         assert again.finish() == 6
         assert read_vectors(path).names[::2] == ("a", "b", "c")
 
-    def test_nothing_stays_of_a_run_without_rows(self, embedder, tmp_path):
-        VectorWriter(tmp_path / "v.safetensors", embedder).discard()
+    def test_nothing_is_written_before_there_is_a_row(self, embedder, tmp_path):
+        VectorWriter(tmp_path / "v.safetensors", embedder)
         assert not list(tmp_path.iterdir())
 
     def test_refuses_what_another_embedder_made(self, embedder, tmp_path):

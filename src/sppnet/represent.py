@@ -59,7 +59,9 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         ``"cpu"``, or a PyTorch device.
     sides : tuple of int
         Shorter sides in pixels to which images are resized. Of several, each box takes the one at which its
-        own side is nearest to 208 pixels (section 4.1).
+        own side is nearest to 208 pixels (section 4.1), unless `join_scales`.
+    join_scales : bool
+        Whether every box is pooled at every scale and the vectors are joined: as many times as long.
     levels : tuple of int
         The pyramid; ``(1,)`` is global pooling.
     mode : {"max", "average"}
@@ -75,7 +77,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Every number becomes ``sign(x) * abs(x) ** power`` before the norm; 1 leaves it, as the paper does.
         0.5 keeps a few strong responses from deciding everything.
     norm : {"l2", "none"}
-        Whether vectors are scaled to length 1 (section 3.2), those of several stages first one by one.
+        Whether vectors are scaled to length 1 (section 3.2), those that are joined first one by one.
     pca : int, optional
         Number of components to project to, learnt by `fit`; projected vectors are scaled to length 1 again.
     seed : int
@@ -109,6 +111,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         weights: str | None = None,
         device: str = "cpu",
         sides: tuple[int, ...] = (224,),
+        join_scales: bool = False,
         levels: tuple[int, ...] = (3, 2, 1),
         mode: str = "max",
         view: str = "full",
@@ -120,7 +123,8 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.trunk, self.stages, self.output_stride = trunk, stages, output_stride
         self.weights, self.device = weights, device
-        self.sides, self.levels, self.mode, self.view, self.flip = sides, levels, mode, view, flip
+        self.sides, self.join_scales, self.levels, self.mode = sides, join_scales, levels, mode
+        self.view, self.flip = view, flip
         self.power, self.norm, self.pca, self.seed = power, norm, pca, seed
 
     @property
@@ -152,7 +156,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     @property
     def length(self) -> int:
         """Numbers in a vector."""
-        return self.pca or sum(pyramid_length(c, self.levels) for c in self.network.channels)
+        return self.pca or sum(self._lengths)
 
     def __call__(self, image: Image, boxes: npt.ArrayLike | None = None) -> Vectors:
         """Embed an image, or boxes in it.
@@ -243,12 +247,21 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if boxes is None:
             shape = self._seen(shape)
             boxes = np.array([[0, 0, shape[1], shape[0]]], np.float32)
-        pool = partial(pool_windows, shape=shape, sides=self.sides, levels=self.levels, mode=self.mode)
-        pooled = pool(maps[:count], boxes)
-        if self.flip:
-            other = pool(maps[count:], mirror(boxes, shape[1]))
-            pooled = (pooled + mirror_bins(other, self.network.channels, self.levels)) / 2
-        return self._projected(self._normalised(pooled.cpu()))
+        together = [slice(i, i + 1) for i in range(count)] if self.join_scales else [slice(count)]
+        pooled = [self._pooled(maps, shape, boxes, scales).cpu() for scales in together]
+        return self._projected(self._normalised(torch.cat(pooled, dim=1)))
+
+    def _pooled(
+        self, maps: Sequence[FeatureMaps], shape: tuple[int, int], boxes: Boxes, scales: slice
+    ) -> Tensor:
+        """Pool every box at that one of some of the scales which suits it."""
+        sides, count = self.sides[scales], len(self.sides)
+        pool = partial(pool_windows, shape=shape, sides=sides, levels=self.levels, mode=self.mode)
+        pooled = pool(maps[:count][scales], boxes)
+        if not self.flip:
+            return pooled
+        other = pool(maps[count:][scales], mirror(boxes, shape[1]))
+        return (pooled + mirror_bins(other, self.network.channels, self.levels)) / 2
 
     def fit(self, images: Iterable[Image], labels: object = None) -> Embedder:
         """Learn the projection from images; without `pca` there is nothing to learn.
@@ -394,7 +407,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self.pca is None or hasattr(self, "pca_components_")
 
     def _settings(self) -> dict[str, Any]:
-        names = ("sides", "levels", "mode", "view", "flip", "power", "norm", "pca")
+        names = ("sides", "join_scales", "levels", "mode", "view", "flip", "power", "norm", "pca")
         return {name: getattr(self, name) for name in names}
 
     def _trunk_settings(self) -> dict[str, Any]:
@@ -424,8 +437,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             pooled = pooled.sign() * pooled.abs().pow(self.power)
         if self.norm == "none":
             return pooled
-        lengths = [pyramid_length(c, self.levels) for c in self.network.channels]
-        parts = [F.normalize(part) for part in torch.split(pooled, lengths, dim=1)]
+        parts = [F.normalize(part) for part in torch.split(pooled, self._lengths, dim=1)]
         return parts[0] if len(parts) == 1 else F.normalize(torch.cat(parts, dim=1))
 
     def _projected(self, vectors: Tensor) -> Vectors:
@@ -437,6 +449,12 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         offset = components @ torch.from_numpy(self.pca_mean_)
         projected = vectors @ components.T - offset
         return (F.normalize(projected) if self.norm == "l2" else projected).numpy()
+
+    @property
+    def _lengths(self) -> list[int]:
+        """Of what is joined to a vector: the pyramid of each stage, at each scale."""
+        stages = [pyramid_length(c, self.levels) for c in self.network.channels]
+        return stages * (len(self.sides) if self.join_scales else 1)
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():

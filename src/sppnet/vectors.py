@@ -193,7 +193,6 @@ class VectorWriter:
                 continue
             self.done |= _boxes_by_name([table])
             self.part_names |= set(table.names)
-        self.folder.mkdir(exist_ok=True)
 
     def add(self, name: str, vectors: Floats, boxes: Boxes, labels: Sequence[str]) -> None:
         """Add the rows of an image."""
@@ -205,6 +204,7 @@ class VectorWriter:
     def flush(self) -> None:
         """Write what is not written yet as a part."""
         if self._waiting:
+            self.folder.mkdir(exist_ok=True)
             part = self.folder / f"part-{self._count:06}.safetensors"
             write_vectors(part, join_tables(self._waiting), self.embedder, projection=False)
             self._count, self._waiting = self._count + 1, []
@@ -221,13 +221,9 @@ class VectorWriter:
         parts = [read_vectors(part) for part in sorted(self.folder.glob("part-*.safetensors"))]
         table = join_tables([*self._old, *parts])
         write_vectors(self.path, table, self.embedder)
-        shutil.rmtree(self.folder)
-        return len(table)
-
-    def discard(self) -> None:
-        """Remove the folder of parts if no row was written to it."""
-        if not self._count:
+        if self.folder.exists():
             shutil.rmtree(self.folder)
+        return len(table)
 
     def _read(self, path: Path) -> VectorTable:
         check_embedder(path, self.embedder)

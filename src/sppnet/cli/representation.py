@@ -77,6 +77,9 @@ def embed(
     stride: Stride = _STRIDE,
     weights: Weights = None,
     scales: Scales = _SCALES,
+    join_scales: Annotated[
+        bool, typer.Option(help="Join a box's vectors of all scales, instead of taking one scale.")
+    ] = False,
     levels: Levels = _LEVELS,
     mode: Mode = "max",
     view: View = "full",
@@ -97,11 +100,22 @@ def embed(
         raise ValueError(f"{out}: found the suffix {out.suffix!r}, expected .safetensors")
     check_writable(out)
     check_folder(parts_folder(out))
-    options = (trunk, stages, stride, scales, levels, mode, view, flip, power, norm, pca, seed)
-    if like is not None and options != (
-        *(TRUNK, STAGES, _STRIDE, _SCALES, _LEVELS),
-        *("max", "full", False, 0.5, "l2", None, 0),
-    ):
+    embedder = make_embedder(
+        *(trunk, stages, scales, levels),
+        output_stride=stride,
+        weights=weights,
+        device=device,
+        join_scales=join_scales,
+        mode=mode,
+        view=view,
+        flip=flip,
+        power=power,
+        norm=norm,
+        pca=pca,
+        seed=seed,
+    )
+    default = Embedder(weights=weights, device=device)
+    if like is not None and embedder.get_params() != default.get_params():
         raise ValueError(f"--like {like}: found other settings beside it, expected it alone")
     if boxes is not None and view != "full":
         raise ValueError(f"--view {view}: expected full for boxes")
@@ -109,10 +123,6 @@ def embed(
     check_places(out, None, [path for path, _, _ in jobs])
     if like is not None:
         embedder = Embedder.load(like, weights=weights, device=device)
-    else:
-        embedder = make_embedder(
-            trunk, stages, stride, weights, device, scales, levels, mode, view, flip, power, norm, pca, seed
-        )
     embedder = _with_projection(embedder, out, append, jobs)
     writer = VectorWriter(out, embedder, half=half, append=append)
     waiting = _missing(jobs, writer)
@@ -129,7 +139,6 @@ def embed(
     seconds = time.perf_counter() - start
     print_failures(failures, len(jobs))
     if len(failures) == len(jobs):
-        writer.discard()
         raise typer.Exit(1)
     count = writer.finish()
     speed = f", {len(waiting) / seconds:.3g} images per second" if waiting else ""
@@ -148,7 +157,9 @@ def caltech101(
     stages: Stages = STAGES,
     stride: Stride = _STRIDE,
     weights: Weights = None,
-    scale: Annotated[int, typer.Option(min=1, help="Shorter side in pixels.")] = 224,
+    scales: Annotated[
+        str, typer.Option(help="Shorter sides in pixels, by commas; the vectors of several are joined.")
+    ] = _SCALES,
     levels: Levels = _LEVELS,
     mode: Mode = "max",
     view: View = "full",
@@ -173,7 +184,15 @@ def caltech101(
     labels = np.array([label for _, label in images])
     check_caltech101(labels, splits)
     embedder = make_embedder(
-        trunk, stages, stride, weights, device, str(scale), levels, mode, view, flip, power, "l2", None, seed
+        *(trunk, stages, scales, levels),
+        output_stride=stride,
+        weights=weights,
+        device=device,
+        join_scales="," in scales,
+        mode=mode,
+        view=view,
+        flip=flip,
+        power=power,
     )
     gram = gram_matrix(_all_vectors(embedder, [path for path, _ in images]))
     results = caltech101(gram, labels, splits=splits, seed=seed)
@@ -246,20 +265,14 @@ def voc(
     def measured() -> Iterator[tuple[int, Embedder, FloatArray]]:
         for side in integers("--scales", scales):
             embedder = make_embedder(
-                trunk,
-                stages,
-                stride,
-                weights,
-                device,
-                str(side),
-                levels,
-                mode,
-                view,
-                flip,
-                power,
-                "l2",
-                None,
-                seed,
+                *(trunk, stages, str(side), levels),
+                output_stride=stride,
+                weights=weights,
+                device=device,
+                mode=mode,
+                view=view,
+                flip=flip,
+                power=power,
             )
             gram = gram_matrix(_all_vectors(embedder, paths, f"Embedding at {side}"))
             expected[side] = cross_validated(gram, signs, train, seed=seed)
@@ -294,43 +307,17 @@ def voc(
         write_json(json_file, content)
 
 
-def make_embedder(
-    trunk: str,
-    stages: str,
-    stride: int,
-    weights: str | None,
-    device: str,
-    scales: str,
-    levels: str,
-    mode: str,
-    view: str,
-    flip: bool,
-    power: float,
-    norm: str,
-    pca: int | None,
-    seed: int,
-) -> Embedder:
-    """Build an embedder, and its network: what is wrong with the settings is said now."""
+def make_embedder(trunk: str, stages: str, scales: str, levels: str, **settings: Any) -> Embedder:
+    """Return the embedder of a command's options; `settings` are `Embedder`'s own."""
     from sppnet.represent import Embedder
 
-    embedder = Embedder(
+    return Embedder(
         trunk,
         stages=tuple(name_list(stages)),
-        output_stride=stride,
-        weights=weights,
-        device=device,
         sides=integers("--scales", scales),
         levels=integers("--levels", levels),
-        mode=mode,
-        view=view,
-        flip=flip,
-        power=power,
-        norm=norm,
-        pca=pca,
-        seed=seed,
+        **settings,
     )
-    embedder.network  # noqa: B018
-    return embedder
 
 
 Job = tuple[Path, "Boxes | None", tuple[str, ...]]

@@ -84,7 +84,15 @@ def index(
     paths = image_files([f"{glob.escape(str(folder))}/**/*"])
     found = {str(path.relative_to(folder)): _stamp(path) for path in paths}
     asked = make_embedder(
-        trunk, stages, stride, weights, device, scales, levels, mode, "full", flip, power, "l2", pca, seed
+        *(trunk, stages, scales, levels),
+        output_stride=stride,
+        weights=weights,
+        device=device,
+        mode=mode,
+        flip=flip,
+        power=power,
+        pca=pca,
+        seed=seed,
     )
     propose, source = _regions(proposals, windows), str(folder.resolve())
     chosen = f"{proposals}, at most {windows}"
