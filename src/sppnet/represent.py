@@ -314,12 +314,15 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         ValueError, OSError
             From the first image that cannot be read; the message names it.
         """
-        vectors = []
-        for found in self.stream(images):
-            if isinstance(found, Exception):
-                raise found
-            vectors.append(found[0])
-        return np.stack(vectors) if vectors else np.zeros((0, self.length), np.float32)
+
+        def rows() -> Iterator[Vectors]:
+            for found in self.stream(images):
+                if isinstance(found, Exception):
+                    raise found
+                yield found[0]
+
+        # Vector by vector: nothing is held twice.
+        return np.fromiter(rows(), np.dtype((np.float32, self.length)))
 
     def stream(
         self, images: Iterable[Image], boxes: Iterable[npt.ArrayLike | None] | None = None
@@ -434,7 +437,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _normalised(self, pooled: Tensor) -> Tensor:
         if self.power != 1:
-            pooled = pooled.sign() * pooled.abs().pow(self.power)
+            pooled = pooled.abs().pow_(self.power).copysign_(pooled)
         if self.norm == "none":
             return pooled
         parts = [F.normalize(part) for part in torch.split(pooled, self._lengths, dim=1)]
