@@ -299,6 +299,7 @@ class TestBadInput:
     def test_interrupted(self, data, monkeypatch):
         def stop(*_, **__):
             raise KeyboardInterrupt
+            yield  # training yields its epochs
 
         monkeypatch.setattr("sppnet.training.train", stop)
         outcome = sppnet("classify", "train", data, "--out", "m.safetensors", *TINY)

@@ -7,7 +7,7 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -150,30 +150,20 @@ def train(
         f"{settings} {recipe} of {len(images)} images, weights {weights}, batches of {source.batch_size}, "
         f"sizes {sizes}, uniform {uniform}, whole {whole}, precision {precision}, seed {seed}"
     )
-    first = fabric.global_rank == 0
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    records: list[EpochRecord] = []
-    try:
-        with _watched(source, recipe.epochs, show=first) as batches:
-            for record in training.train(
-                model,
-                batches,
-                recipe,
-                validation=central,
-                checkpoint=checkpoint,
-                identity=identity,
-                fabric=fabric,
-                seed=seed,
-            ):
-                records.append(record)
-                if first:
-                    _print_record(record)
-                    _write_curves(out, records)
-    except KeyboardInterrupt:
-        print(f"the last checkpoint is {checkpoint}; the same command goes on from it", file=sys.stderr)
-        raise
-    if first:
-        last = records[-1]
+    with _watched(source, recipe.epochs, show=fabric.global_rank == 0) as batches:
+        ended = training.train(
+            model,
+            batches,
+            recipe,
+            validation=central,
+            checkpoint=checkpoint,
+            identity=identity,
+            fabric=fabric,
+            seed=seed,
+        )
+        last = _followed(ended, out, checkpoint, show=fabric.global_rank == 0)
+    if fabric.global_rank == 0:
         about = {"recipe": asdict(recipe), "images": len(images), "record": asdict(last)}
         save_network(out, model, settings, about)
         checkpoint.unlink(missing_ok=True)
@@ -410,6 +400,21 @@ class _Watched:
         for i, batch in enumerate(self._source.epoch(number, start), done + 1):
             yield batch
             self._bar.update(self._task, completed=i)
+
+
+def _followed(records: Iterable[EpochRecord], out: Path, checkpoint: Path, *, show: bool) -> EpochRecord:
+    """Take the epochs as they end, write and print what each gave, and return the last."""
+    done: list[EpochRecord] = []
+    try:
+        for record in records:
+            done.append(record)
+            if show:
+                _print_record(record)
+                _write_curves(out, done)
+    except KeyboardInterrupt:
+        print(f"the last checkpoint is {checkpoint}; the same command goes on from it", file=sys.stderr)
+        raise
+    return done[-1]
 
 
 def _print_record(record: EpochRecord) -> None:
