@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -149,6 +151,14 @@ class TestJoinedScales:
         np.testing.assert_array_equal(
             self.joined(sides=SMALL["sides"])(scenes[0]), Embedder(**SMALL)(scenes[0])
         )
+
+    def test_files_from_before_there_was_a_choice_are_read(self, embed, tmp_path):
+        embed.save(tmp_path / "e.safetensors")
+        with safe_open(tmp_path / "e.safetensors", "pt") as file:
+            about = json.loads(file.metadata()["embedder"])
+        assert "join_scales" not in about["settings"]
+        assert "join_scales" not in about["signature"]
+        assert not Embedder.load(tmp_path / "e.safetensors").join_scales
 
     def test_are_projected_saved_and_part_of_the_signature(self, scenes, tmp_path):
         found = self.joined(pca=3).fit(scenes)

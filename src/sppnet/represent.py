@@ -410,8 +410,10 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self.pca is None or hasattr(self, "pca_components_")
 
     def _settings(self) -> dict[str, Any]:
-        names = ("sides", "join_scales", "levels", "mode", "view", "flip", "power", "norm", "pca")
-        return {name: getattr(self, name) for name in names}
+        names = ("sides", "levels", "mode", "view", "flip", "power", "norm", "pca")
+        settings = {name: getattr(self, name) for name in names}
+        # Named only where it is set: files from before there was a choice keep their signature.
+        return settings | ({"join_scales": True} if self.join_scales else {})
 
     def _trunk_settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("trunk", "stages", "output_stride")}
