@@ -258,7 +258,8 @@ def write_report(results: dict, path: Path) -> None:
     """Write the table and the plot beside the results."""
     networks = list(dict.fromkeys(key.split("/")[0] for key in results["pieces"]))
     views = ["one", "full", "ten", "maps10", "maps96", "maps98"]
-    text = [HEAD.format(path=path, **results["settings"], **facts(results, path))]
+    picture = path.with_suffix(".png")
+    text = [HEAD.format(path=path, plot=picture.name, **results["settings"], **facts(results))]
     for network in networks:
         rows = [row for row in ROWS if errors(results, network, row, "ten")]
         shown = [v for v in views if any(errors(results, network, row, v) for row in rows)]
@@ -277,7 +278,7 @@ def write_report(results: dict, path: Path) -> None:
         text += differences(results, network, rows)
         text.append("")
     path.with_suffix(".md").write_text("\n".join(text) + "\n")
-    plot(results, networks, path.with_suffix(".png"))
+    plot(results, networks, picture)
 
 
 def cell(found: dict[int, float]) -> str:
@@ -305,10 +306,9 @@ def differences(results: dict, network: str, rows: list[str]) -> list[str]:
     return lines
 
 
-def facts(results: dict, path: Path) -> dict:
+def facts(results: dict) -> dict:
     found = list(results["pieces"].values())
     return {
-        "plot": path.with_suffix(".png").name,
         "small": round(results["settings"]["side"] * 180 / 224),
         "machine": ", ".join(sorted({piece["machine"] for piece in found})),
         "commit": ", ".join(sorted({piece["commit"] for piece in found})),

@@ -94,7 +94,12 @@ def pool_windows(
         for s in np.unique(scale):
             windows[scale == s] = project(boxes[scale == s], maps[s], t, projection)
         pooled.append(pool_regions([m.stages[t] for m in maps], windows, levels, mode=mode, index=scale))
-    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
+    return side_by_side(pooled)
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Join (R, D_i) tensors to (R, sum of D_i); a single one is not copied, however many its rows."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 def mirror_bins(pooled: Tensor, channels: Sequence[int], levels: Sequence[int]) -> Tensor:

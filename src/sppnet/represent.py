@@ -25,7 +25,7 @@ from sppnet.boxes import Boxes, area, mirror
 from sppnet.files import write_tensors
 from sppnet.geometry import FeatureMaps
 from sppnet.images import Pixels, read_image, resize
-from sppnet.maps import encode, mirror_bins, pool_windows
+from sppnet.maps import encode, mirror_bins, pool_windows, side_by_side
 from sppnet.parallel import in_order
 from sppnet.pooling import pyramid_length
 from sppnet.pooling.bins import valid_levels, valid_mode
@@ -249,7 +249,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             boxes = np.array([[0, 0, shape[1], shape[0]]], np.float32)
         together = [slice(i, i + 1) for i in range(count)] if self.join_scales else [slice(count)]
         pooled = [self._pooled(maps, shape, boxes, scales).cpu() for scales in together]
-        return self._projected(self._normalised(torch.cat(pooled, dim=1)))
+        return self._projected(self._normalised(side_by_side(pooled)))
 
     def _pooled(
         self, maps: Sequence[FeatureMaps], shape: tuple[int, int], boxes: Boxes, scales: slice

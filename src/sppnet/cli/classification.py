@@ -150,8 +150,9 @@ def train(
         f"{settings} {recipe} of {len(images)} images, weights {weights}, batches of {source.batch_size}, "
         f"sizes {sizes}, uniform {uniform}, whole {whole}, precision {precision}, seed {seed}"
     )
+    first = fabric.global_rank == 0
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    with _watched(source, recipe.epochs, show=fabric.global_rank == 0) as batches:
+    with _watched(source, recipe.epochs, show=first) as batches:
         ended = training.train(
             model,
             batches,
@@ -162,8 +163,8 @@ def train(
             fabric=fabric,
             seed=seed,
         )
-        last = _followed(ended, out, checkpoint, show=fabric.global_rank == 0)
-    if fabric.global_rank == 0:
+        last = _followed(ended, out, checkpoint, show=first)
+    if first:
         about = {"recipe": asdict(recipe), "images": len(images), "record": asdict(last)}
         save_network(out, model, settings, about)
         checkpoint.unlink(missing_ok=True)
