@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pooling import commit
-from sppnet.batches import SizeBucketSampler
 from sppnet.images import image_files, image_size
+from sppnet.pooling.padded import SizeBucketSampler
 
 
 def padding(sizes, batches):

@@ -20,13 +20,13 @@ from rich.progress import track
 
 from pooling import commit, machine
 from sppnet.boxes import Boxes, Detections
-from sppnet.clock import Clock
 from sppnet.datasets import read_dataset
-from sppnet.detect import Detector
-from sppnet.detector_file import shipped
+from sppnet.detection.detector import Detector
+from sppnet.detection.file import shipped
+from sppnet.evaluation.detection import mean_average_precision, proposal_recall, voc_detection
+from sppnet.features.windows import encode
 from sppnet.images import read_image
-from sppnet.maps import encode
-from sppnet.metrics import mean_average_precision, proposal_recall, voc_detection
+from sppnet.progress import StageTimer
 from sppnet.proposals import parse
 
 # The windows that a detector with objectness proposes itself.
@@ -40,13 +40,13 @@ class Variant:
     regress: bool
     windows: list[Boxes] = field(default_factory=list)
     found: list[Detections] = field(default_factory=list)
-    clock: Clock = field(default_factory=Clock)
+    timer: StageTimer = field(default_factory=StageTimer)
 
 
 def measure(detector: Detector, dataset, scales, kinds) -> list[Variant]:
     methods = {kind: parse(kind) for kind in kinds if kind != MAPS}
     variants = [Variant(s, k, r) for s in scales for k in kinds for r in (False, True)]
-    proposal_clock, encode_clock = Clock(), Clock()
+    proposal_clock, encode_clock = StageTimer(), StageTimer()
     for sample in track(dataset, description="Detecting"):
         image = read_image(sample.path)
         shape, windows = image.shape[:2], {}
@@ -56,7 +56,7 @@ def measure(detector: Detector, dataset, scales, kinds) -> list[Variant]:
         for sides in scales:
             detector.sides = sides
             with encode_clock(str(sides)):
-                maps = encode(detector.trunk, image, sides)
+                maps = encode(detector.backbone, image, sides)
             if MAPS in kinds:
                 with proposal_clock(f"{MAPS} {sides}"):
                     windows[MAPS] = detector.propose(maps, shape)
@@ -64,13 +64,13 @@ def measure(detector: Detector, dataset, scales, kinds) -> list[Variant]:
                 if v.sides == sides:
                     v.windows.append(windows[v.proposals])
                     v.found.append(
-                        detector.predict_maps(maps, shape, v.windows[-1], regress=v.regress, clock=v.clock)
+                        detector.predict_maps(maps, shape, v.windows[-1], regress=v.regress, timer=v.timer)
                     )
     for v in variants:
         stage = f"{MAPS} {v.sides}" if v.proposals == MAPS else v.proposals
-        v.clock.seconds |= {
+        v.timer.seconds |= {
             "proposals": proposal_clock.seconds[stage],
-            "trunk": encode_clock.seconds[str(v.sides)],
+            "backbone": encode_clock.seconds[str(v.sides)],
         }
     return variants
 
@@ -110,7 +110,7 @@ def main() -> None:
                 "recall_50": float(recall.recall[0]),
                 "average_recall": recall.average_recall,
                 "windows": recall.mean_windows,
-                "seconds": {stage: s / len(dataset) for stage, s in v.clock.seconds.items()},
+                "seconds": {stage: s / len(dataset) for stage, s in v.timer.seconds.items()},
             }
         )
     setting = f"{machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
@@ -119,12 +119,12 @@ def main() -> None:
     print(
         "| scales | windows | boxes | mAP |",
         " | ".join(names),
-        "| proposals s | trunk s | pooling s | scoring s | total s |",
+        "| proposals s | backbone s | pooling s | scoring s | total s |",
     )
     print("|---" * (9 + len(names)) + "|")
     for row in rows:
         s = row["seconds"]
-        stages = [s[stage] for stage in ("proposals", "trunk", "pooling", "scoring")]
+        stages = [s[stage] for stage in ("proposals", "backbone", "pooling", "scoring")]
         cells = [
             ", ".join(map(str, row["scales"])),
             row["proposals"],

@@ -1,6 +1,6 @@
 """The encoders that the paper compares itself with (table 8), and VLAD: Caltech101 by the paper's protocol.
 
-All encode the same dense SIFT descriptors, and one SVM measures them all (`sppnet.protocols.caltech101`)::
+All encode the same dense SIFT descriptors, and one SVM measures them all (`sppnet.evaluation.protocols.caltech101`)::
 
     python benchmarks/encoders.py DATA --splits 2 --json encoders.json
 
@@ -46,10 +46,10 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from pooling import commit, machine
-from sppnet.files import atomic_path, check_writable
-from sppnet.folders import LabelledImages, read_labelled_images
+from sppnet.datasets.image_folder import LabelledImages, read_labelled_images
+from sppnet.evaluation.protocols import caltech101, caltech101_splits, gram_matrix
 from sppnet.images import read_image, resize, shorter_side_size
-from sppnet.protocols import caltech101, caltech101_splits, gram_matrix
+from sppnet.storage import atomic_path, check_writable
 
 TRAIN, TEST, SEED = 30, 50, 0
 # Pixels: shorter side of the images, sides of the patches, and from patch to patch.

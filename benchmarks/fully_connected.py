@@ -3,8 +3,8 @@
     python benchmarks/fully_connected.py DATA --scales 240,360,540,810 --cache FOLDER --json rows.json
 
 Every row is a detector of its own, fitted on the split train and tested on val: SVMs on the pooled features,
-on fc6 as it starts (at random: today's trunks come without fully connected layers), on the fine-tuned fc6 and
-fc7, and these with the trunk's layers behind ``--tune-after`` tuned as well; each with boxes as proposed and
+on fc6 as it starts (at random: today's backbones come without fully connected layers), on the fine-tuned fc6 and
+fc7, and these with the backbone's layers behind ``--tune-after`` tuned as well; each with boxes as proposed and
 moved. Maps and trained layers are kept in FOLDER, rows that are in the JSON file are not fitted again, and
 ``--images`` fits on fewer images. Seconds are per image, one stage after another, on all cores.
 """
@@ -20,15 +20,15 @@ import torch
 from rich.progress import track
 
 from pooling import commit, machine
-from sppnet.clock import Clock
 from sppnet.datasets import read_dataset
-from sppnet.detect import Detector
-from sppnet.files import atomic_path
-from sppnet.finetune import Tuning
-from sppnet.maps import MapCache
-from sppnet.metrics import mean_average_precision, voc_detection
+from sppnet.detection.detector import Detector
+from sppnet.detection.finetune import Tuning
+from sppnet.evaluation.detection import mean_average_precision, voc_detection
+from sppnet.features.backbone import Backbone
+from sppnet.features.windows import MapCache
+from sppnet.progress import StageTimer
 from sppnet.proposals import cache_folder, parse, propose_all
-from sppnet.trunks import Trunk
+from sppnet.storage import atomic_path
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 
@@ -44,8 +44,8 @@ def variants(args) -> dict[str, dict]:
     if args.tune_after:
         deep = Tuning(args.tune_after, args.batches, width=args.width, epochs=args.epochs)
         rows |= {
-            "tuned trunk, pool": {"layer": "pool", "tuning": deep},
-            "tuned trunk, fc7": {"layer": "fc7", "tuning": deep},
+            "tuned backbone, pool": {"layer": "pool", "tuning": deep},
+            "tuned backbone, fc7": {"layer": "fc7", "tuning": deep},
         }
     return rows
 
@@ -56,19 +56,19 @@ def windows_of(samples, method):
 
 
 def measure(detector, samples, windows, cache) -> dict:
-    """Return mAP and AP with boxes as proposed and moved, and seconds of each stage behind the trunk."""
-    store, clock, targets = (
-        MapCache(cache, detector.trunk, detector.sides),
-        Clock(),
+    """Return mAP and AP with boxes as proposed and moved, and seconds of each stage behind the backbone."""
+    store, timer, targets = (
+        MapCache(cache, detector.backbone, detector.sides),
+        StageTimer(),
         [s.target for s in samples],
     )
     found = {False: [], True: []}
     for sample, boxes in track(list(zip(samples, windows, strict=True)), "Testing"):
-        maps, shape = store(sample.path, Clock())
+        maps, shape = store(sample.path, StageTimer())
         for regress, results in found.items():
-            watch = clock if regress else Clock()
-            results.append(detector.predict_maps(maps, shape, boxes, regress=regress, clock=watch))
-    row = {"seconds": {stage: s / len(samples) for stage, s in clock.seconds.items()}}
+            watch = timer if regress else StageTimer()
+            results.append(detector.predict_maps(maps, shape, boxes, regress=regress, timer=watch))
+    row = {"seconds": {stage: s / len(samples) for stage, s in timer.seconds.items()}}
     for regress, results in found.items():
         scored = voc_detection(results, targets, detector.classes_)
         row["moved" if regress else "proposed"] = {
@@ -95,14 +95,14 @@ def main() -> None:
     )
     parser.add_argument("data")
     parser.add_argument(
-        "--trunk", default="tf_efficientnet_lite0", help="each with a cache and a JSON file of its own"
+        "--backbone", default="tf_efficientnet_lite0", help="each with a cache and a JSON file of its own"
     )
     parser.add_argument("--scales", default="240,360,540,810")
     parser.add_argument("--proposals", default="selective-search+edge-boxes")
     parser.add_argument("--batches", type=int, default=3000)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=3, help="with --tune-after")
-    parser.add_argument("--tune-after", help="trunk stage behind which the layers learn, too")
+    parser.add_argument("--tune-after", help="backbone stage behind which the layers learn, too")
     parser.add_argument("--rows", help="only these, by semicolons")
     parser.add_argument("--images", type=int, help="fit on so many, evenly spread")
     parser.add_argument("--test", default="val", help="split to test on")
@@ -125,8 +125,10 @@ def main() -> None:
         if name in state["rows"]:
             continue
         print(f"\n{name}", flush=True)
-        start, clock = time.perf_counter(), Clock()
-        detector = Detector(Trunk(args.trunk), sides=tuple(map(int, args.scales.split(","))), **wanted[name])
+        start, timer = time.perf_counter(), StageTimer()
+        detector = Detector(
+            Backbone(args.backbone), sides=tuple(map(int, args.scales.split(","))), **wanted[name]
+        )
         detector.fit(
             [s.path for s in train],
             fit_on,
@@ -134,11 +136,11 @@ def main() -> None:
             CLASSES,
             cache=args.cache,
             track=lambda items, text: track(items, text),
-            clock=clock,
+            timer=timer,
         )
         detector.save(args.cache / f"{name.replace(', ', '-').replace(' ', '-')}.detector")
         row = measure(detector, test, test_on, args.cache)
-        row |= {"fit": {**clock.seconds, "wall": time.perf_counter() - start}, "commit": commit()}
+        row |= {"fit": {**timer.seconds, "wall": time.perf_counter() - start}, "commit": commit()}
         row["machine"] = f"{machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
         state["rows"][name] = row
         with atomic_path(args.json) as temporary:

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 CLASSES = 1000
 LIST = """
 import sys, time
-from sppnet.clock import peak_memory
-from sppnet.folders import read_labelled_images
+from sppnet.progress import peak_memory
+from sppnet.datasets.image_folder import read_labelled_images
 before, start = peak_memory(), time.perf_counter()
 images = read_labelled_images(sys.argv[1])
 seconds = time.perf_counter() - start

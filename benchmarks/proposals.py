@@ -3,7 +3,7 @@
 "AR" is the mean recall over the overlaps 0.5, 0.55 ... 0.95, and "AR 300" that of the first 300 windows of
 each image. Difficult objects do not count. The seconds are of processor time, without reading the image.
 
-With ``--maps`` also the windows of `sppnet.objectness`, fitted to images of the split that are not measured;
+With ``--maps`` also the windows of `sppnet.proposals.maps`, fitted to images of the split that are not measured;
 their seconds are those beyond the maps, which the detector computes anyway.
 """
 
@@ -18,14 +18,14 @@ import cv2
 import torch
 
 from pooling import commit, machine
-from sppnet.clock import Clock
 from sppnet.datasets import read_dataset
+from sppnet.evaluation.detection import proposal_recall
+from sppnet.features.backbone import Backbone
+from sppnet.features.windows import MapCache
 from sppnet.images import read_image
-from sppnet.maps import MapCache
-from sppnet.metrics import proposal_recall
-from sppnet.objectness import Objectness
+from sppnet.progress import StageTimer
 from sppnet.proposals import METHODS, SelectiveSearch, parse
-from sppnet.trunks import Trunk
+from sppnet.proposals.maps import Objectness
 
 # OpenCV's "fast" mode; it finds the most when the image is not shrunk.
 FAST = {
@@ -64,10 +64,10 @@ def pixels(sample):
 
 def fit_to_maps(sides, samples, folder):
     """Return an objectness fitted to the maps of samples, and the source of such maps."""
-    cache = MapCache(folder, Trunk(), sides)
+    cache = MapCache(folder, Backbone(), sides)
 
     def maps(sample):
-        return cache(sample.path, Clock())
+        return cache(sample.path, StageTimer())
 
     start = time.process_time()
     fitted = Objectness().fit(lambda i: maps(samples[i]), [s.target for s in samples])

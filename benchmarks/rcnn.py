@@ -1,8 +1,8 @@
 """R-CNN beside the detector: average precision and seconds per image, as in the paper's tables 9 and 10.
 
 R-CNN (Girshick et al., "Rich feature hierarchies for accurate object detection and semantic segmentation",
-CVPR 2014) warps every candidate window to one size and runs the trunk on each; the detector runs it on the
-whole image. All else is the same here: trunk, pyramid, windows, SVMs, box regression, suppression. Run as::
+CVPR 2014) warps every candidate window to one size and runs the backbone on each; the detector runs it on the
+whole image. All else is the same here: backbone, pyramid, windows, SVMs, box regression, suppression. Run as::
 
     python benchmarks/rcnn.py DATA --images 200 --test 100 --windows 300 --scales 480 \\
         --scales 240,336,480,672 --cache FOLDER
@@ -30,21 +30,21 @@ from rich.progress import track
 
 from pooling import commit, machine
 from sppnet.boxes import Detections, clip, decode_deltas, encode_deltas, select
-from sppnet.clock import Clock
 from sppnet.datasets import read_dataset
-from sppnet.detect import Detector
-from sppnet.files import atomic_path
+from sppnet.detection.detector import Detector
+from sppnet.detection.sampling import SamplingRules, plan_images
+from sppnet.detection.svm import LinearSVMs, fit_ridge, mine_hard_negatives
+from sppnet.evaluation.detection import mean_average_precision, voc_detection
+from sppnet.features.backbone import Backbone, _FromPixels
+from sppnet.features.windows import encode, pool_windows
 from sppnet.images import read_image, resize
-from sppnet.linear import LinearSVMs, fit_ridge, mine_hard_negatives
-from sppnet.maps import encode, pool_windows
-from sppnet.metrics import mean_average_precision, voc_detection
 from sppnet.pooling import SpatialPyramidPooling
+from sppnet.progress import StageTimer
 from sppnet.proposals import parse, propose_all
-from sppnet.sampling import SamplingRules, plan_images
-from sppnet.trunks import Trunk, _FromPixels
+from sppnet.storage import atomic_path
 
 SIDE = 224
-STAGES = ("warping", "trunk", "pooling", "scoring")
+STAGES = ("warping", "backbone", "pooling", "scoring")
 
 
 def warp(image, box, padding, fill):
@@ -67,12 +67,12 @@ def warp(image, box, padding, fill):
     return warped
 
 
-def compile_batch(trunk, batch):
-    """Compile the trunk as `Trunk` does, for `batch` warps at a time."""
+def compile_batch(backbone, batch):
+    """Compile the backbone as `Backbone` does, for `batch` warps at a time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch deprecates the tracing that OpenVINO converts by.
         model = openvino.convert_model(
-            _FromPixels(trunk.network).eval(),
+            _FromPixels(backbone.network).eval(),
             example_input=torch.zeros(1, SIDE, SIDE, 3),
             input=[batch, SIDE, SIDE, 3],
         )
@@ -82,30 +82,30 @@ def compile_batch(trunk, batch):
 
 
 class WarpedFeatures:
-    """Features of windows, each warped, run through the trunk and pooled over its whole map."""
+    """Features of windows, each warped, run through the backbone and pooled over its whole map."""
 
-    def __init__(self, trunk, levels, padding, batch, cache):
+    def __init__(self, backbone, levels, padding, batch, cache):
         self.padding, self.batch, self.cache = padding, batch, cache
-        self.fill = np.float32(trunk.network.mean) * np.float32(255)  # what becomes 0
-        self.signature = f"{trunk.signature} {levels} {SIDE} {padding}"
-        self.request, self.layer = compile_batch(trunk, batch), SpatialPyramidPooling(levels)
+        self.fill = np.float32(backbone.network.mean) * np.float32(255)  # what becomes 0
+        self.signature = f"{backbone.signature} {levels} {SIDE} {padding}"
+        self.request, self.layer = compile_batch(backbone, batch), SpatialPyramidPooling(levels)
         # The last batch of an image is run whole, whatever is left in it.
         self.pixels = np.zeros((batch, SIDE, SIDE, 3), dtype=np.float32)
 
-    def __call__(self, image, boxes, clock):
+    def __call__(self, image, boxes, timer):
         """Return the (R, D) float32 features of (R, 4) windows."""
         parts = []
         for start in range(0, len(boxes), self.batch):
             part = boxes[start : start + self.batch]
-            with clock("warping"):
+            with timer("warping"):
                 for i, box in enumerate(part):
                     self.pixels[i] = warp(image, box, self.padding, self.fill)
-            with clock("trunk"):
+            with timer("backbone"):
                 results = self.request.infer(self.pixels, share_inputs=True, share_outputs=True)
                 maps = torch.from_numpy(results[0]).permute(0, 3, 1, 2)[: len(part)]
-            with clock("pooling"):
+            with timer("pooling"):
                 parts.append(self.layer(maps))
-        with clock("pooling"):
+        with timer("pooling"):
             return torch.cat(parts)
 
     def kept(self, path, boxes):
@@ -113,7 +113,7 @@ class WarpedFeatures:
         key = hashlib.sha256(self.signature.encode() + path.read_bytes() + boxes.tobytes()).hexdigest()
         file = self.cache / f"{key}.npy"
         if not file.exists():
-            features = self(read_image(path), boxes, Clock()).half().numpy()
+            features = self(read_image(path), boxes, StageTimer()).half().numpy()
             with atomic_path(file) as temporary:
                 np.save(temporary, features)
         return np.load(file, mmap_mode="r")
@@ -137,7 +137,7 @@ class RCNN:
         rules = SamplingRules(s.negative_iou, s.regression_iou, s.regression_windows)
         plans = plan_images(windows, [sample.target for sample in samples], classes, rules, s.seed)
         positives, start, near = [], [], [[] for _ in classes]
-        for sample, plan in track(list(zip(samples, plans, strict=True)), "Running the trunk on warps"):
+        for sample, plan in track(list(zip(samples, plans, strict=True)), "Running the backbone on warps"):
             rows = self.features.kept(sample.path, plan.boxes)
             positives.append(rows[: len(plan.labels)])
             start.append(rows[plan.start])
@@ -182,9 +182,9 @@ class RCNN:
         scores = self.svms(features)
         return select(boxes, scores, self.classes, shape, self.settings.nms_iou, threshold, limit)
 
-    def predict(self, image, windows, clock):
-        features = self.features(image, windows, clock)
-        with clock("scoring"):
+    def predict(self, image, windows, timer):
+        features = self.features(image, windows, timer)
+        with timer("scoring"):
             return self.score(features, windows, image.shape[:2])
 
 
@@ -192,17 +192,17 @@ class RCNN:
 class Row:
     system: str
     found: dict[bool, list[Detections]] = field(default_factory=lambda: {False: [], True: []})
-    clock: Clock = field(default_factory=Clock)
+    timer: StageTimer = field(default_factory=StageTimer)
 
 
-def check_warps(features, trunk, levels, image):
+def check_warps(features, backbone, levels, image):
     """Stop unless the warp of a whole image is what the detector makes of it at the same size."""
     square, whole = resize(image, SIDE, SIDE), np.array([[0, 0, SIDE, SIDE]], np.float32)
     padding, features.padding = features.padding, 0
     # Of one batch and one more: every place in a batch counts, and the last that is not full.
-    theirs = features(square, np.repeat(whole, features.batch + 1, axis=0), Clock())
+    theirs = features(square, np.repeat(whole, features.batch + 1, axis=0), StageTimer())
     features.padding = padding
-    ours = pool_windows(encode(trunk, square, (SIDE,)), whole, (SIDE, SIDE), (SIDE,), levels)
+    ours = pool_windows(encode(backbone, square, (SIDE,)), whole, (SIDE, SIDE), (SIDE,), levels)
     difference, largest = float((theirs - ours).abs().max()), float(ours.abs().max())
     print(f"A whole image warped and pooled at {SIDE}: differ by {difference:.1e}, largest {largest:.1f}")
     if difference > 1e-4 * largest:
@@ -225,8 +225,8 @@ def take_times(rcnn, detectors, rows, samples, count, proposals, seed):
         windows = fill_up(method(image)[0], count, image, rng)
         for row, predict in zip(rows, systems, strict=True):
             if number == 0:  # buffers and kernels come to be
-                predict(image, windows[:100], clock=Clock())
-            predict(image, windows, clock=row.clock)
+                predict(image, windows[:100], timer=StageTimer())
+            predict(image, windows, timer=row.timer)
 
 
 def test(rcnn, detectors, rows, samples, windows):
@@ -259,14 +259,14 @@ def report_precision(rows, targets, classes, count):
 
 def report_seconds(rows, images, count):
     """Print the table of seconds per image; return its numbers."""
-    print("\n| system | windows |", " | ".join(f"{s} s" for s in STAGES), "| total s | trunk | total |")
+    print("\n| system | windows |", " | ".join(f"{s} s" for s in STAGES), "| total s | backbone | total |")
     print("|---" * 9 + "|")
     numbers = []
     for row in rows:
-        seconds = {stage: row.clock.seconds.get(stage, 0.0) / images for stage in STAGES}
+        seconds = {stage: row.timer.seconds.get(stage, 0.0) / images for stage in STAGES}
         seconds["total"] = sum(seconds.values())
         slowest = numbers[0]["seconds"] if numbers else seconds
-        ratios = {stage: slowest[stage] / seconds[stage] for stage in ("trunk", "total")}
+        ratios = {stage: slowest[stage] / seconds[stage] for stage in ("backbone", "total")}
         numbers.append({"system": row.system, "seconds": seconds, "ratios": ratios})
         cells = [*(f"{s:.3f}" for s in seconds.values()), *(f"{r:.1f} x" for r in ratios.values())]
         print("|", " | ".join([row.system, str(count), *cells]), "|")
@@ -313,15 +313,15 @@ def run(args, cache):
     levels, classes = tuple(map(int, args.levels.split(","))), args.classes.split(",")
     scales = [tuple(map(int, s.split(","))) for s in args.scales or ["480", "240,336,480,672"]]
     fitting, testing = draw(args)
-    trunk, method = Trunk(), parse(args.proposals)
+    backbone, method = Backbone(), parse(args.proposals)
     paths = [s.path for s in fitting + testing]
     proposed = propose_all(paths, method, cache / "windows")
     windows = [boxes[: args.windows] for _, boxes, _ in track(proposed, "Proposing", total=len(paths))]
     train_windows, test_windows = windows[: len(fitting)], windows[len(fitting) :]
 
-    features = WarpedFeatures(trunk, levels, args.padding, args.batch, cache)
-    check_warps(features, trunk, levels, read_image(testing[0].path))
-    detectors = [Detector(trunk, levels=levels, sides=sides, seed=args.seed) for sides in scales]
+    features = WarpedFeatures(backbone, levels, args.padding, args.batch, cache)
+    check_warps(features, backbone, levels, read_image(testing[0].path))
+    detectors = [Detector(backbone, levels=levels, sides=sides, seed=args.seed) for sides in scales]
     rcnn = RCNN(detectors[0], features).fit(fitting, train_windows, classes)
     targets = [s.target for s in fitting]
     for detector in detectors:

@@ -5,7 +5,7 @@
 
 ``caltech101`` compares crop, warp and full image, scales, stages, pyramids and norms, on the same random
 splits; the row of the defaults is measured on ``--final`` splits. ``throughput`` times `Embedder.transform`,
-files to vectors, against the bare trunk, run by as many threads on images that are decoded already.
+files to vectors, against the bare backbone, run by as many threads on images that are decoded already.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from rich.progress import track
 
 from pooling import commit, machine
 from sppnet import Embedder, read_image
-from sppnet.files import atomic_path
-from sppnet.folders import read_labelled_images
+from sppnet.datasets.image_folder import read_labelled_images
+from sppnet.evaluation.protocols import caltech101, gram_matrix
 from sppnet.images import image_files
-from sppnet.protocols import caltech101, gram_matrix
+from sppnet.storage import atomic_path
 
 STDERR = Console(stderr=True)
 PYRAMID, GLOBAL, PAPER = (3, 2, 1), (1,), (6, 3, 2, 1)
@@ -105,7 +105,7 @@ def embedded(paths: list[Path]):
     for view, side in dict.fromkeys((row.view, row.side) for row in ROWS):
         rows = [row for row in ROWS if (row.view, row.side) == (view, side)]
         stages = tuple(dict.fromkeys(row.stage for row in rows))
-        trunk = Embedder(stages=stages, sides=(side,), view=view)
+        backbone = Embedder(stages=stages, sides=(side,), view=view)
         makers = [
             Embedder(
                 stages=(row.stage,),
@@ -120,7 +120,7 @@ def embedded(paths: list[Path]):
         vectors = [np.empty((len(paths), maker.length), np.float16) for maker in makers]
         for i, path in enumerate(track(paths, f"{view} {side}", console=STDERR)):
             pixels = read_image(path)
-            maps = trunk.maps(pixels)
+            maps = backbone.maps(pixels)
             for row, maker, into in zip(rows, makers, vectors, strict=True):
                 into[i] = maker.embed_maps(
                     [one_stage(m, stages.index(row.stage)) for m in maps], pixels.shape[:2]
@@ -136,17 +136,17 @@ def one_stage(maps, place: int):
 def throughput(arguments) -> dict:
     paths = image_files([f"{glob.escape(str(arguments.data))}/**/*"])[: arguments.images]
     embedder, threads = Embedder(), torch.get_num_threads()
-    trunk = embedder.network.for_threads(threads)
+    backbone = embedder.network.for_threads(threads)
     pictures = [read_image(path) for path in paths]
     (side,) = embedder.sides
 
     def bare(image) -> None:
-        trunk(image, side)
+        backbone(image, side)
 
     with ThreadPoolExecutor(threads) as pool:
         ways = {
-            "trunk, one image after the other": lambda: [embedder.network(p, side) for p in pictures],
-            "trunk, an image for each thread": lambda: list(pool.map(bare, pictures)),
+            "backbone, one image after the other": lambda: [embedder.network(p, side) for p in pictures],
+            "backbone, an image for each thread": lambda: list(pool.map(bare, pictures)),
             "files to vectors": lambda: embedder.transform(paths),
         }
         for way in ways.values():

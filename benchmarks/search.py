@@ -24,11 +24,11 @@ from rich.progress import track
 
 from pooling import commit, machine
 from sppnet import Embedder, Index, read_dataset, read_image
-from sppnet.clock import peak_memory
-from sppnet.files import atomic_path
+from sppnet.evaluation.detection import average_precision
 from sppnet.images import image_files
-from sppnet.metrics import average_precision
+from sppnet.progress import peak_memory
 from sppnet.proposals import parse
+from sppnet.storage import atomic_path
 
 STDERR = Console(stderr=True)
 PYRAMIDS = ((1,), (2, 1), (3, 2, 1))

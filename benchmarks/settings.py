@@ -20,11 +20,11 @@ import numpy as np
 from rich.progress import track
 
 from pooling import commit
-from sppnet import Detector, Trunk, read_dataset
-from sppnet.clock import Clock
-from sppnet.linear import MiningSettings
-from sppnet.maps import MapCache
-from sppnet.metrics import mean_average_precision, voc_detection
+from sppnet import Backbone, Detector, read_dataset
+from sppnet.detection.svm import MiningSettings
+from sppnet.evaluation.detection import mean_average_precision, voc_detection
+from sppnet.features.windows import MapCache
+from sppnet.progress import StageTimer
 from sppnet.proposals import cache_folder, parse, propose_all
 
 
@@ -63,17 +63,17 @@ def main() -> None:
 
     print(f"{args.train} images to fit, {args.held} held out of train, seed {args.seed}; commit {commit()}\n")
     print("| variant | SVM | + box regression | fit s |\n|---|---|---|---|", flush=True)
-    trunk, paths = Trunk(), [s.path for s in chosen]
+    backbone, paths = Backbone(), [s.path for s in chosen]
     with TemporaryDirectory() as folder:
         for variant in args.variant:
-            detector = Detector(trunk, **settings(variant))
+            detector = Detector(backbone, **settings(variant))
             start = time.perf_counter()
             detector.fit(paths[fit], windows[fit], targets[fit], names, cache=Path(folder))
             seconds = time.perf_counter() - start
-            store, means = MapCache(Path(folder), trunk, detector.sides), []
+            store, means = MapCache(Path(folder), backbone, detector.sides), []
             for regress in (False, True):
                 found = [
-                    detector.predict_maps(*store(path, Clock()), boxes, regress=regress)
+                    detector.predict_maps(*store(path, StageTimer()), boxes, regress=regress)
                     for path, boxes in zip(paths[held], windows[held], strict=True)
                 ]
                 means.append(100 * mean_average_precision(voc_detection(found, targets[held], names)))

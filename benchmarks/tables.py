@@ -30,14 +30,14 @@ from lightning_fabric import Fabric
 from sklearn.model_selection import StratifiedKFold
 
 from pooling import commit, machine
-from sppnet.augment import MARGIN, resize_shorter
-from sppnet.classify import probabilities
-from sppnet.files import atomic_path
-from sppnet.folders import read_labelled_images
+from sppnet.classification.augment import MARGIN, resize_shorter
+from sppnet.classification.batches import CropBatches, WholeBatches, sample_components
+from sppnet.classification.network import NetworkSettings, build
+from sppnet.classification.training import Recipe, train
+from sppnet.classification.views import probabilities
+from sppnet.datasets.image_folder import read_labelled_images
 from sppnet.images import read_image
-from sppnet.loading import CropBatches, WholeBatches, sample_components
-from sppnet.networks import NetworkSettings, build
-from sppnet.training import Recipe, train
+from sppnet.storage import atomic_path
 
 PAPER = (6, 3, 2, 1)
 # Errors of more than five classes are all written as 5: enough for top-1 and top-5.

@@ -20,10 +20,10 @@ import torch
 from lightning_fabric import Fabric
 
 from pooling import commit, machine
-from sppnet.folders import read_labelled_images
-from sppnet.loading import Batch, CropBatches
-from sppnet.networks import NetworkSettings, build
-from sppnet.training import Recipe, train
+from sppnet.classification.batches import Batch, CropBatches
+from sppnet.classification.network import NetworkSettings, build
+from sppnet.classification.training import Recipe, train
+from sppnet.datasets.image_folder import read_labelled_images
 
 
 class Ready:

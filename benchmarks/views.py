@@ -22,10 +22,10 @@ import torch
 from rich.progress import track
 
 from pooling import commit, machine
-from sppnet.augment import resize_shorter
-from sppnet.classify import SCALES, probabilities
+from sppnet.classification.augment import resize_shorter
+from sppnet.classification.network import NetworkSettings, build
+from sppnet.classification.views import SCALES, probabilities
 from sppnet.images import image_files, read_image, view_windows
-from sppnet.networks import NetworkSettings, build
 
 
 def cropped(network, image, scales, sides) -> torch.Tensor:

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.files import atomic_path, numbered_lines, read_json
+from sppnet.errors import ImageError
 from sppnet.images import (
-    ImageError,
     image_files,
     image_size,
     read_image,
@@ -18,6 +17,7 @@ from sppnet.images import (
     view_windows,
     write_image,
 )
+from sppnet.storage import atomic_path, numbered_lines, read_json
 
 RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
 COLOUR = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sppnet.errors import SppnetError
+
 Boxes = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
@@ -58,13 +60,13 @@ class Target:
 
         Raises
         ------
-        ValueError
+        SppnetError
             If the lengths of the arguments disagree.
         """
         b = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
         flags = [np.zeros(len(b), bool) if f is None else np.asarray(f, bool) for f in (difficult, crowd)]
         if not len(b) == len(labels) == len(flags[0]) == len(flags[1]):
-            raise ValueError(
+            raise SppnetError(
                 f"boxes, labels, difficult and crowd must have one length, "
                 f"got {len(b)}, {len(labels)}, {len(flags[0])} and {len(flags[1])}"
             )

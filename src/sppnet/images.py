@@ -28,7 +28,8 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
-from sppnet.files import atomic_path
+from sppnet.errors import ImageError, SppnetError
+from sppnet.storage import atomic_path
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -57,10 +58,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageError(ValueError):
-    """A file that cannot be read as an image; one line: path, what was found, what was expected."""
 
 
 def read_image(path: str | Path, *, max_pixels: int = 50_000_000) -> Pixels:
@@ -131,14 +128,14 @@ def image_files(sources: Sequence[str | Path]) -> list[Path]:
 
     Raises
     ------
-    ValueError
+    SppnetError
         If a source gives no image.
     """
     found: dict[Path, None] = {}
     for source in sources:
         matches = _matches(source)
         if not matches:
-            raise ValueError(f"{source}: found no image, expected an image file, a folder or a pattern")
+            raise SppnetError(f"{source}: found no image, expected an image file, a folder or a pattern")
         found.update(dict.fromkeys(matches))
     return list(found)
 
@@ -156,7 +153,7 @@ def resize(image: Pixels, height: int, width: int) -> Pixels:
         The new size, at least 1 x 1.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"found a new size of {height} x {width}, expected at least 1 x 1")
+        raise SppnetError(f"found a new size of {height} x {width}, expected at least 1 x 1")
     shrinks = image.shape[0] > 2 * height and image.shape[1] > 2 * width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
@@ -203,7 +200,9 @@ def view_windows(height: int, width: int, size: int, sides: bool = False) -> npt
     """
     right, bottom = width - size, height - size
     if min(right, bottom) < 0:
-        raise ValueError(f"found a {height} x {width} image, expected at least {size} x {size} for its views")
+        raise SppnetError(
+            f"found a {height} x {width} image, expected at least {size} x {size} for its views"
+        )
     middle, centre = right // 2, bottom // 2
     corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
     middles = [(middle, 0), (0, centre), (right, centre), (middle, bottom)] if sides else []
@@ -223,14 +222,14 @@ def write_image(path: str | Path, image: Pixels) -> None:
 
     Raises
     ------
-    ValueError
+    SppnetError
         If the suffix is another.
     OSError
         If the folder is missing or not writable.
     """
     if Path(path).suffix.lower() not in SUFFIXES:
         allowed = ", ".join(sorted(SUFFIXES))
-        raise ValueError(f"{path}: found the suffix {Path(path).suffix!r}, expected one of {allowed}")
+        raise SppnetError(f"{path}: found the suffix {Path(path).suffix!r}, expected one of {allowed}")
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, quality=95)
 
@@ -286,7 +285,7 @@ def _rgb(image: Image.Image) -> Pixels:
 def _eight_bit(values: npt.NDArray[Any]) -> Pixels:
     """Scale (H, W) values to 0..255: from 0..65535 or (floats) 0..1 where they fit, else from min..max."""
     if not np.isfinite(values).all():
-        raise ValueError("values that are not finite")
+        raise SppnetError("values that are not finite")
     low, high = float(values.min()), float(values.max())
     top = 65535.0 if np.issubdtype(values.dtype, np.integer) else 1.0
     if low >= 0 and high <= top:

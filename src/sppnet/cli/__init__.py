@@ -1,5 +1,5 @@
 """The command line: where everything meets."""
 
-from sppnet.cli.program import main
+from sppnet.cli.main import main
 
 __all__ = ["main"]

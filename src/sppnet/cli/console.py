@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sppnet.errors import SppnetError
+
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
@@ -19,8 +21,8 @@ SHIPPED = "-"
 Split = Annotated[str | None, typer.Option(help="Split of the data set, such as train or val.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for pictures; made if missing.")]
-Device = Annotated[str, typer.Option(help="cpu, or a PyTorch device such as cuda, for the trunk.")]
-Weights = Annotated[str | None, typer.Option(help="Weights file of the trunk, if not the installed ones.")]
+Device = Annotated[str, typer.Option(help="cpu, or a PyTorch device such as cuda, for the backbone.")]
+Weights = Annotated[str | None, typer.Option(help="Weights file of the backbone, if not the installed ones.")]
 
 
 def name_list(text: str) -> list[str]:
@@ -31,7 +33,7 @@ def name_list(text: str) -> list[str]:
 def integers(option: str, text: str) -> tuple[int, ...]:
     """Read positive integers between commas."""
     if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
-        raise ValueError(f"{option} {text}: expected positive integers between commas, such as 480,576")
+        raise SppnetError(f"{option} {text}: expected positive integers between commas, such as 480,576")
     return tuple(int(part) for part in text.split(","))
 
 
@@ -42,7 +44,7 @@ def check_places(
     pictures: Iterable[Path] = (),
 ) -> None:
     """Raise now, before long work, what could not be written after it, or would replace what is read."""
-    from sppnet.files import check_writable
+    from sppnet.storage import check_writable
 
     if json_file is not None:
         check_writable(json_file)
@@ -51,7 +53,7 @@ def check_places(
     read = {Path(source).resolve() for source in sources}
     for target in (*pictures, *([] if json_file is None else [json_file])):
         if target.resolve() in read:
-            raise ValueError(f"{target}: found a file that is to be read, expected another for the results")
+            raise SppnetError(f"{target}: found a file that is to be read, expected another for the results")
 
 
 def check_folder(folder: Path) -> None:
@@ -122,7 +124,7 @@ def print_seconds(seconds: Mapping[str, float], title: str = "Seconds by stage")
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, with null for numbers that are not finite; the file appears whole or not at all."""
-    from sppnet.files import atomic_path
+    from sppnet.storage import atomic_path
 
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")

@@ -23,9 +23,10 @@ from sppnet.cli.console import (
     track,
     write_json,
 )
-from sppnet.cli.representation import (
+from sppnet.cli.embed import (
+    BACKBONE,
     STAGES,
-    TRUNK,
+    BackboneName,
     Flip,
     Levels,
     Mode,
@@ -34,16 +35,16 @@ from sppnet.cli.representation import (
     Seed,
     Stages,
     Stride,
-    TrunkName,
     check_kind,
     make_embedder,
 )
+from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
     from sppnet.boxes import Boxes
     from sppnet.images import Pixels
-    from sppnet.represent import Embedder, Vectors
-    from sppnet.search import Hit, Index
+    from sppnet.retrieval.embedder import Embedder, Vectors
+    from sppnet.retrieval.index import Hit, Index
 
 # What an index is made of unless told otherwise (benchmarks/search.py).
 REGIONS, SIDES, PYRAMID, COMPONENTS = 60, "320", "2,1", 256
@@ -60,7 +61,7 @@ def index(
         str, typer.Option(help="Windows of an image besides the whole: see sppnet propose --help; or none.")
     ] = PROPOSALS,
     windows: Annotated[int, typer.Option(min=1, help="Most regions of an image.")] = REGIONS,
-    trunk: TrunkName = TRUNK,
+    backbone: BackboneName = BACKBONE,
     stages: Stages = STAGES,
     stride: Stride = 16,
     weights: Weights = None,
@@ -78,13 +79,13 @@ def index(
     Started again, it adds new and changed images and removes those that are gone; the rest stays.
     """
     from sppnet.images import image_files
-    from sppnet.search import MANIFEST, Index, changes
+    from sppnet.retrieval.index import MANIFEST, Index, changes
 
     check_folder(out)
     paths = image_files([f"{glob.escape(str(folder))}/**/*"])
     found = {str(path.relative_to(folder)): _stamp(path) for path in paths}
     asked = make_embedder(
-        *(trunk, stages, scales, levels),
+        *(backbone, stages, scales, levels),
         output_stride=stride,
         weights=weights,
         device=device,
@@ -100,9 +101,9 @@ def index(
         store = Index.open(out, weights=weights, device=device)
         check_kind(out, store.embedder, asked)
         if store.regions != chosen:
-            raise ValueError(f"{out}: made of regions by {store.regions}; expected {chosen}")
+            raise SppnetError(f"{out}: made of regions by {store.regions}; expected {chosen}")
         if store.source != source and not store.images.keys() & found.keys():
-            raise ValueError(f"{out}: the index of {store.source}, expected that folder, found {source}")
+            raise SppnetError(f"{out}: the index of {store.source}, expected that folder, found {source}")
         store.source = source
     else:
         learnt = _learn_regions(asked, [folder / name for name in found], propose)
@@ -145,7 +146,7 @@ def search(
     from rich.table import Table
 
     from sppnet.images import read_image
-    from sppnet.search import Index
+    from sppnet.retrieval.index import Index
 
     sheet = [] if out is None else [out / "search.png"]
     check_places(json_file, out, [image], sheet)
@@ -207,7 +208,7 @@ def _prepared(paths: Sequence[Path], propose: Regions) -> Iterator[tuple[Pixels,
         try:
             pixels = read_image(path)
             return pixels, propose(pixels)
-        except (ValueError, OSError) as error:
+        except (SppnetError, OSError) as error:
             return error if str(path) in str(error) else ValueError(f"{path}: {error}")
 
     return in_order(prepare, paths, 2)
@@ -217,7 +218,7 @@ def _learn_regions(embedder: Embedder, paths: Sequence[Path], propose: Regions) 
     """Learn the projection of an index from regions of a sample of the images."""
     import numpy as np
 
-    from sppnet.represent import SAMPLE
+    from sppnet.retrieval.embedder import SAMPLE
 
     order = np.random.default_rng(embedder.seed).permutation(len(paths))[: SAMPLE // 8]
     chosen, raw = [paths[i] for i in order.tolist()], embedder.unprojected()
@@ -260,20 +261,20 @@ def _region(text: str | None, pixels: Pixels) -> Boxes:
     try:
         x1, y1, x2, y2 = map(float, text.split(","))
     except ValueError:
-        raise ValueError(f"--box {text}: expected four numbers between commas: x1,y1,x2,y2") from None
+        raise SppnetError(f"--box {text}: expected four numbers between commas: x1,y1,x2,y2") from None
     return np.array([x1, y1, x2, y2], np.float32)
 
 
 def _draw_hits(path: Path, query: Pixels, region: Boxes, hits: Sequence[Hit], folder: Path) -> list[str]:
     """Draw the query and what was found, each with its region; return what could not be read."""
-    from sppnet.draw import contact_sheet
+    from sppnet.drawing import contact_sheet
     from sppnet.images import read_image, write_image
 
     pictures, titles, failures = [_tile(query, region)], ["query"], []
     for rank, hit in enumerate(hits, 1):
         try:
             pictures.append(_tile(read_image(folder / hit.image), hit.box))
-        except (ValueError, OSError) as error:
+        except (SppnetError, OSError) as error:
             failures.append(str(error))
         else:
             titles.append(f"{rank}  {hit.score:.3f}  {hit.image}")
@@ -283,7 +284,7 @@ def _draw_hits(path: Path, query: Pixels, region: Boxes, hits: Sequence[Hit], fo
 
 def _tile(pixels: Pixels, box: Boxes) -> Pixels:
     """Draw a region on a small copy of an image: a sheet of large ones would fill the memory."""
-    from sppnet.draw import draw_region
+    from sppnet.drawing import draw_region
     from sppnet.images import resize
 
     height, width = pixels.shape[:2]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sppnet.boxes import IntArray
+from sppnet.errors import SppnetError
 
 LEVELS = (6, 3, 2, 1)
 MODES = ("max", "average")
@@ -61,7 +62,7 @@ def valid_levels(levels: Sequence[int]) -> tuple[int, ...]:
 
     Raises
     ------
-    ValueError
+    SppnetError
         If they are not one or more positive integers.
     """
     try:
@@ -70,7 +71,7 @@ def valid_levels(levels: Sequence[int]) -> tuple[int, ...]:
             return sides
     except TypeError:
         pass
-    raise ValueError(f"levels must be one or more positive integers such as {LEVELS}, found {levels!r}")
+    raise SppnetError(f"levels must be one or more positive integers such as {LEVELS}, found {levels!r}")
 
 
 def valid_mode(mode: str) -> str:
@@ -78,11 +79,11 @@ def valid_mode(mode: str) -> str:
 
     Raises
     ------
-    ValueError
+    SppnetError
         If there is no such mode.
     """
     if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, found {mode!r}")
+        raise SppnetError(f"mode must be one of {MODES}, found {mode!r}")
     return mode
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sppnet.errors import SppnetError
 from sppnet.pooling import operator  # noqa: F401  (registers the operator)
 from sppnet.pooling.bins import LEVELS, valid_levels, valid_mode
 
@@ -61,21 +62,21 @@ class SpatialPyramidPooling(nn.Module):
 
         Raises
         ------
-        ValueError
+        SppnetError
             If an argument is not as described.
         """
         if not isinstance(maps, Tensor):
             if sizes is not None:
-                raise ValueError("sizes belong to a padded batch (N, C, H, W), found a list of maps")
+                raise SppnetError("sizes belong to a padded batch (N, C, H, W), found a list of maps")
             return self._pool([m[None] for m in checked_maps(maps)])
         if maps.ndim not in (3, 4) or 0 in maps.shape[-3:] or maps.dtype not in FLOATS:
-            raise ValueError(
+            raise SppnetError(
                 "maps must be floats of shape (C, H, W) or (N, C, H, W) with at least one channel, row and "
                 f"column, found {maps.dtype} of shape {tuple(maps.shape)}"
             )
         if maps.ndim == 3:
             if sizes is not None:
-                raise ValueError("sizes belong to a padded batch (N, C, H, W), found a single map (C, H, W)")
+                raise SppnetError("sizes belong to a padded batch (N, C, H, W), found a single map (C, H, W)")
             return self._pool([maps[None]])[0]
         return self._pool([maps]) if sizes is None else self._pool([maps], *_parts(maps, sizes))
 
@@ -92,19 +93,19 @@ def checked_maps(maps: Sequence[Tensor]) -> list[Tensor]:
     """Return maps (C, H_i, W_i) that can be pooled together, as a list."""
     sources = list(maps)
     if not sources:
-        raise ValueError("maps must hold at least one map, found none")
+        raise SppnetError("maps must hold at least one map, found none")
     for i, m in enumerate(sources):
         if not isinstance(m, Tensor) or m.ndim != 3 or 0 in m.shape:
             found = tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__
-            raise ValueError(
+            raise SppnetError(
                 f"map {i} must be a tensor (C, H, W) with at least one channel, row and column, found {found}"
             )
         if m.shape[0] != sources[0].shape[0]:
-            raise ValueError(f"map {i} has {m.shape[0]} channels, map 0 has {sources[0].shape[0]}")
+            raise SppnetError(f"map {i} has {m.shape[0]} channels, map 0 has {sources[0].shape[0]}")
         if m.dtype not in FLOATS:
-            raise ValueError(f"map {i} must be float32, float16, bfloat16 or float64, found {m.dtype}")
+            raise SppnetError(f"map {i} must be float32, float16, bfloat16 or float64, found {m.dtype}")
         if m.dtype != sources[0].dtype or m.device != sources[0].device:
-            raise ValueError(
+            raise SppnetError(
                 f"maps must be of one dtype and device, found {m.dtype} on {m.device} for map {i} and "
                 f"{sources[0].dtype} on {sources[0].device} for map 0"
             )
@@ -117,7 +118,7 @@ def _parts(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         f"{sizes.dtype} of shape {tuple(sizes.shape)}" if isinstance(sizes, Tensor) else type(sizes).__name__
     )
     if not isinstance(sizes, Tensor) or sizes.shape != (maps.shape[0], 2) or not is_integer(sizes.dtype):
-        raise ValueError(
+        raise SppnetError(
             f"sizes must be an integer tensor of shape ({maps.shape[0]}, 2), height and width of each map, "
             f"found {found}"
         )

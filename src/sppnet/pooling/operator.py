@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sppnet.errors import SppnetError
 from sppnet.pooling.bins import pyramid_length
 from sppnet.pooling.memory import empty
 
@@ -69,14 +70,14 @@ def _check_inside(maps: Sequence[Tensor], windows: Tensor, index: Tensor) -> Non
     wrong = (index < 0) | (index >= len(sides))
     if len(index) and bool(wrong.any()):
         r = int(wrong.nonzero()[0])
-        raise ValueError(f"index[{r}] must be from 0 to {len(sides) - 1}, found {int(index[r])}")
+        raise SppnetError(f"index[{r}] must be from 0 to {len(sides) - 1}, found {int(index[r])}")
     limits = torch.tensor(sides, dtype=torch.int64, device=windows.device).view(-1, 2)[index]
     low, high = windows[:, :2], windows[:, 2:]
     wrong = ((low < 0) | (low >= high) | (high > limits)).any(dim=1)
     if len(index) and bool(wrong.any()):
         r = int(wrong.nonzero()[0])
         width, height = limits[r].tolist()
-        raise ValueError(
+        raise SppnetError(
             f"windows[{r}] must be x1, y1, x2, y2 with 0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}, "
             f"found {windows[r].tolist()}"
         )
@@ -145,7 +146,7 @@ def pool(
 
     Raises
     ------
-    ValueError
+    SppnetError
         If a window is no part of its map; it names the first row.
     """
     shape, dtype = (_rows(maps, windows), _length(maps, levels)), dtype or maps[0].dtype

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sppnet.errors import SppnetError
 from sppnet.pooling import operator  # noqa: F401  (registers the operator)
 from sppnet.pooling.bins import LEVELS, pyramid_length, valid_levels, valid_mode
 from sppnet.pooling.layer import FLOATS, checked_maps, is_integer
@@ -56,7 +57,7 @@ def pool_regions(
 
     Raises
     ------
-    ValueError
+    SppnetError
         If an argument is not as described; for windows and index, naming the first row that is wrong.
 
     See Also
@@ -81,15 +82,15 @@ def pool_regions(
     count = sum(m.shape[0] for m in sources)
     places = _checked_integers("windows", windows, ("R", 4))
     if index is None and count > 1:
-        raise ValueError(f"index must say which of the {count} maps each window belongs to, found None")
+        raise SppnetError(f"index must say which of the {count} maps each window belongs to, found None")
     which = None if index is None else _checked_integers("index", index, (places.shape[0],))
     if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, found {dtype}")
+        raise SppnetError(f"dtype must be one of {', '.join(map(str, FLOATS))}, found {dtype}")
     if out is None:
         pooled: Tensor = torch.ops.sppnet.pool(sources, places, which, sides, mode, dtype)
         return pooled
     if torch.is_grad_enabled() and any(m.requires_grad for m in sources):
-        raise ValueError(
+        raise SppnetError(
             "maps that require a gradient cannot be pooled into out; detach them or use torch.no_grad()"
         )
     shape = (places.shape[0], pyramid_length(sources[0].shape[1], sides))
@@ -125,11 +126,11 @@ def pool_region_chunks(
 
     Raises
     ------
-    ValueError
+    SppnetError
         As `pool_regions`, when the chunk in question is reached; or if `max_bytes` is not positive.
     """
     if max_bytes < 1:
-        raise ValueError(f"max_bytes must be positive, found {max_bytes}")
+        raise SppnetError(f"max_bytes must be positive, found {max_bytes}")
     sources = _batches(maps)
     places = _checked_integers("windows", windows, ("R", 4))
     which = None if index is None else _checked_integers("index", index, (len(places),))
@@ -163,7 +164,7 @@ def _checked_integers(name: str, values: Any, shape: tuple[Any, ...]) -> Tensor:
     whole = is_integer(array.dtype) if isinstance(array, Tensor) else np.issubdtype(array.dtype, np.integer)
     if not fits or not whole:
         wanted = str(shape).replace("'", "")
-        raise ValueError(
+        raise SppnetError(
             f"{name} must be integers of shape {wanted}, found {array.dtype} of shape {tuple(array.shape)}"
         )
     if isinstance(array, Tensor):
@@ -177,10 +178,10 @@ def _checked_output(
     """Return the tensor that shares the memory of `out`."""
     wanted = f"out must be contiguous {dtype or 'floats'} on {device}, without gradient, of shape {shape}"
     if not isinstance(out, Tensor | np.ndarray):
-        raise ValueError(f"{wanted}, found {type(out).__name__}")
+        raise SppnetError(f"{wanted}, found {type(out).__name__}")
     if isinstance(out, np.ndarray):
         if out.dtype.kind != "f" or not (out.flags.writeable and out.flags.c_contiguous):
-            raise ValueError(
+            raise SppnetError(
                 f"{wanted}, found a strided, read-only or {out.dtype} array of shape {out.shape}"
             )
         tensor = torch.from_numpy(out)
@@ -189,7 +190,7 @@ def _checked_output(
     plain = tensor.is_contiguous() and not tensor.requires_grad and tensor.device == device
     kind = tensor.dtype in FLOATS if dtype is None else tensor.dtype == dtype
     if not plain or not kind or tensor.shape != shape:
-        raise ValueError(
+        raise SppnetError(
             f"{wanted}, found {tensor.dtype} on {tensor.device} of shape {tuple(tensor.shape)}, "
             f"strides {tensor.stride()}"
         )

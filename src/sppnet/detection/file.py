@@ -1,0 +1,90 @@
+"""The file of a detector: what it says of itself, and how what was fitted is stored."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sppnet.boxes import FloatArray
+from sppnet.errors import SppnetError
+from sppnet.storage import read_metadata, write_tensors
+
+FORMAT, VERSION = "sppnet-detector", "2"
+_FITTED = [f"{name}.{part}" for name in ("svms", "regressors") for part in ("weights", "largest", "offsets")]
+_FACTS = {"classes", "feature_scale", "backbone", "settings", "about"}
+
+
+def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write a detector's tensors, and the facts that `describe` returns, atomically."""
+    write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, "detector": json.dumps(facts)})
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file that `describe` took for a detector's.
+
+    Raises
+    ------
+    SppnetError
+        If some of what was fitted are missing.
+    """
+    tensors = load_file(path)
+    missing = [name for name in _FITTED if name not in tensors]
+    if missing:
+        raise SppnetError(f"{path}: damaged, found no {', '.join(missing)}, expected a detector")
+    return tensors
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Return what a detector file says of itself, without loading it.
+
+    Raises
+    ------
+    FileNotFoundError, SppnetError
+        If there is no such file, or it is damaged, not a detector or of another version.
+    """
+    text = read_metadata(path, FORMAT, VERSION).get("detector", "")
+    try:
+        facts: dict[str, Any] = json.loads(text)
+    except ValueError:
+        facts = {}
+    if not isinstance(facts, dict) or not facts.keys() >= _FACTS:
+        raise SppnetError(f"{path}: damaged, found no {', '.join(sorted(_FACTS))}, expected a detector")
+    return facts
+
+
+def shipped() -> Path:
+    """Return the path of the detector that is installed with sppnet."""
+    return Path(str(resources.files("sppnet") / "models" / "animals.safetensors"))
+
+
+def packed(name: str, weights: FloatArray, offsets: FloatArray) -> dict[str, Tensor]:
+    """Return weights and offsets as tensors to save, the weights in half precision."""
+    # That keeps three digits of each weight relative to the largest of its row.
+    largest = np.maximum(np.abs(weights).max(axis=-1, keepdims=True), 1e-30)
+    return {
+        f"{name}.weights": torch.from_numpy((weights / largest).astype(np.float16)),
+        f"{name}.largest": torch.from_numpy(largest),
+        f"{name}.offsets": torch.from_numpy(offsets),
+    }
+
+
+def unpacked(
+    name: str, tensors: dict[str, Tensor]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the float32 weights and offsets that `packed` made tensors of."""
+    weights, largest, offsets = (tensors[f"{name}.{part}"] for part in ("weights", "largest", "offsets"))
+    return (weights.float() * largest).numpy(), offsets.numpy()
+
+
+def named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix and a dot, without these."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}

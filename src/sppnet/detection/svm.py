@@ -1,0 +1,249 @@
+"""The convex pieces fitted on frozen features: linear SVMs with hard-negative mining, box regression.
+
+Memory does not grow with the windows that were looked at, only with those that are hard. Nothing here knows
+images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sppnet.boxes import FloatArray
+from sppnet.errors import SppnetError
+
+FloatVector = npt.NDArray[np.float32]
+Signs = npt.NDArray[np.int8]
+
+BIAS_FEATURE = 10.0
+
+
+@dataclass(frozen=True)
+class MiningSettings:
+    """Settings of the linear SVMs and their hard-negative mining (paper section 4.1, released code).
+
+    Attributes
+    ----------
+    C : float
+        Weight of the hinge loss against ``|w|^2 / 2``.
+    positive_weight : float
+        Weight of a positive's loss relative to a negative's.
+    hard : float
+        A negative that scores above this joins the training set.
+    easy : float
+        A negative that scores below this after a training leaves it.
+    retrain : int
+        All classes are trained anew when more windows than this have joined (released code: 2,000 for each
+        class); bounds the memory.
+    tolerance : float
+        A training ends when no dual gradient is further than this from its optimum.
+    epochs : int
+        A training ends after so many rounds over its examples in any case.
+    """
+
+    C: float = 1e-3
+    positive_weight: float = 2.0
+    hard: float = -1.0001
+    easy: float = -1.2
+    retrain: int = 4000
+    tolerance: float = 0.02
+    epochs: int = 200
+
+
+@dataclass(frozen=True)
+class LinearSVMs:
+    """One-vs-rest linear scorers: ``scores = features @ weights.T + biases``.
+
+    Attributes
+    ----------
+    weights : (K, D) float32
+    biases : (K,) float32
+    """
+
+    weights: FloatVector
+    biases: FloatVector
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return the (R, K) scores of (R, D) float32 features, on their device."""
+        weights, biases = (torch.from_numpy(a).to(features.device) for a in (self.weights, self.biases))
+        return features @ weights.T + biases
+
+    def folded(self, centre: FloatVector, factor: float) -> LinearSVMs:
+        """Return SVMs that give features the scores of these for ``(features - centre) * factor``."""
+        weights = self.weights * np.float32(factor)
+        shift = (weights * centre).sum(axis=1)
+        return LinearSVMs(weights, (self.biases - shift).astype(np.float32))
+
+
+def mine_hard_negatives(
+    positives: Tensor,
+    labels: npt.NDArray[np.int64],
+    start: Tensor,
+    start_negative: npt.NDArray[np.bool_],
+    candidates: Iterable[tuple[Tensor, npt.NDArray[np.bool_]]],
+    settings: MiningSettings = MiningSettings(),
+) -> LinearSVMs:
+    """Fit one SVM per class, going once through all negatives and keeping the hard ones (section 4.1).
+
+    Parameters
+    ----------
+    positives : (P, D) tensor
+        Features of the ground-truth windows of all classes.
+    labels : (P,) int64
+        Class index of each positive.
+    start : (S, D) tensor
+        Features that the first SVMs are trained with.
+    start_negative : (S, K) bool
+        For which classes each of them is a negative.
+    candidates : iterable of ((R, D) float32 tensor, (R, K) bool)
+        Windows image by image, and for which classes each is a negative. Consumed once.
+    settings : MiningSettings
+
+    Returns
+    -------
+    LinearSVMs
+
+    Raises
+    ------
+    SppnetError
+        If a class has no positives or no negatives.
+    """
+    count = start_negative.shape[1]
+    signs = np.concatenate([np.eye(count, dtype=np.int8)[labels], -start_negative.astype(np.int8)])
+    for k in range(count):
+        if not (signs[:, k] > 0).any() or not (signs[:, k] < 0).any():
+            raise SppnetError(f"class number {k} needs positive and negative examples, found one kind only")
+    training = TrainingSet(torch.cat([positives, start]).numpy(), signs, settings)
+    del positives, start  # copied; mining takes long, and memory is short
+    svms = training.fit()
+    joined = 0
+    for features, negative in candidates:
+        hard = negative & (svms(features) > settings.hard).cpu().numpy()
+        chosen = np.flatnonzero(hard.any(axis=1))
+        training.add(features[torch.from_numpy(chosen)].cpu().numpy(), -hard[chosen].astype(np.int8))
+        joined += len(chosen)
+        if joined > settings.retrain:
+            svms, joined = training.fit(), 0
+    return training.fit()
+
+
+class TrainingSet:
+    """The examples of K linear SVMs, which share memory and are trained anew from where they stood.
+
+    Minimises, for each class, ``|w|^2 / 2 + (b / 10)^2 / 2 + C (positive_weight * sum hinge(positives) + sum
+    hinge(negatives))``, the objective of the released code, by dual coordinate descent with shrinking (Hsieh
+    et al., "A dual coordinate descent method for large-scale linear SVM", ICML 2008): liblinear's method, on
+    features that the classes share and with a warm start, neither of which liblinear offers.
+
+    Parameters
+    ----------
+    features : (n, D) float32
+        Kept in half precision: the examples are what fills the memory.
+    signs : (n, K) int8
+        1 for a positive of the class, -1 for a negative, 0 for neither.
+    settings : MiningSettings
+    """
+
+    def __init__(self, features: FloatVector, signs: Signs, settings: MiningSettings) -> None:
+        self.settings = settings
+        self._features = features.astype(np.float16, order="C")
+        self._signs, self._alphas = signs.copy(), np.zeros(signs.shape, dtype=np.float32)
+        self._size = len(signs)
+        # The bias is the weight of a constant feature, regularised like the others.
+        self._weights = np.zeros((signs.shape[1], features.shape[1]), dtype=np.float32)
+        self._bias = np.zeros(signs.shape[1], dtype=np.float32)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, features: FloatVector, signs: Signs) -> None:
+        """Take in (n, D) features with their (n, K) signs."""
+        end = self._size + len(signs)
+        if end > len(self._features):
+            room = max(end, len(self._features) * 5 // 4)
+            self._features.resize((room, self._features.shape[1]), refcheck=False)
+        self._features[self._size : end] = features
+        self._signs = np.concatenate([self._signs, signs])
+        self._alphas = np.concatenate([self._alphas, np.zeros(signs.shape, np.float32)])
+        self._size = end
+
+    def fit(self) -> LinearSVMs:
+        """Train all classes, then drop the negatives that have become easy."""
+        from sppnet.detection.descent import descend
+
+        live = self._features[: self._size]
+        bits = live.view(np.uint16)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            list(threads.map(lambda k: self._fit_class(descend, bits, k), range(self._signs.shape[1])))
+        svms = LinearSVMs(self._weights.copy(), self._bias * BIAS_FEATURE)
+        parts = torch.split(torch.from_numpy(live), 1024)
+        scores = torch.cat([svms(part.float()) for part in parts]).numpy()
+        # What still carries weight stays, or the solution would move.
+        easy = (self._signs < 0) & (scores < self.settings.easy) & (self._alphas == 0)
+        self._signs[easy] = 0
+        self._compact()
+        return svms
+
+    def _fit_class(self, descend: Callable[..., None], features: npt.NDArray[np.uint16], k: int) -> None:
+        rows = np.flatnonzero(self._signs[:, k])
+        signs, alphas = self._signs[rows, k].astype(np.float32), self._alphas[rows, k]
+        limits = np.where(signs > 0, self.settings.positive_weight, 1.0).astype(np.float32) * self.settings.C
+        descend(
+            features,
+            rows,
+            signs,
+            limits,
+            alphas,
+            self._weights[k],
+            self._bias[k : k + 1],
+            np.float32(BIAS_FEATURE),
+            np.float32(self.settings.tolerance),
+            self.settings.epochs,
+        )
+        self._alphas[rows, k] = alphas
+
+    def _compact(self) -> None:
+        """Close the gaps of the examples that no class needs, in place."""
+        kept = np.flatnonzero(self._signs.any(axis=1))
+        for start in range(0, len(kept), 512):
+            part = kept[start : start + 512]
+            self._features[start : start + len(part)] = self._features[part]
+        self._signs, self._alphas, self._size = self._signs[kept], self._alphas[kept], len(kept)
+
+
+def fit_ridge(features: FloatArray, targets: FloatArray, penalty: float) -> tuple[FloatVector, FloatVector]:
+    """Fit the box regression of one class: ridge on centred, whitened targets (section 4.1, released code).
+
+    The targets are turned by ``T = V diag((D + 0.001)^-1/2) V'`` of their covariance, so that one penalty
+    fits all four; the constant feature is punished like the others, as in the released code.
+
+    Parameters
+    ----------
+    features : (n, D) float array
+        The last is the constant 1.
+    targets : (n, 4) float array
+    penalty : float
+        lambda of the ridge.
+
+    Returns
+    -------
+    (4, D - 1) float32, (4,) float32
+        Weights and offsets that predict unwhitened targets.
+    """
+    from sklearn.linear_model import Ridge
+
+    mean = targets.mean(axis=0)
+    centred = targets - mean
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+    root = np.sqrt(values + 1e-3)
+    whiten, unwhiten = (vectors * (1 / root)) @ vectors.T, (vectors * root) @ vectors.T
+    ridge = Ridge(alpha=penalty, fit_intercept=False, copy_X=False, solver="cholesky")
+    ridge.fit(features, (centred @ whiten).astype(features.dtype))
+    weights = unwhiten.T @ np.atleast_2d(ridge.coef_)
+    return weights[:, :-1].astype(np.float32), (weights[:, -1] + mean).astype(np.float32)

@@ -1,0 +1,178 @@
+"""Pictures of results: detections on an image, contact sheets, curves, confusion."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from sppnet.boxes import Boxes, Detections, Target
+from sppnet.evaluation.detection import ClassResult
+from sppnet.images import Pixels
+from sppnet.storage import atomic_path
+
+if TYPE_CHECKING:
+    from sppnet.classification.training import EpochRecord
+
+Colour = tuple[int, int, int]
+# A confusion matrix of more classes shows no names, and no numbers, that could be read.
+_NAMED, _COUNTED = 60, 25
+
+
+def class_colour(name: str, names: Sequence[str]) -> Colour:
+    """Return the RGB colour of a class: hues spread over the sorted `names`."""
+    order = sorted(set(names))
+    hue = order.index(name) / max(len(order), 1)
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_detections(
+    image: Pixels, detections: Detections, names: Sequence[str], target: Target | None = None
+) -> Pixels:
+    """Draw boxes, class names and scores on a copy of an image.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 RGB
+    detections : Detections
+    names : sequence of str
+        All classes, so that a class has one colour on every picture.
+    target : Target, optional
+        Ground truth, drawn as thin white boxes.
+
+    Returns
+    -------
+    (H, W, 3) uint8 RGB
+    """
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
+    unit = max(1, round(min(picture.size) / 200))
+    font = ImageFont.load_default(size=max(10, 6 * unit))
+    if target is not None:
+        for box in target.boxes:
+            pen.rectangle(_corners(box), outline=(255, 255, 255), width=max(1, unit // 2))
+    # The best are drawn last, on top.
+    for box, score, label in reversed(
+        list(zip(detections.boxes, detections.scores, detections.labels, strict=True))
+    ):
+        colour = class_colour(label, names)
+        pen.rectangle(_corners(box), outline=colour, width=2 * unit)
+        text = f" {label} {score:.2f} "
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        x = min(max(0, box[0]), max(0, picture.width - (right - left)))
+        y = max(0, box[1] - (bottom - top) - 2 * unit)
+        pen.rectangle((x, y, x + right - left, y + bottom - top + 2 * unit), fill=colour)
+        pen.text((x - left, y - top + unit), text, fill=(0, 0, 0), font=font)
+    return np.asarray(picture)
+
+
+def draw_region(image: Pixels, box: Boxes) -> Pixels:
+    """Return a copy of an image with a (4,) box drawn on it."""
+    picture = Image.fromarray(image)
+    pen, unit = ImageDraw.Draw(picture), max(2, round(min(picture.size) / 80))
+    pen.rectangle(_corners(box), outline=(0, 0, 0), width=2 * unit)
+    pen.rectangle(_corners(box), outline=(255, 210, 0), width=unit)
+    return np.asarray(picture)
+
+
+def _corners(box: Boxes) -> tuple[float, float, float, float]:
+    """Return the inclusive corners that Pillow draws for a half-open box."""
+    return (
+        float(box[0]),
+        float(box[1]),
+        max(float(box[0]), float(box[2]) - 1),
+        max(float(box[1]), float(box[3]) - 1),
+    )
+
+
+def contact_sheet(
+    pictures: Sequence[Pixels], titles: Sequence[str], columns: int = 4, side: int = 320
+) -> Pixels:
+    """Lay pictures out in rows, each shrunk into a `side` x `side` square above its title."""
+    line = 18
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * (side + line)), (24, 24, 24))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for i, (pixels, title) in enumerate(zip(pictures, titles, strict=True)):
+        tile = Image.fromarray(pixels)
+        tile.thumbnail((side - 4, side - 4))
+        x, y = i % columns * side, i // columns * (side + line)
+        sheet.paste(tile, (x + (side - tile.width) // 2, y + (side - tile.height) // 2))
+        pen.text((x + 6, y + side), title, fill=(230, 230, 230), font=font)
+    return np.asarray(sheet)
+
+
+def plot_precision_recall(results: Mapping[str, ClassResult], path: Path) -> None:
+    """Draw one precision-recall curve per class into a picture file, best average precision first."""
+    figure, axes = _axes(7, 5.5)
+    drawn = {name: r for name, r in results.items() if r.positives}
+    for name, result in sorted(drawn.items(), key=lambda item: -item[1].average_precision):
+        colour = np.array(class_colour(name, list(results))) / 255
+        label = f"{name}  {100 * result.average_precision:.1f}"
+        axes.plot(result.recall, result.precision, color=tuple(colour * 0.85), label=label)
+    axes.set(
+        xlabel="recall",
+        ylabel="precision",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+        title="Precision and recall, IoU 0.5",
+    )
+    axes.grid(alpha=0.3)
+    if drawn:
+        axes.legend(title="average precision")
+    _print_figure(figure, path)
+
+
+def plot_curves(records: Sequence[EpochRecord], path: Path) -> None:
+    """Draw loss and errors over the epochs of a training into a picture file."""
+    figure, axes = _axes(8, 4.5)
+    epochs = [record.epoch + 1 for record in records]
+    loss = axes.plot(epochs, [r.loss for r in records], color="0.6", label="loss in training")
+    errors = axes.twinx()
+    lines = errors.plot(epochs, [100 * r.error for r in records], color="tab:blue", label="error in training")
+    held = [(r.epoch + 1, 100 * r.validation_error) for r in records if r.validation_error is not None]
+    if held:
+        lines += errors.plot(*zip(*held, strict=True), color="tab:red", label="error in validation")
+    axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None), title="Training")
+    errors.set(ylabel="error in percent", ylim=(0, 100))
+    axes.legend(handles=loss + lines, loc="upper right")
+    _print_figure(figure, path)
+
+
+def plot_confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], path: Path) -> None:
+    """Draw how often each class (rows) is taken for each (columns), in percent of the row."""
+    counts = matrix.sum(axis=1, keepdims=True)
+    shares = 100 * matrix / np.maximum(counts, 1)
+    side = min(12.0, 3.5 + 0.35 * len(names))
+    figure, axes = _axes(side + 1, side)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, label="percent of the class")
+    axes.set(xlabel="taken for", ylabel="class")
+    if len(names) <= _NAMED:
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= _COUNTED:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "white" if share > 50 else "black"
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour)
+    _print_figure(figure, path)
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _print_figure(figure: Any, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with atomic_path(path) as temporary:
+        FigureCanvasAgg(figure).print_figure(temporary, dpi=120)

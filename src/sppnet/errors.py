@@ -1,0 +1,25 @@
+"""What goes wrong that a user can mend: one tree of errors, each with a message of one line.
+
+The command line prints the message of a `SppnetError` and ends; any other exception is a bug and shows its
+traceback. A message says what was found, what was expected, and where: the file, and its line if it has one.
+"""
+
+
+class SppnetError(ValueError):
+    """Something that was given is not what it must be."""
+
+
+class ImageError(SppnetError):
+    """A file that cannot be read as an image."""
+
+
+class DatasetError(SppnetError):
+    """A data set that cannot be read as it is; a line for each thing that is wrong."""
+
+
+class TrainingError(SppnetError):
+    """A training that cannot go on: its loss is not finite, or too many files are unreadable."""
+
+
+class NotFittedError(SppnetError, AttributeError):
+    """An estimator that was asked for what only `fit` or `load` gives it."""

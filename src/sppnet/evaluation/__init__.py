@@ -1,0 +1,1 @@
+"""How good answers are: detections, classes, and the paper's protocols."""

@@ -1,0 +1,434 @@
+"""How good are detections, candidate windows and classes: average precision, recall, shares of right answers.
+
+Everything here takes plain records and arrays, one per image, and knows no model. Boxes are 0-based and
+half-open, so ``x2 - x1`` is the width that VOC's code writes as ``x2 - x1 + 1`` for its inclusive pixels: the
+overlaps are the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sppnet.boxes import Boxes, Detections, FloatArray, Target, area, intersection, iou
+from sppnet.errors import SppnetError
+
+Float64Array = npt.NDArray[np.float64]
+
+COCO_IOUS: tuple[float, ...] = tuple((50 + 5 * i) / 100 for i in range(10))
+"""The overlaps 0.5, 0.55 ... 0.95 that COCO averages over."""
+
+TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1
+"""What `match` says of a detection."""
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """How well one class was detected.
+
+    Attributes
+    ----------
+    average_precision : float
+        In [0, 1]; nan if the class has no positives.
+    precision, recall : (N,) float64
+        After each counted detection, by falling score. Recall is nan throughout if there are no positives.
+    scores : (N,) float32
+        Scores of the counted detections: those that matched a difficult or crowd box are not among them.
+    positives : int
+        Number of objects to find (neither difficult nor crowd).
+    """
+
+    average_precision: float
+    precision: Float64Array
+    recall: Float64Array
+    scores: npt.NDArray[np.float32]
+    positives: int
+
+
+@dataclass(frozen=True)
+class ProposalRecall:
+    """How many objects a set of candidate windows covers.
+
+    Attributes
+    ----------
+    ious : (T,) float64
+        Overlaps at which recall was measured.
+    recall : (T,) float64
+        Share of the objects whose best window overlaps by at least that much; nan without objects.
+    average_recall : float
+        Mean of `recall`.
+    mean_windows : float
+        Windows per image.
+    positives : int
+        Number of objects.
+    """
+
+    ious: Float64Array
+    recall: Float64Array
+    average_recall: float
+    mean_windows: float
+    positives: int
+
+
+@dataclass(frozen=True)
+class Classification:
+    """How well images were classified.
+
+    Attributes
+    ----------
+    top1, top5 : float
+        Share of the images whose class is the most probable one, or among the five.
+    mean_class : float
+        Mean over the classes that have images of the share of their images that are right.
+    confusion : (K, K) int64
+        Images of each class (rows) by the class they are taken for (columns).
+    """
+
+    top1: float
+    top5: float
+    mean_class: float
+    confusion: npt.NDArray[np.int64]
+
+    @property
+    def images(self) -> npt.NDArray[np.int64]:
+        """Images of each class, (K,)."""
+        return np.asarray(self.confusion.sum(axis=1))
+
+    @property
+    def right(self) -> npt.NDArray[np.int64]:
+        """Images of each class that are taken for it, (K,)."""
+        return np.asarray(self.confusion.diagonal())
+
+
+def classification(scores: FloatArray, labels: npt.NDArray[np.integer[Any]]) -> Classification:
+    """Measure class scores.
+
+    Parameters
+    ----------
+    scores : (N, K) float array
+        The higher, the more probable; of equal scores the first class is taken.
+    labels : (N,) integers
+        The right classes, 0 to K - 1.
+
+    Raises
+    ------
+    SppnetError
+        If there is no image, or the shapes or labels do not fit.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    count, classes = scores.shape if scores.ndim == 2 else (0, 0)
+    if not count or labels.shape != (count,) or labels.min() < 0 or labels.max() >= classes:
+        raise SppnetError(
+            f"expected scores (N, K) and labels (N,) below K, found {scores.shape} and {labels.shape}"
+        )
+    order = np.argsort(-scores, axis=1, kind="stable")
+    found = order[:, :5] == labels[:, None]
+    confusion = confusion_matrix(labels, order[:, 0], labels=range(classes))
+    images = confusion.sum(axis=1)
+    shares = confusion.diagonal()[images > 0] / images[images > 0]
+    return Classification(
+        float(found[:, 0].mean()), float(found.any(axis=1).mean()), float(shares.mean()), confusion
+    )
+
+
+def match(boxes: FloatArray, target: Target, threshold: float = 0.5) -> npt.NDArray[np.int8]:
+    """Judge the detections of one class in one image, as VOCdevkit's ``VOCevaldet`` does.
+
+    Each detection is held against the box it overlaps most (the first of equals), taken or not. If that IoU
+    is at least `threshold`, the detection is ignored when the box is difficult, a true positive when no
+    earlier detection has taken the box, and otherwise a false positive (a duplicate). With less overlap it
+    is a false positive. Crowd boxes come last: a false positive of which at least the share `threshold` lies
+    in one of them is ignored (COCO's rule).
+
+    Parameters
+    ----------
+    boxes : (D, 4) float array
+        By falling score.
+    target : Target
+        Boxes of the same class.
+    threshold : float
+        Least IoU of a hit.
+
+    Returns
+    -------
+    (D,) int8
+        `TRUE_POSITIVE`, `FALSE_POSITIVE` or `IGNORED`.
+    """
+    found = np.asarray(boxes, dtype=np.float64)
+    verdict = np.full(len(found), FALSE_POSITIVE, np.int8)
+    truth = target.boxes[~target.crowd].astype(np.float64)
+    if len(truth):
+        overlap = iou(found, truth)
+        best = overlap.argmax(axis=1)
+        hits = np.flatnonzero(overlap.max(axis=1) >= threshold)
+        _, first = np.unique(best[hits], return_index=True)
+        verdict[hits[first]] = TRUE_POSITIVE
+        verdict[hits[target.difficult[~target.crowd][best[hits]]]] = IGNORED
+    crowd = target.boxes[target.crowd].astype(np.float64)
+    if len(crowd):
+        covered = intersection(found, crowd).max(axis=1) >= threshold * area(found)
+        verdict[covered & (verdict == FALSE_POSITIVE)] = IGNORED
+    return verdict
+
+
+def average_precision(
+    recall: FloatArray, precision: FloatArray, method: Literal["11point", "area"] = "11point"
+) -> float:
+    """Summarise a precision-recall curve in one number.
+
+    Parameters
+    ----------
+    recall, precision : (N,) float arrays
+        The curve, recall never falling.
+    method : {"11point", "area"}
+        ``"11point"`` is VOC 2007's: the mean, over the recalls 0, 0.1 ... 1, of the best precision at that
+        recall or more. ``"area"`` is the exact area under the same envelope (VOC 2010 and later).
+
+    Returns
+    -------
+    float
+        In [0, 1]; 0 for an empty curve.
+
+    Notes
+    -----
+    The eleven recalls are exact tenths. MATLAB's ``0:0.1:1`` is not (its fourth value lies above 0.3), so
+    ``VOCevaldet`` misses a recall of exactly 3/10 there.
+    """
+    envelope = np.maximum.accumulate(np.append(precision, 0.0)[::-1])[::-1]
+    if method == "11point":
+        return float(envelope[np.searchsorted(recall, np.arange(11) / 10)].mean())
+    if method == "area":
+        return float(np.diff(recall, prepend=0.0) @ envelope[:-1])
+    raise SppnetError(f"method must be '11point' or 'area', got {method!r}")
+
+
+def voc_detection(
+    detections: Sequence[Detections],
+    targets: Sequence[Target],
+    classes: Iterable[str],
+    iou: float = 0.5,
+    method: Literal["11point", "area"] = "11point",
+) -> dict[str, ClassResult]:
+    """Evaluate detections as VOCdevkit's ``VOCevaldet`` does; `match` has the rules.
+
+    Detections of equal score count in the order of the images, and within an image in the order given.
+
+    Parameters
+    ----------
+    detections, targets : sequences of one length
+        What was found and what is there, image by image.
+    classes : iterable of str
+        The classes to evaluate; detections and boxes of others are passed over.
+    iou : float
+        Least IoU of a hit.
+    method : {"11point", "area"}
+        See `average_precision`.
+
+    Returns
+    -------
+    dict of str to ClassResult
+        In the order of `classes`. See `mean_average_precision` for one number.
+    """
+    _check_lengths("detections", detections, targets)
+    return {name: _evaluate_class(name, detections, targets, iou, method) for name in classes}
+
+
+def mean_average_precision(results: Mapping[str, ClassResult]) -> float:
+    """Return the mean AP over the classes that have positives; nan if none has."""
+    values = [r.average_precision for r in results.values() if r.positives]
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def coco_detection(
+    detections: Sequence[Detections], targets: Sequence[Target], classes: Sequence[str]
+) -> dict[str, float]:
+    """Evaluate detections with COCO's own code, pycocotools.
+
+    An object's size (small, medium, large) is that of its box: there are no masks here. Difficult objects are
+    neither hits nor misses, as in VOC, but a second detection of one is a false positive here.
+
+    Parameters
+    ----------
+    detections, targets : sequences of one length
+        What was found and what is there, image by image.
+    classes : sequence of str
+        The classes to evaluate; detections and boxes of others are passed over.
+
+    Returns
+    -------
+    dict of str to float
+        ``AP, AP50, AP75, AP_small, AP_medium, AP_large, AR_1, AR_10, AR_100, AR_small, AR_medium, AR_large``;
+        nan where there is no object.
+
+    Raises
+    ------
+    SppnetError
+        If pycocotools is missing, or the two sequences differ in length.
+    """
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise SppnetError('COCO evaluation needs pycocotools: pip install "sppnet[coco]"') from error
+    _check_lengths("detections", detections, targets)
+    category = {name: i for i, name in enumerate(classes, start=1)}
+
+    def annotations(columns: Iterable[tuple[int, str, Boxes, dict[str, Any]]]) -> COCO:
+        known = [row for row in columns if row[1] in category]
+        record = COCO()
+        record.dataset = {
+            "images": [{"id": i} for i in range(len(targets))],
+            "categories": [{"id": i, "name": name} for name, i in category.items()],
+            "annotations": [
+                # COCOeval takes an id of 0 for "not matched".
+                {"id": i, "image_id": image, "category_id": category[name], "bbox": _xywh(box), **rest}
+                for i, (image, name, box, rest) in enumerate(known, start=1)
+            ],
+        }
+        record.createIndex()
+        return record
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = annotations(
+            # COCOeval ignores objects outside the range of areas it looks at, yet matches them by IoU: what
+            # "difficult" means. (It overwrites an "ignore" flag.)
+            (i, name, box, {"area": math.inf if hard else _area(box), "iscrowd": int(crowd)})
+            for i, t in enumerate(targets)
+            for name, box, hard, crowd in zip(t.labels, t.boxes, t.difficult, t.crowd, strict=True)
+        )
+        found = annotations(
+            (i, name, box, {"area": _area(box), "score": float(score)})
+            for i, d in enumerate(detections)
+            for name, box, score in zip(d.labels, d.boxes, d.scores, strict=True)
+        )
+        evaluation = COCOeval(truth, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = [f"{kind}{what}" for kind, whats in _COCO_NAMES.items() for what in whats]
+    return {n: math.nan if v == -1 else float(v) for n, v in zip(names, evaluation.stats, strict=True)}
+
+
+def proposal_recall(
+    windows: Iterable[FloatArray],
+    targets: Sequence[Target],
+    ious: Sequence[float] = COCO_IOUS,
+    classes: Iterable[str] | None = None,
+) -> ProposalRecall:
+    """Measure how many objects some candidate window covers.
+
+    Each object is held against the window it overlaps most; one window may cover several objects. Difficult
+    and crowd boxes are left out.
+
+    Parameters
+    ----------
+    windows : iterable of (R, 4) float arrays
+        Candidate windows, image by image.
+    targets : sequence of Target
+        As many as there are images.
+    ious : sequence of float
+        Overlaps to measure recall at.
+    classes : iterable of str, optional
+        Count only objects of these classes.
+    """
+    per_image = list(windows)
+    _check_lengths("windows", per_image, targets)
+    wanted = None if classes is None else frozenset(classes)
+    best = [np.zeros(0)]
+    for candidates, target in zip(per_image, targets, strict=True):
+        counted = [wanted is None or name in wanted for name in target.labels]
+        truth = target.boxes[~target.ignored & np.array(counted, bool)].astype(np.float64)
+        overlap = iou(truth, np.asarray(candidates, dtype=np.float64))
+        best.append(overlap.max(axis=1, initial=0.0))
+    overlaps, levels = np.concatenate(best), np.array(ious, np.float64)
+    hits = (overlaps[:, None] >= levels).sum(axis=0)
+    recall = hits / len(overlaps) if len(overlaps) else np.full(len(levels), np.nan)
+    count = sum(len(w) for w in per_image)
+    return ProposalRecall(levels, recall, float(recall.mean()), count / max(len(per_image), 1), len(overlaps))
+
+
+_COCO_NAMES = {
+    "AP": ("", "50", "75", "_small", "_medium", "_large"),
+    "AR": ("_1", "_10", "_100", "_small", "_medium", "_large"),
+}
+
+
+def image_f1(detections: Detections, target: Target, classes: Iterable[str], threshold: float = 0.5) -> float:
+    """Return the F1 measure of the detections in one image, all classes together.
+
+    Twice the true positives over the number of detections plus objects, with `match`'s verdicts; 1 where
+    there is nothing to find and nothing was found.
+
+    Parameters
+    ----------
+    detections : Detections
+    target : Target
+    classes : iterable of str
+        The classes that count.
+    threshold : float
+        Least IoU of a hit.
+    """
+    hits = counted = objects = 0
+    for name in classes:
+        _, boxes, truth = _of_class(name, detections, target)
+        verdict = match(boxes, truth, threshold)
+        hits += int((verdict == TRUE_POSITIVE).sum())
+        counted += int((verdict != IGNORED).sum())
+        objects += int((~truth.ignored).sum())
+    return 2 * hits / (counted + objects) if counted + objects else 1.0
+
+
+def _of_class(name: str, detections: Detections, target: Target) -> tuple[FloatArray, FloatArray, Target]:
+    """Return scores and boxes of the detections of one class in an image, best first, and its objects."""
+    there = [i for i, label in enumerate(target.labels) if label == name]
+    found = np.array([i for i, label in enumerate(detections.labels) if label == name], int)
+    found = found[np.argsort(-detections.scores[found], kind="stable")]
+    truth = Target.of(target.boxes[there], [name] * len(there), target.difficult[there], target.crowd[there])
+    return detections.scores[found], detections.boxes[found], truth
+
+
+def _evaluate_class(
+    name: str,
+    detections: Sequence[Detections],
+    targets: Sequence[Target],
+    threshold: float,
+    method: Literal["11point", "area"],
+) -> ClassResult:
+    scores, verdicts, positives = [np.zeros(0, np.float32)], [np.zeros(0, np.int8)], 0
+    for detection, target in zip(detections, targets, strict=True):
+        score, boxes, truth = _of_class(name, detection, target)
+        scores.append(score)
+        verdicts.append(match(boxes, truth, threshold))
+        positives += int((~truth.ignored).sum())
+    joined, verdict = np.concatenate(scores), np.concatenate(verdicts)
+    order = np.argsort(-joined, kind="stable")
+    order = order[verdict[order] != IGNORED]
+    hits = np.cumsum(verdict[order] == TRUE_POSITIVE)
+    precision = hits / np.arange(1, len(order) + 1)
+    recall = hits / positives if positives else np.full(len(order), np.nan)
+    ap = average_precision(recall, precision, method) if positives else math.nan
+    return ClassResult(ap, precision, recall, joined[order], positives)
+
+
+def _check_lengths(name: str, per_image: Sequence[object], targets: Sequence[Target]) -> None:
+    if len(per_image) != len(targets):
+        raise SppnetError(
+            f"{name} and targets must be of one length, got {len(per_image)} and {len(targets)}"
+        )
+
+
+def _xywh(box: npt.NDArray[np.float32]) -> list[float]:
+    x1, y1, x2, y2 = map(float, box)
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def _area(box: npt.NDArray[np.float32]) -> float:
+    return float(area(box[None])[0])

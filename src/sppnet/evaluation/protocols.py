@@ -1,0 +1,337 @@
+"""The paper's protocols for frozen features: Caltech101 and PASCAL VOC classification (sections 3.2 and 3.3).
+
+A protocol takes a Gram matrix, the inner products of the vectors of all images, and never the vectors
+themselves: a linear SVM needs no more, however long they are, and so any kernel can be measured the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sppnet.boxes import FloatArray, IntArray
+from sppnet.errors import SppnetError
+from sppnet.evaluation.detection import average_precision, classification
+
+COSTS = (0.3, 1.0, 3.0, 10.0, 30.0)
+"""The values of C that cross-validation chooses from."""
+
+_FOLDS = 3
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What one random split of Caltech101 gave.
+
+    Attributes
+    ----------
+    accuracy : float
+        Mean over the classes of the share of their test images that are right.
+    C : float
+        Chosen by cross-validation inside the training images.
+    cross_validation : float
+        Accuracy that it had there: what to choose other settings by, without a look at the test images.
+    """
+
+    accuracy: float
+    C: float
+    cross_validation: float
+
+
+@dataclass(frozen=True)
+class VocResult:
+    """What VOC classification gave for one class.
+
+    Attributes
+    ----------
+    average_precision, area : float
+        In [0, 1]: VOC 2007's mean of 11 points, and the area under the curve. nan without test positives.
+    C : float
+        Chosen by cross-validation inside the training images.
+    positives : int
+        Test images of the class.
+    """
+
+    average_precision: float
+    area: float
+    C: float
+    positives: int
+
+
+def gram_matrix(vectors: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """Return the (n, n) float32 inner products of (n, D) vectors of any float type, in bounded memory."""
+    n = len(vectors)
+    gram = np.empty((n, n), np.float32)
+    blocks = [slice(i, min(i + _BLOCK, n)) for i in range(0, n, _BLOCK)]
+    for i, rows in enumerate(blocks):
+        left = np.asarray(vectors[rows], np.float32)
+        for columns in blocks[: i + 1]:
+            gram[rows, columns] = left @ np.asarray(vectors[columns], np.float32).T
+            gram[columns, rows] = gram[rows, columns].T
+    return gram
+
+
+def caltech101(
+    gram: FloatArray,
+    labels: npt.NDArray[np.integer[Any]],
+    *,
+    splits: int = 10,
+    train: int = 30,
+    test: int = 50,
+    costs: Sequence[float] = COSTS,
+    seed: int = 0,
+) -> Iterator[SplitResult]:
+    """Measure features by Caltech101's protocol (section 3.3).
+
+    Of each class `train` random images train one-vs-rest SVMs and up to `test` others test them.
+
+    Parameters
+    ----------
+    gram : (n, n) float array
+        Inner products of the images' vectors, from `gram_matrix`, or any other kernel.
+    labels : (n,) integers
+        Class of each image.
+    splits : int
+        How often; the paper and we report mean and deviation of 10.
+    train, test : int
+        Images of each class.
+    costs : sequence of float
+        Values of C, from which threefold cross-validation inside the training images chooses.
+    seed : int
+        Of the splits.
+
+    Yields
+    ------
+    SplitResult
+
+    Raises
+    ------
+    SppnetError
+        If the shapes disagree, or a class has no image left to test.
+    """
+    labels = np.asarray(labels)
+    check_caltech101(labels, splits, train, test)
+    _check(gram, len(labels))
+    classes = np.unique(labels)
+    signs = np.where(labels[:, None] == classes, 1, -1)
+    positions = np.searchsorted(classes, labels)
+    for seen, unseen in caltech101_splits(labels, splits, train, test, seed):
+        # Each class in turn, so that every fold has equally many of every class.
+        folds = np.tile(np.arange(train) % _FOLDS, len(classes))
+        held = _held_out_scores(gram, seen, signs[seen], folds, costs)
+        quality = [classification(scores, positions[seen]).mean_class for scores in held]
+        best = int(np.argmax(quality))
+        cost = costs[best]
+        scores = svm_scores(gram, seen, unseen, signs[seen], [cost] * len(classes))
+        yield SplitResult(classification(scores, positions[unseen]).mean_class, cost, quality[best])
+
+
+def caltech101_splits(
+    labels: npt.NDArray[np.integer[Any]], splits: int = 10, train: int = 30, test: int = 50, seed: int = 0
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield the training and test images of each split that `caltech101` takes, class by class."""
+    for split in range(splits):
+        rng = np.random.default_rng((seed, split))
+        shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+        yield (
+            np.concatenate([order[:train] for order in shuffled]),
+            np.concatenate([order[train : train + test] for order in shuffled]),
+        )
+
+
+def check_caltech101(
+    labels: npt.NDArray[np.integer[Any]], splits: int = 10, train: int = 30, test: int = 50
+) -> None:
+    """Raise now, before long work, the ValueError that `caltech101` would raise for these labels."""
+    _, counts = np.unique(labels, return_counts=True)
+    least = int(counts.min()) if len(counts) else 0
+    if splits < 1 or train < _FOLDS or test < 1 or least <= train:
+        raise SppnetError(
+            f"found {splits} splits into {train} and {test} images of classes of {least} and more, expected "
+            f"at least 1 split, {_FOLDS} images to train and one more to test"
+        )
+
+
+def voc(
+    gram: FloatArray,
+    signs: npt.NDArray[np.integer[Any]],
+    train: IntArray,
+    test: IntArray,
+    *,
+    costs: Sequence[float] = COSTS,
+    seed: int = 0,
+) -> list[VocResult]:
+    """Measure features by PASCAL VOC's classification task (section 3.2).
+
+    Parameters
+    ----------
+    gram : (n, n) float array
+        Inner products of the images' vectors, from `gram_matrix`, or any other kernel.
+    signs : (n, K) integers
+        1 where the image shows the class, -1 where it does not, 0 where it shows only difficult objects of
+        it: these neither train nor test that class.
+    train, test : (m,) integers
+        Images to learn from and to test on.
+    costs : sequence of float
+        Values of C, from which threefold cross-validation inside the training images chooses, for each class.
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    list of K VocResult
+
+    Raises
+    ------
+    SppnetError
+        If the shapes disagree, an image is both to learn from and to test on, or a class lacks positives or
+        negatives to learn from.
+    """
+    signs, train, test = np.asarray(signs), np.asarray(train), np.asarray(test)
+    _check(gram, len(signs))
+    check_voc(signs, train, test)
+    folds = _balanced_folds(signs[train], seed)
+    held = _held_out_scores(gram, train, signs[train], folds, costs)
+    chosen = [costs[i] for i in _held_out_precision(held, signs[train]).argmax(axis=0)]
+    scores = svm_scores(gram, train, test, signs[train], chosen)
+    return [
+        VocResult(
+            *_precision(scores[:, k], signs[test, k]), C=chosen[k], positives=int((signs[test, k] == 1).sum())
+        )
+        for k in range(signs.shape[1])
+    ]
+
+
+def check_voc(
+    signs: npt.NDArray[np.integer[Any]], train: IntArray, test: IntArray, names: Sequence[str] | None = None
+) -> None:
+    """Raise now, before long work, the ValueError that `voc` would raise; `names` are its classes."""
+    both = np.intersect1d(train, test)
+    if len(both):
+        raise SppnetError(f"found {len(both)} images both to learn from and to test on, expected none")
+    for sign, kind in ((1, "positive"), (-1, "negative")):
+        counts = (signs[train] == sign).sum(axis=0)
+        if counts.min(initial=_FOLDS) < _FOLDS:
+            name = int(counts.argmin()) if names is None else repr(names[int(counts.argmin())])
+            found = f"{counts.min()} {kind} training images of class {name}"
+            raise SppnetError(f"found {found}, expected at least {_FOLDS} of each class")
+
+
+def cross_validated(
+    gram: FloatArray,
+    signs: npt.NDArray[np.integer[Any]],
+    train: IntArray,
+    *,
+    costs: Sequence[float] = COSTS,
+    seed: int = 0,
+) -> float:
+    """Return the mean AP that features reach on held-out training images, to choose between features.
+
+    Arguments are those of `voc`; every class takes its best C.
+    """
+    folds = _balanced_folds(signs[train], seed)
+    held = _held_out_scores(gram, train, signs[train], folds, costs)
+    return float(np.mean(_held_out_precision(held, signs[train]).max(axis=0)))
+
+
+def svm_scores(
+    gram: FloatArray,
+    train: IntArray,
+    test: IntArray,
+    signs: npt.NDArray[np.integer[Any]],
+    costs: Sequence[float],
+) -> FloatArray:
+    """Fit a binary SVM for each class and score other images (LIBSVM's hinge loss, with a free bias).
+
+    Parameters
+    ----------
+    gram : (n, n) float array
+    train, test : (m,) and (t,) integers
+        Rows of `gram`.
+    signs : (m, K) integers
+        Of the training images: 1, -1, or 0 for images that a class does not learn from.
+    costs : sequence of K float
+        C of each class.
+
+    Returns
+    -------
+    (t, K) float64
+    """
+    from sklearn.svm import SVC
+
+    kernel = np.asarray(gram[np.ix_(train, train)], np.float64)
+    cross = np.asarray(gram[np.ix_(test, train)], np.float64)
+
+    def score(k: int) -> FloatArray:
+        known = np.flatnonzero(signs[:, k])
+        svm = SVC(kernel="precomputed", C=costs[k])
+        inside, outside = (
+            (kernel, cross) if len(known) == len(train) else (kernel[np.ix_(known, known)], cross[:, known])
+        )
+        result: FloatArray = svm.fit(inside, signs[known, k]).decision_function(outside)
+        return result
+
+    # LIBSVM lets go of Python's lock.
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(score, range(signs.shape[1]))), axis=1)
+
+
+def _held_out_scores(
+    gram: FloatArray,
+    train: IntArray,
+    signs: npt.NDArray[np.integer[Any]],
+    folds: IntArray,
+    costs: Sequence[float],
+) -> Sequence[FloatArray]:
+    """Return for each C the (m, K) scores of the training images by SVMs that did not learn from them."""
+    found = [np.zeros((len(train), signs.shape[1])) for _ in costs]
+    for fold in range(_FOLDS):
+        inside, outside = train[folds != fold], train[folds == fold]
+        score = partial(svm_scores, gram, inside, outside, signs[folds != fold])
+        for scores, cost in zip(found, costs, strict=True):
+            scores[folds == fold] = score([cost] * signs.shape[1])
+    return found
+
+
+def _held_out_precision(held: Sequence[FloatArray], signs: npt.NDArray[np.integer[Any]]) -> FloatArray:
+    """Return the area under the precision-recall curve, (values of C, classes)."""
+    return np.array([[_precision(s[:, k], signs[:, k])[1] for k in range(signs.shape[1])] for s in held])
+
+
+def _balanced_folds(signs: npt.NDArray[np.integer[Any]], seed: int) -> IntArray:
+    """Return a fold for each image, so that every class has positives and negatives in all of them."""
+    rng = np.random.default_rng(seed)
+    folds = np.full(len(signs), -1)
+    # Positives before negatives, and the rarest class first: it is dealt out while there is room.
+    for sign in (1, -1):
+        for k in np.argsort((signs == 1).sum(axis=0), kind="stable"):
+            free = rng.permutation(np.flatnonzero((signs[:, k] == sign) & (folds < 0)))
+            taken = np.bincount(folds[(signs[:, k] == sign) & (folds >= 0)], minlength=_FOLDS)
+            for image in free:
+                folds[image] = int(np.argmin(taken))
+                taken[folds[image]] += 1
+    folds[folds < 0] = rng.integers(0, _FOLDS, int((folds < 0).sum()))
+    return folds
+
+
+def _precision(scores: FloatArray, signs: npt.NDArray[np.integer[Any]]) -> tuple[float, float]:
+    """Return the average precisions, 11-point and area, of one class; images of sign 0 are passed over."""
+    known = np.flatnonzero(signs)
+    hits = signs[known][np.argsort(-scores[known], kind="stable")] == 1
+    if not hits.any():
+        return float("nan"), float("nan")
+    found = np.cumsum(hits)
+    recall, precision = found / found[-1], found / np.arange(1, len(hits) + 1)
+    return average_precision(recall, precision, "11point"), average_precision(recall, precision, "area")
+
+
+def _check(gram: FloatArray, count: int) -> None:
+    if gram.shape != (count, count) or not np.isfinite(gram).all():
+        raise SppnetError(f"found a Gram matrix {gram.shape} for {count} images, expected it square, finite")

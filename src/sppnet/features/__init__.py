@@ -1,0 +1,1 @@
+"""An image becomes feature maps once; any window of them becomes a vector."""

@@ -1,0 +1,1 @@
+"""Networks and detectors as ONNX files."""

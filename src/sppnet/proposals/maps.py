@@ -1,0 +1,455 @@
+"""Windows proposed from the feature maps that the detector computes anyway, whatever the class of an object.
+
+Two steps, the first as in Faster R-CNN's region proposals (Ren et al., arXiv 1506.01497) on a frozen backbone.
+A small network looks at every cell of every scale and says of each anchor, a box of one size and shape about
+the cell, how likely it is an object and how it is to be moved. The best are pooled from the few channels of
+that network, then moved and scored once more by ridge regressions: two convex fits.
+
+Use it with maps from `sppnet.features.windows.encode` or `sppnet.features.windows.MapCache`::
+
+    objectness = Objectness().fit(lambda i: cache(images[i], timer), targets)
+    boxes, scores = objectness(maps, shape)
+    write_tensors(path, objectness.state(), {"objectness": json.dumps(objectness.settings)})
+    again = Objectness.from_state(load_file(path), settings)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from sppnet.boxes import (
+    Boxes,
+    FloatArray,
+    Target,
+    area,
+    clip,
+    decode_deltas,
+    encode_deltas,
+    intersection,
+    iou,
+    nms,
+)
+from sppnet.detection.svm import fit_ridge
+from sppnet.errors import SppnetError
+from sppnet.features.geometry import FeatureMaps, choose_scale
+from sppnet.progress import Track, no_track
+
+Encoded = tuple[Sequence[FeatureMaps], tuple[int, int]]
+"""The maps of an image at every scale, and its height and width."""
+
+# Overlap with an object from which an anchor is one, and below which it is none (Ren et al.: 0.7 and 0.3). At
+# 0.5 more anchors teach the regression, and the second step ranks what they give.
+_POSITIVE, _NEGATIVE = 0.5, 0.3
+# Anchors of an image that count in the loss, at most half of them objects (Ren et al.).
+_SAMPLED = 256
+_IMAGES_PER_STEP = 4
+# Overlap at which the smooth L1 loss turns linear, in deltas.
+_BETA = 0.1
+# Best anchors of an image that are looked at, and the overlap from which one of two is enough.
+_ANCHORS, _ANCHOR_IOU = 3000, 0.8
+# A window is pooled with its surroundings, in bins of one sample each.
+_BINS, _GROWTH = 5, 1.2
+# Windows of an image, and of all, that teach the second step.
+_TAUGHT_PER_IMAGE, _TAUGHT = 60, 30000
+# Pooled features are scaled to this mean norm, so that one penalty fits every backbone, as in the detector.
+_NORM = 20.0
+_LEAST_SIDE = 4.0
+
+
+class Objectness:
+    """Class-agnostic windows from feature maps; a scikit-learn-like estimator.
+
+    Parameters
+    ----------
+    sizes : tuple of float
+        Sides of the anchors (of the square of equal area) as multiples of `reference`. With several scales,
+        every anchor stands for a smaller object at a larger scale.
+    aspects : tuple of float
+        Widths of the anchors over their heights.
+    reference : float
+        Side in pixels that a window should have at its scale; see `sppnet.features.geometry.choose_scale`.
+    width : int
+        Channels of the network.
+    kernel : int
+        Cells, across, that it looks at; odd.
+    limit : int
+        Most windows of an image.
+    nms_iou : float
+        Windows that overlap a better one by more are dropped. Greater values give more windows about each
+        object, and better places.
+    ridge : float
+        Penalty of the second step's regressions.
+    steps : int
+        Of training, each on a few images.
+    rate : float
+        Highest learning rate (Adam).
+    seed : int
+        Of every random draw.
+
+    Attributes
+    ----------
+    network_ : torch.nn.Module
+        Scores and moves anchors.
+    weights_, offsets_ : (5, D) and (5,) float32 tensors
+        The second step: predicted overlap with an object, and four box deltas, of pooled windows.
+    """
+
+    network_: _Network
+    weights_: Tensor
+    offsets_: Tensor
+
+    def __init__(
+        self,
+        *,
+        sizes: tuple[float, ...] = (0.25, 0.5, 1.0),
+        aspects: tuple[float, ...] = (0.5, 1.0, 2.0),
+        reference: float = 208,
+        width: int = 128,
+        kernel: int = 5,
+        limit: int = 1000,
+        nms_iou: float = 0.85,
+        ridge: float = 1000,
+        steps: int = 2000,
+        rate: float = 2e-3,
+        seed: int = 0,
+    ) -> None:
+        self.sizes, self.aspects, self.reference = tuple(sizes), tuple(aspects), reference
+        self.width, self.kernel, self.limit, self.nms_iou = width, kernel, limit, nms_iou
+        self.ridge, self.steps, self.rate, self.seed = ridge, steps, rate, seed
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that it was made with; JSON keeps them."""
+        return {
+            name: getattr(self, name)
+            for name in (
+                *("sizes", "aspects", "reference", "width", "kernel", "limit", "nms_iou"),
+                *("ridge", "steps", "rate", "seed"),
+            )
+        }
+
+    def fit(
+        self,
+        read: Callable[[int], Encoded],
+        targets: Sequence[Target],
+        classes: Sequence[str] | None = None,
+        *,
+        track: Track = no_track,
+    ) -> Objectness:
+        """Learn what objects look like.
+
+        Parameters
+        ----------
+        read : callable
+            ``read(i)`` returns the maps of image i at every scale, and its height and width; called whenever
+            an image's turn comes, so that memory does not grow with the number of images.
+        targets : sequence of Target
+            Annotations of each image. Anchors on difficult and crowd boxes teach nothing.
+        classes : sequence of str, optional
+            What counts as an object; by default everything that is annotated. Other classes teach nothing.
+        track : callable
+            ``track(items, description)`` yields the items and may draw progress.
+
+        Returns
+        -------
+        Objectness
+            Itself.
+
+        Raises
+        ------
+        SppnetError
+            If there is no object, the images' maps are of several numbers of channels, or the loss is not
+            finite.
+        """
+        truths = [_Truth.of(t, classes) for t in targets]
+        if not sum(len(t.boxes) for t in truths):
+            wanted = "any class" if classes is None else ", ".join(classes)
+            raise SppnetError(
+                f"found no object of {wanted} in {len(targets)} images, expected at least one; difficult and "
+                "crowd boxes do not count"
+            )
+        self.network_ = self._train(read, truths, track)
+        features, overlaps, deltas = self._second_examples(read, truths, track)
+        scale = _NORM / max(float(np.linalg.norm(features[:, :-1], axis=1).mean()), 1e-12)
+        features[:, :-1] *= scale
+        close = overlaps > _POSITIVE
+        score = fit_ridge(features.copy(), overlaps[:, None], self.ridge)
+        moves = fit_ridge(features[close], deltas[close], self.ridge)
+        weights, offsets = (torch.from_numpy(np.concatenate(p)) for p in zip(score, moves, strict=True))
+        self.weights_, self.offsets_ = weights * scale, offsets
+        return self
+
+    def __call__(
+        self, maps: Sequence[FeatureMaps], shape: tuple[int, int]
+    ) -> tuple[Boxes, npt.NDArray[np.float32]]:
+        """Propose windows.
+
+        Parameters
+        ----------
+        maps : sequence of FeatureMaps
+            One per scale, on any device. Of several stages the last is used.
+        shape : (int, int)
+            Height and width of the original image.
+
+        Returns
+        -------
+        boxes : (R, 4) float32
+            At most `limit`, best first, inside the image.
+        scores : (R,) float32
+            Predicted overlap with an object; unbounded, falling.
+
+        Raises
+        ------
+        SppnetError
+            If it is not fitted, or the maps are of another backbone.
+        """
+        self._check_fitted()
+        boxes, hidden = self._first(maps, shape)
+        answers = (self._pool(hidden, maps, boxes, shape) @ self.weights_.T.to(hidden[0].device)).cpu()
+        answers += self.offsets_
+        moved = clip(_moved(boxes, answers[:, 1:]), shape[1], shape[0])
+        return self._best(moved, answers[:, 0].numpy(), self.nms_iou)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what was fitted, as tensors."""
+        self._check_fitted()
+        network = {f"network.{name}": tensor for name, tensor in self.network_.state_dict().items()}
+        return network | {"weights": self.weights_, "offsets": self.offsets_}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Objectness:
+        """Return the objectness whose `state` and `settings` these are; ValueError if they do not fit."""
+        result = cls(**dict(settings))
+        anchors = len(result.sizes) * len(result.aspects)
+        first = tensors.get("network.reduce.weight", torch.zeros(result.width, 1))
+        result.network_ = _Network(first.shape[1], result.width, result.kernel, anchors).eval()
+        expected = {f"network.{n}": t.shape for n, t in result.network_.state_dict().items()}
+        expected |= {"weights": torch.Size([5, result.width * _BINS**2]), "offsets": torch.Size([5])}
+        wrong = [n for n, shape in expected.items() if n not in tensors or tensors[n].shape != shape]
+        if wrong:
+            there = "missing" if wrong[0] not in tensors else f"of shape {tuple(tensors[wrong[0]].shape)}"
+            raise SppnetError(
+                f"found no objectness of these settings: {wrong[0]} is {there}, expected one of shape "
+                f"{tuple(expected[wrong[0]])}"
+            )
+        result.network_.load_state_dict(
+            {n.removeprefix("network."): tensors[n].float() for n in expected if n.startswith("network.")}
+        )
+        result.weights_, result.offsets_ = tensors["weights"].float(), tensors["offsets"].float()
+        return result
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "weights_"):
+            raise SppnetError("the objectness is not fitted yet; call fit, or from_state")
+
+    def _train(self, read: Callable[[int], Encoded], truths: Sequence[_Truth], track: Track) -> _Network:
+        """Fit the network that scores and moves anchors."""
+        rng = np.random.default_rng(self.seed)
+        maps, _ = read(0)
+        channels = maps[0].stages[-1].shape[0]
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            network = _Network(channels, self.width, self.kernel, len(self.sizes) * len(self.aspects))
+        network.to(maps[0].stages[-1].device)
+        optimizer = torch.optim.AdamW(network.parameters(), self.rate, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.rate, total_steps=self.steps + 1, pct_start=0.1
+        )
+        epochs = -(-self.steps * _IMAGES_PER_STEP // len(truths))
+        order = np.concatenate([rng.permutation(len(truths)) for _ in range(epochs)])
+        for step in track(range(self.steps), "Fitting objectness"):
+            optimizer.zero_grad()
+            for i in order[step * _IMAGES_PER_STEP : (step + 1) * _IMAGES_PER_STEP]:
+                maps, _ = read(int(i))
+                loss = self._loss(network, maps, truths[i], rng) / _IMAGES_PER_STEP
+                if not math.isfinite(loss.item()):
+                    raise SppnetError(
+                        f"found the loss {loss.item()} at image {i} and the learning rate "
+                        f"{schedule.get_last_lr()[0]:g}, expected a finite number"
+                    )
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        return network.eval().requires_grad_(False)
+
+    def _loss(
+        self, network: _Network, maps: Sequence[FeatureMaps], truth: _Truth, rng: np.random.Generator
+    ) -> Tensor:
+        """Return the loss of a sample of one image's anchors: logistic, and smooth L1 of the deltas."""
+        anchors = np.concatenate([self._anchors(m) for m in maps])
+        labels, nearest = truth.label(anchors)
+        objects, rest = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+        objects = rng.choice(objects, min(len(objects), _SAMPLED // 2), replace=False)
+        rest = rng.choice(rest, min(len(rest), _SAMPLED - len(objects)), replace=False)
+        answers = torch.cat([network(_cells(network, m))[0] for m in maps])
+        chosen = answers[torch.from_numpy(np.concatenate([objects, rest])).to(answers.device)]
+        wanted = torch.zeros(len(chosen), device=chosen.device)
+        wanted[: len(objects)] = 1
+        loss = F.binary_cross_entropy_with_logits(chosen[:, 0], wanted, reduction="sum")
+        if len(objects):
+            goals = torch.from_numpy(encode_deltas(anchors[objects], truth.boxes[nearest[objects]]))
+            moves = chosen[: len(objects), 1:]
+            loss = loss + F.smooth_l1_loss(moves, goals.to(moves.device), beta=_BETA, reduction="sum")
+        return loss / _SAMPLED
+
+    def _second_examples(
+        self, read: Callable[[int], Encoded], truths: Sequence[_Truth], track: Track
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Boxes]:
+        """Return features, with a constant 1, overlaps and deltas of windows that the first step proposes."""
+        rng = np.random.default_rng(self.seed)
+        most = max(2, min(_TAUGHT_PER_IMAGE, _TAUGHT // (2 * len(truths))))
+        features, overlaps, deltas = [], [], []
+        for i in track(range(len(truths)), "Fitting the second step"):
+            truth = truths[i]
+            if not len(truth.boxes):
+                continue
+            maps, shape = read(i)
+            boxes, hidden = self._first(maps, shape)
+            # The objects themselves teach, too, so that there are close windows even where none was found.
+            boxes = np.concatenate([truth.boxes, boxes])
+            overlap = iou(boxes, truth.boxes)
+            best, nearest = overlap.max(axis=1), overlap.argmax(axis=1)
+            known = np.flatnonzero((best > _POSITIVE) | ~truth.ignores(boxes))
+            close = known[best[known] > _POSITIVE]
+            taught = np.union1d(*(rng.choice(s, min(len(s), most), replace=False) for s in (known, close)))
+            features.append(F.pad(self._pool(hidden, maps, boxes[taught], shape), (0, 1), value=1.0).cpu())
+            overlaps.append(best[taught])
+            deltas.append(encode_deltas(boxes[taught], truth.boxes[nearest[taught]]))
+        return torch.cat(features).numpy(), np.concatenate(overlaps), np.concatenate(deltas)
+
+    def _first(self, maps: Sequence[FeatureMaps], shape: tuple[int, int]) -> tuple[Boxes, list[Tensor]]:
+        """Return the best anchors of all scales, moved, best first; and the network's own maps."""
+        boxes, scores, hidden = [], [], []
+        network = self.network_.to(maps[0].stages[-1].device)
+        with torch.inference_mode():
+            for scale in maps:
+                answers, inner = network(_cells(network, scale))
+                top = answers[:, 0].topk(min(_ANCHORS, len(answers))).indices
+                answers, top = answers[top].cpu(), top.cpu()
+                boxes.append(_moved(self._anchors(scale)[top.numpy()], answers[:, 1:]))
+                scores.append(answers[:, 0].numpy())
+                hidden.append(inner)
+        moved, score = clip(np.concatenate(boxes), shape[1], shape[0]), np.concatenate(scores)
+        first = np.argsort(-score, kind="stable")[:_ANCHORS]
+        return self._best(moved[first], score[first], _ANCHOR_IOU)[0], hidden
+
+    def _best(
+        self, boxes: Boxes, scores: npt.NDArray[np.float32], threshold: float
+    ) -> tuple[Boxes, npt.NDArray[np.float32]]:
+        """Drop what is too small or overlaps a better box by more than `threshold`; best first."""
+        large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= _LEAST_SIDE).all(axis=1))
+        kept = large[nms(boxes[large], scores[large], threshold)[: self.limit]]
+        return boxes[kept], scores[kept]
+
+    def _anchors(self, maps: FeatureMaps) -> Boxes:
+        """Return the (h * w * A, 4) anchors of a map in pixels of the original image, row by row."""
+        geometry, factors = maps.geometry[-1], np.array(maps.factors)
+        height, width = maps.stages[-1].shape[-2:]
+        cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 1, 2)
+        # Resizing keeps pixel areas, and the centre of pixel p is at p + 1/2 in half-open coordinates.
+        centres = (geometry.stride * cells + geometry.offset + 0.5) / factors
+        shapes = [
+            (size * math.sqrt(aspect), size / math.sqrt(aspect))
+            for size in self.sizes
+            for aspect in self.aspects
+        ]
+        half = self.reference * np.array(shapes) / factors / 2
+        return np.concatenate([centres - half, centres + half], axis=-1).reshape(-1, 4).astype(np.float32)
+
+    def _pool(
+        self, hidden: Sequence[Tensor], maps: Sequence[FeatureMaps], boxes: Boxes, shape: tuple[int, int]
+    ) -> Tensor:
+        """Return the (R, D) features of windows, each from the scale where its size suits the backbone best."""
+        sides = [round(min(shape[0] * m.factors[1], shape[1] * m.factors[0])) for m in maps]
+        which = choose_scale(boxes, *shape, sides, self.reference)
+        pooled = hidden[0].new_zeros(len(boxes), hidden[0].shape[1] * _BINS**2)
+        grown = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * _GROWTH
+        for s in np.unique(which):
+            mine, geometry = np.flatnonzero(which == s), maps[s].geometry[-1]
+            centre, half = (part[mine] * np.array(maps[s].factors) for part in grown)
+            corners = np.concatenate([centre - half, centre + half], axis=1)
+            # roi_align takes the centre of cell u to be at u + 1/2.
+            cells = torch.from_numpy((corners - geometry.offset - 0.5) / geometry.stride + 0.5).to(pooled)
+            bins = roi_align(hidden[s], [cells], _BINS, sampling_ratio=1, aligned=True)
+            pooled[torch.from_numpy(mine).to(pooled.device)] = bins.flatten(1)
+        return pooled
+
+
+def _moved(boxes: Boxes, deltas: Tensor) -> Boxes:
+    return decode_deltas(torch.from_numpy(boxes), deltas).numpy()
+
+
+class _Network(nn.Module):
+    """For each cell, the logit of objectness and four deltas of each anchor; and the few channels behind."""
+
+    def __init__(self, channels: int, width: int, kernel: int, anchors: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, width)
+        self.spread = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.answer = nn.Linear(width, 5 * anchors)
+        nn.init.normal_(self.answer.weight, std=0.01)
+        nn.init.zeros_(self.answer.bias)
+
+    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Take (h, w, C) cells; return (h * w * A, 5) answers and (1, width, h, w) maps."""
+        hidden = F.relu(self.reduce(cells)).permute(2, 0, 1)[None]
+        answers: Tensor = self.answer(F.relu(self.spread(hidden))[0].permute(1, 2, 0))
+        return answers.reshape(-1, 5), hidden
+
+
+def _cells(network: _Network, maps: FeatureMaps) -> Tensor:
+    """Return the last stage of maps as the network takes it, (h, w, C)."""
+    stage = maps.stages[-1]
+    if stage.shape[0] != network.reduce.in_features:
+        raise SppnetError(
+            f"found maps of {stage.shape[0]} channels, expected {network.reduce.in_features}: "
+            "those of the backbone that the objectness was fitted with"
+        )
+    return stage.permute(1, 2, 0)
+
+
+class _Truth:
+    """The objects of an image, and the boxes that are neither objects nor background."""
+
+    def __init__(self, boxes: Boxes, ignored: Boxes, crowd: Boxes) -> None:
+        self.boxes, self.ignored, self.crowd = boxes, ignored, crowd
+
+    @classmethod
+    def of(cls, target: Target, classes: Sequence[str] | None) -> _Truth:
+        wanted = np.array([classes is None or name in classes for name in target.labels], bool)
+        counts = wanted & ~target.ignored
+        return cls(target.boxes[counts], target.boxes[~counts], target.boxes[target.crowd])
+
+    def ignores(self, boxes: FloatArray) -> npt.NDArray[np.bool_]:
+        """(R,) bool: which boxes overlap something ignored, or lie in a crowd."""
+        overlap = iou(boxes, self.ignored).max(axis=1, initial=0)
+        inside = intersection(boxes, self.crowd).max(axis=1, initial=0) / np.maximum(area(boxes), 1e-6)
+        result: npt.NDArray[np.bool_] = np.maximum(overlap, inside) >= _NEGATIVE
+        return result
+
+    def label(self, anchors: Boxes) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
+        """Return 1 (object), 0 (background) or -1 (neither) of each anchor, and the object nearest to it.
+
+        The anchors that overlap an object most are its own, too, however little that is above the background.
+        """
+        labels = np.where(self.ignores(anchors), -1, 0).astype(np.int8)
+        if not len(self.boxes):
+            return labels, np.zeros(len(anchors), np.int64)
+        overlap = iou(anchors, self.boxes)
+        best, nearest = overlap.max(axis=1), overlap.argmax(axis=1)
+        labels[best >= _NEGATIVE] = -1
+        labels[best >= _POSITIVE] = 1
+        for g, most in enumerate(overlap.max(axis=0)):
+            if most > 0:
+                own = overlap[:, g] == most
+                labels[own], nearest[own] = 1, g
+        return labels, nearest.astype(np.int64)

@@ -1,0 +1,518 @@
+"""Images and regions as vectors: frozen maps, a pyramid over the whole image or any box, a projection.
+
+What the paper does on Caltech101 and PASCAL VOC (sections 3.2 and 3.3), for any image and for boxes of one's
+own: the network runs once over the image, and every box is pooled from its maps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from sklearn.base import BaseEstimator, TransformerMixin
+from torch import Tensor
+
+from sppnet.boxes import Boxes, area, mirror
+from sppnet.errors import SppnetError
+from sppnet.features.backbone import Backbone
+from sppnet.features.geometry import FeatureMaps
+from sppnet.features.windows import encode, mirror_bins, pool_windows, side_by_side
+from sppnet.images import Pixels, read_image, resize
+from sppnet.parallel import in_order
+from sppnet.pooling import pyramid_length
+from sppnet.pooling.bins import valid_levels, valid_mode
+from sppnet.storage import write_tensors
+
+FORMAT, VERSION = "sppnet-embedder", "1"
+VIEWS = ("full", "crop", "warp")
+NORMS = ("l2", "none")
+_FACTS = "embedder"
+# So many vectors teach the projection, drawn at random; more change it little.
+SAMPLE = 4096
+
+Vectors = npt.NDArray[np.float32]
+Image = str | Path | Pixels
+
+
+class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Vectors of images, and of boxes in them, on frozen features; a scikit-learn transformer.
+
+    Parameters
+    ----------
+    backbone : str
+        A timm model name.
+    stages : tuple of str
+        Which maps are pooled, see `sppnet.features.backbone.Backbone`; the vectors of several are joined.
+    output_stride : int
+        Largest stride of the backbone.
+    weights : str, optional
+        Weights file of the backbone, or ``"random"``; by default the installed ones.
+    device : str
+        ``"cpu"``, or a PyTorch device.
+    sides : tuple of int
+        Shorter sides in pixels to which images are resized. Of several, each box takes the one at which its
+        own side is nearest to 208 pixels (section 4.1), unless `join_scales`.
+    join_scales : bool
+        Whether every box is pooled at every scale and the vectors are joined: as many times as long.
+    levels : tuple of int
+        The pyramid; ``(1,)`` is global pooling.
+    mode : {"max", "average"}
+        What is kept of a bin.
+    view : {"full", "crop", "warp"}
+        The whole image; its central square; or the whole image pressed into a square (section 3.3). Boxes
+        need the whole image.
+    flip : bool
+        Whether the mirror image is pooled, too, and its bins, mirrored back, are averaged with the image's:
+        it costs a second pass of the network. What was left stays left; the mean with the vector of the
+        mirror image as it is would not tell them apart.
+    power : float
+        Every number becomes ``sign(x) * abs(x) ** power`` before the norm; 1 leaves it, as the paper does.
+        0.5 keeps a few strong responses from deciding everything.
+    norm : {"l2", "none"}
+        Whether vectors are scaled to length 1 (section 3.2), those that are joined first one by one.
+    pca : int, optional
+        Number of components to project to, learnt by `fit`; projected vectors are scaled to length 1 again.
+    seed : int
+        Of the sample that the projection is learnt from.
+
+    Attributes
+    ----------
+    pca_mean_ : (D,) float32
+    pca_components_ : (pca, D) float32
+        Learnt by `fit` where `pca` is set.
+
+    Examples
+    --------
+    >>> from skimage.data import chelsea
+    >>> embed = Embedder(levels=(2, 1), weights="random")
+    >>> embed(chelsea()).shape
+    (6400,)
+    >>> embed(chelsea(), np.array([[140, 30, 440, 290], [200, 90, 250, 130]])).shape
+    (2, 6400)
+    """
+
+    pca_mean_: Vectors
+    pca_components_: Vectors
+
+    def __init__(
+        self,
+        backbone: str = "tf_efficientnet_lite0",
+        *,
+        stages: tuple[str, ...] = ("head",),
+        output_stride: int = 32,
+        weights: str | None = None,
+        device: str = "cpu",
+        sides: tuple[int, ...] = (224,),
+        join_scales: bool = False,
+        levels: tuple[int, ...] = (3, 2, 1),
+        mode: str = "max",
+        view: str = "full",
+        flip: bool = False,
+        power: float = 0.5,
+        norm: str = "l2",
+        pca: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.backbone, self.stages, self.output_stride = backbone, stages, output_stride
+        self.weights, self.device = weights, device
+        self.sides, self.join_scales, self.levels, self.mode = sides, join_scales, levels, mode
+        self.view, self.flip = view, flip
+        self.power, self.norm, self.pca, self.seed = power, norm, pca, seed
+
+    @property
+    def network(self) -> Backbone:
+        """The backbone; embedders of equal settings share it."""
+        valid_levels(self.levels), valid_mode(self.mode)
+        if self.view not in VIEWS or self.norm not in NORMS or not self.power > 0:
+            raise SppnetError(
+                f"found view {self.view!r}, norm {self.norm!r} and power {self.power}, "
+                f"expected one of {', '.join(VIEWS)}, one of {', '.join(NORMS)}, and above 0"
+            )
+        if not self.sides or min(self.sides) < 1 or (self.pca is not None and self.pca < 1):
+            raise SppnetError(f"found sides {self.sides} and pca {self.pca}, expected numbers from 1 up")
+        return _backbone(self.backbone, tuple(self.stages), self.output_stride, self.weights, self.device)
+
+    @property
+    def kind(self) -> str:
+        """Text that identifies backbone and settings: what embedders share whose projections may differ."""
+        return f"{self.network.signature} {json.dumps(self._settings())}"
+
+    @property
+    def signature(self) -> str:
+        """Text that identifies everything the vectors depend on."""
+        if self.pca is None:
+            return self.kind
+        self._check_fitted()
+        return f"{self.kind} projection={_fingerprint(self.pca_components_)}"
+
+    @property
+    def length(self) -> int:
+        """Numbers in a vector."""
+        return self.pca or sum(self._lengths)
+
+    def __call__(self, image: Image, boxes: npt.ArrayLike | None = None) -> Vectors:
+        """Embed an image, or boxes in it.
+
+        Parameters
+        ----------
+        image : path or (H, W, 3) uint8 RGB
+        boxes : (R, 4) float, optional
+            Pixels of the original image, 0-based and half-open.
+
+        Returns
+        -------
+        (D,) float32 without `boxes`, else (R, D) float32
+
+        Raises
+        ------
+        SppnetError
+            If a box has no area or lies outside the image (names the first), the projection is not learnt
+            yet, or boxes are asked of another view than the full one.
+        """
+        vectors = self._embed(self.network, image, boxes)
+        return vectors[0] if boxes is None else vectors
+
+    def maps(self, image: Pixels) -> tuple[FeatureMaps, ...]:
+        """Compute the maps of an image, the expensive step, once for any number of boxes.
+
+        Parameters
+        ----------
+        image : (H, W, 3) uint8 RGB
+
+        Returns
+        -------
+        tuple of FeatureMaps
+            One per side, with `flip` followed by those of the mirror image.
+        """
+        return self._maps(self.network, image)
+
+    def _embed(self, backbone: Backbone, image: Image, boxes: npt.ArrayLike | None) -> Vectors:
+        pixels = image if isinstance(image, np.ndarray) else read_image(image)
+        asked = None if boxes is None else self._checked(boxes, pixels.shape[:2])
+        return self.embed_maps(self._maps(backbone, pixels), pixels.shape[:2], asked)
+
+    def _seen(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of what the view shows of an image."""
+        if self.view == "full":
+            return shape
+        side = min(shape) if self.view == "crop" else max(self.sides)
+        return side, side
+
+    def _maps(self, backbone: Backbone, image: Pixels) -> tuple[FeatureMaps, ...]:
+        height, width = self._seen(image.shape[:2])
+        if self.view == "crop":
+            y, x = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+            image = image[y : y + height, x : x + width]
+        elif self.view == "warp":
+            image = resize(image, height, width)
+        maps = encode(backbone, image, self.sides)
+        return (
+            maps + encode(backbone, np.ascontiguousarray(image[:, ::-1]), self.sides) if self.flip else maps
+        )
+
+    def embed_maps(
+        self, maps: Sequence[FeatureMaps], shape: tuple[int, int], boxes: Boxes | None = None
+    ) -> Vectors:
+        """Embed boxes, or the whole image, from maps that `maps` gave.
+
+        Parameters
+        ----------
+        maps : sequence of FeatureMaps
+        shape : (int, int)
+            Height and width of the original image.
+        boxes : (R, 4) float32, optional
+            By default the whole image.
+
+        Returns
+        -------
+        (R, D) float32
+
+        Raises
+        ------
+        SppnetError
+            If there are more or fewer maps than `maps` gives.
+        """
+        count = len(self.sides)
+        if len(maps) != (2 if self.flip else 1) * count:
+            raise SppnetError(
+                f"found maps at {len(maps)} scales, expected {count}"
+                + " and as many of the mirror image" * self.flip
+            )
+        if boxes is None:
+            shape = self._seen(shape)
+            boxes = np.array([[0, 0, shape[1], shape[0]]], np.float32)
+        together = [slice(i, i + 1) for i in range(count)] if self.join_scales else [slice(count)]
+        pooled = [self._pooled(maps, shape, boxes, scales).cpu() for scales in together]
+        return self._projected(self._normalised(side_by_side(pooled)))
+
+    def _pooled(
+        self, maps: Sequence[FeatureMaps], shape: tuple[int, int], boxes: Boxes, scales: slice
+    ) -> Tensor:
+        """Pool every box at that one of some of the scales which suits it."""
+        sides, count = self.sides[scales], len(self.sides)
+        pool = partial(pool_windows, shape=shape, sides=sides, levels=self.levels, mode=self.mode)
+        pooled = pool(maps[:count][scales], boxes)
+        if not self.flip:
+            return pooled
+        other = pool(maps[count:][scales], mirror(boxes, shape[1]))
+        return (pooled + mirror_bins(other, self.network.channels, self.levels)) / 2
+
+    def fit(self, images: Iterable[Image], labels: object = None) -> Embedder:
+        """Learn the projection from images; without `pca` there is nothing to learn.
+
+        Parameters
+        ----------
+        images : iterable of path or (H, W, 3) uint8 RGB
+        labels
+            Passed over, for scikit-learn.
+        """
+        self.network  # noqa: B018  (says now what is wrong with the settings)
+        if self.pca is None:
+            return self
+        chosen = _sampled(list(images), self.seed)
+        return self.fit_vectors([self.unprojected().transform(chosen)])
+
+    def unprojected(self) -> Embedder:
+        """Return the same embedder without the projection: what that is learnt from."""
+        settings: dict[str, Any] = self.get_params() | {"pca": None}
+        return Embedder(**settings)
+
+    def fit_vectors(self, vectors: Sequence[Vectors]) -> Embedder:
+        """Learn the projection from arrays (n, D) of vectors of the `unprojected` embedder.
+
+        Raises
+        ------
+        SppnetError
+            If there are fewer vectors than components.
+        """
+        from sklearn.decomposition import PCA
+
+        if self.pca is None:
+            raise SppnetError("found no number of components, expected pca to be set")
+        known = np.concatenate([np.zeros((0, self.unprojected().length), np.float32), *vectors])
+        if len(known) < self.pca:
+            raise SppnetError(
+                f"found {len(known)} vectors to learn {self.pca} components from, "
+                "expected at least as many; use fewer components or none"
+            )
+        pca = PCA(self.pca, svd_solver="randomized", random_state=self.seed).fit(_sampled(known, self.seed))
+        self.pca_mean_ = pca.mean_.astype(np.float32)
+        self.pca_components_ = pca.components_.astype(np.float32)
+        return self
+
+    def transform(self, images: Iterable[Image]) -> Vectors:
+        """Embed whole images, (n, D) float32.
+
+        Raises
+        ------
+        SppnetError, OSError
+            From the first image that cannot be read; the message names it.
+        """
+
+        def rows() -> Iterator[Vectors]:
+            for found in self.stream(images):
+                if isinstance(found, Exception):
+                    raise found
+                yield found[0]
+
+        # Vector by vector: nothing is held twice.
+        return np.fromiter(rows(), np.dtype((np.float32, self.length)))
+
+    def stream(
+        self, images: Iterable[Image], boxes: Iterable[npt.ArrayLike | None] | None = None
+    ) -> Iterator[Vectors | Exception]:
+        """Embed many images in their order, or the boxes in each.
+
+        Each thread takes an image from its file to its vectors, so that all cores work all the time; at most
+        four images a core are held.
+
+        Parameters
+        ----------
+        images : iterable of path or (H, W, 3) uint8 RGB
+        boxes : iterable of (R, 4) float or None, optional
+            For each image; None is the whole image.
+
+        Returns
+        -------
+        iterator of (R, D) float32, or of the ValueError or OSError that an image gave
+        """
+        threads = torch.get_num_threads()
+        attempt = partial(self._attempt, _for_threads(self.network, threads))
+        pairs = zip(images, repeat(None)) if boxes is None else zip(images, boxes, strict=True)
+        # Twice as many as cores: while some wait for the backbone's streams, others decode and pool.
+        return in_order(attempt, pairs, 2 * threads)
+
+    def _attempt(self, backbone: Backbone, asked: tuple[Image, npt.ArrayLike | None]) -> Vectors | Exception:
+        """Embed an image, or boxes in it, to (R, D), or return the error that names it."""
+        image, boxes = asked
+        try:
+            return self._embed(backbone, image, boxes)
+        except (SppnetError, OSError) as error:
+            known = isinstance(image, np.ndarray) or str(image) in str(error)
+            return error if known else ValueError(f"{image}: {error}")
+
+    def save(self, path: str | Path) -> None:
+        """Write settings and projection to a safetensors file, for `load`."""
+        facts, tensors = self.state()
+        write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, **facts})
+
+    def state(self) -> tuple[dict[str, str], dict[str, Tensor]]:
+        """Return what `load` needs, as metadata and tensors for a safetensors file of any format."""
+        about = {
+            "signature": self.signature,
+            "settings": self._settings(),
+            "backbone": self._backbone_settings(),
+        }
+        projection = {} if self.pca is None else {"mean": self.pca_mean_, "components": self.pca_components_}
+        tensors = {f"pca.{name}": torch.from_numpy(value) for name, value in projection.items()}
+        return {_FACTS: json.dumps(about)}, tensors
+
+    @classmethod
+    def load(cls, path: str | Path, *, weights: str | None = None, device: str = "cpu") -> Embedder:
+        """Read an embedder from its own file, or from any file of vectors that it made.
+
+        Parameters
+        ----------
+        path : path
+        weights : str, optional
+            Weights file of the backbone, if it was not the installed one.
+        device : str
+
+        Raises
+        ------
+        SppnetError
+            If the file holds none, or the backbone at hand has other weights (names both).
+        FileNotFoundError
+            If there is no such file.
+        """
+        about, fitted = _stored(Path(path))
+        stored = about["backbone"] | about["settings"]
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        embedder = cls(weights=weights, device=device, **plain)
+        if embedder.pca is not None:
+            embedder.pca_mean_, embedder.pca_components_ = fitted["pca.mean"], fitted["pca.components"]
+        if embedder.signature != about["signature"]:
+            raise SppnetError(
+                f"{path}: made by {about['signature']}, found {embedder.signature}; expected the same backbone "
+                "and weights"
+            )
+        return embedder
+
+    @staticmethod
+    def stored_signature(path: Path) -> str:
+        """Return the signature of the embedder in a file, for which `load` is not needed."""
+        return str(_stored(path)[0]["signature"])
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Tell scikit-learn whether `transform` can be called."""
+        return self.pca is None or hasattr(self, "pca_components_")
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("sides", "levels", "mode", "view", "flip", "power", "norm", "pca")
+        settings = {name: getattr(self, name) for name in names}
+        # Named only where it is set: files from before there was a choice keep their signature.
+        return settings | ({"join_scales": True} if self.join_scales else {})
+
+    def _backbone_settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("backbone", "stages", "output_stride")}
+
+    def _checked(self, boxes: npt.ArrayLike, shape: tuple[int, int]) -> Boxes:
+        if self.view != "full":
+            raise SppnetError(f"found boxes for the view {self.view!r}, expected the view 'full'")
+        given = np.asarray(boxes, np.float32)
+        if given.size == 0:
+            return np.zeros((0, 4), np.float32)
+        if given.ndim != 2 or given.shape[1] != 4:
+            raise SppnetError(f"found boxes of shape {given.shape}, expected (R, 4)")
+        height, width = shape
+        inside = np.clip(given, 0, [width, height, width, height])
+        wrong = np.flatnonzero(~np.isfinite(given).all(axis=1) | ~(area(inside) > 0))
+        if len(wrong):
+            row = int(wrong[0])
+            raise SppnetError(
+                f"found the box {row} {given[row].tolist()}, expected x1 < x2 and y1 < y2, inside the image "
+                f"of {width} x {height}"
+            )
+        return given
+
+    def _normalised(self, pooled: Tensor) -> Tensor:
+        if self.power != 1:
+            pooled = pooled.abs().pow_(self.power).copysign_(pooled)
+        if self.norm == "none":
+            return pooled
+        parts = [F.normalize(part) for part in torch.split(pooled, self._lengths, dim=1)]
+        return parts[0] if len(parts) == 1 else F.normalize(torch.cat(parts, dim=1))
+
+    def _projected(self, vectors: Tensor) -> Vectors:
+        if self.pca is None:
+            return vectors.numpy()
+        self._check_fitted()
+        components = torch.from_numpy(self.pca_components_)
+        # The mean is taken off afterwards: it is one short vector there.
+        offset = components @ torch.from_numpy(self.pca_mean_)
+        projected = vectors @ components.T - offset
+        return (F.normalize(projected) if self.norm == "l2" else projected).numpy()
+
+    @property
+    def _lengths(self) -> list[int]:
+        """Of what is joined to a vector: the pyramid of each stage, at each scale."""
+        stages = [pyramid_length(c, self.levels) for c in self.network.channels]
+        return stages * (len(self.sides) if self.join_scales else 1)
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise SppnetError(
+                f"the projection to {self.pca} components is not learnt yet; call fit, or load one"
+            )
+
+
+@lru_cache(maxsize=8)
+def _backbone(
+    name: str, stages: tuple[str, ...], output_stride: int, weights: str | None, device: str
+) -> Backbone:
+    # Random weights are the same ones whenever they are drawn: a backbone may be built again.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Backbone(name, stages, output_stride, weights, device)
+
+
+def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Vectors]]:
+    """Return what a file tells of the embedder in it, and its projection."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: found no such file, expected an embedder")
+    try:
+        with safe_open(path, "np") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})[_FACTS])
+            projection = {k: file.get_tensor(k) for k in file.keys() if k.startswith("pca.")}  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise SppnetError(f"{path}: found no embedder in it ({error}), expected one of sppnet's") from None
+    return about, projection
+
+
+@lru_cache(maxsize=8)
+def _for_threads(backbone: Backbone, count: int) -> Backbone:
+    return backbone.for_threads(count)
+
+
+def _sampled(items: Any, seed: int) -> Any:
+    """Return at most `SAMPLE` of the items, drawn at random."""
+    if len(items) <= SAMPLE:
+        return items
+    chosen = np.sort(np.random.default_rng(seed).choice(len(items), SAMPLE, replace=False))
+    return items[chosen] if isinstance(items, np.ndarray) else [items[i] for i in chosen]
+
+
+def _fingerprint(values: Vectors) -> str:
+    """Return 16 hexadecimal digits that stand for an array."""
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:16]

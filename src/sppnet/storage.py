@@ -1,0 +1,179 @@
+"""Files: written whole or not at all, read with the line number of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sppnet.errors import SppnetError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Lend a temporary file beside `path`, which takes its place when the ``with`` block ends well.
+
+    A block that raises leaves `path` as it was and removes the temporary file.
+
+    Parameters
+    ----------
+    path : path
+        The file to write; replaced if it exists. Its folder must exist.
+
+    Yields
+    ------
+    Path
+        An empty file in the folder of `path`, with its suffix.
+
+    Raises
+    ------
+    OSError
+        If the folder is missing or not writable, or `path` is something other than a file.
+    """
+    path = Path(path)
+    temporary = _new_sibling(path)
+    mode = temporary.stat().st_mode
+    try:
+        yield temporary
+        # Some writers make a file of their own that only its owner may read.
+        temporary.chmod(stat.S_IMODE(mode))
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise now, before long work, the `OSError` that `atomic_path` would raise for `path` after it."""
+    _new_sibling(Path(path)).unlink()
+
+
+def _new_sibling(path: Path) -> Path:
+    """Create an empty temporary file beside `path`."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: found a folder or a device, expected the name of a file to write")
+    temporary = path.with_name(f".{path.stem[:100]}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        reason = f"{path}: cannot write ({error.strerror}), expected an existing, writable folder"
+        raise type(error)(reason) from None
+    return temporary
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all; equal content gives equal files.
+
+    Parameters
+    ----------
+    path : path
+        Replaced if it exists.
+    tensors : mapping from str to tensor
+        On any device, in any layout.
+    metadata : mapping from str to str
+
+    Raises
+    ------
+    OSError
+        If it cannot be written: no folder, no permission, no space.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(plain, temporary, dict(metadata))
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{path}: cannot write ({error})") from None
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which are written in random order."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
+def file_format(path: Path) -> str | None:
+    """Return the format that a safetensors file of ours names; None of any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format")
+    except (SafetensorError, OSError):
+        return None
+
+
+def read_metadata(path: str | Path, expected: str, version: str) -> dict[str, str]:
+    """Return the metadata of a safetensors file, of the format and version that are expected of it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    SppnetError
+        If it is no safetensors file, damaged, or of another format or version; says what was found.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: found no such file, expected an {expected} file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise SppnetError(
+            f"{path}: found no safetensors file ({error}), expected an {expected} file"
+        ) from None
+    mark = (metadata.get("format"), metadata.get("version"))
+    if mark != (expected, version):
+        found = " ".join(filter(None, mark)) or "a safetensors file without a format mark"
+        raise SppnetError(f"{path}: found {found}, expected {expected} {version}")
+    return metadata
+
+
+def read_checkpoint(path: Path, expected: str, version: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return metadata and tensors of a run that was stopped.
+
+    Raises
+    ------
+    SppnetError
+        Like `read_metadata`; the message says what helps.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return read_metadata(path, expected, version), load_file(path)
+    except ValueError as error:
+        raise SppnetError(f"{error}; remove it to start anew") from None
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; what is not JSON is a `ValueError` that names file and line."""
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise SppnetError(f"{path}:{error.lineno}: found no JSON ({error.msg}), expected JSON") from None
+    except UnicodeDecodeError as error:
+        raise SppnetError(f"{path}: found bytes that are no text ({error.reason}), expected JSON") from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ``path:line`` and the stripped text of each line of a text file that is not blank."""
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
+        if line.strip():
+            yield f"{path}:{number}", line.strip()

@@ -1,0 +1,166 @@
+import copy
+
+import numpy as np
+import pytest
+
+import trees
+from sppnet.boxes import Target
+from sppnet.detection.detector import Detector
+from sppnet.detection.ensemble import Ensemble
+from sppnet.detection.svm import LinearSVMs
+from sppnet.features.backbone import Backbone
+from sppnet.progress import StageTimer
+from sppnet.proposals import parse
+
+SHAPE = (96, 128)
+
+
+def windows(image):
+    return parse("dense")(image)[0]
+
+
+@pytest.fixture(scope="module")
+def detectors():
+    """Detectors of the same shapes on two backbones of different stages, strides, scales and pyramids."""
+    scenes = [trees.scene(n) for n in (1, 3, 5, 7, 9, 11)]
+    targets = [Target.of(s.boxes, s.labels) for s in scenes]
+    images = [s.image for s in scenes]
+    boxes = [windows(image) for image in images]
+    one = Detector(Backbone(), levels=(1,), sides=(160,), reference=80)
+    two = Detector(Backbone(stages=("4",), output_stride=32), levels=(2, 1), sides=(96, 192), reference=80)
+    return tuple(d.fit(images, boxes, targets, sorted(trees.SHAPES)) for d in (one, two))
+
+
+@pytest.fixture(scope="module")
+def image():
+    return trees.scene(13).image
+
+
+def scored(detector, image, boxes, regress):
+    """Return label, score and box of all windows, clipped but not suppressed, of a detector of its own."""
+    open_minded = copy.copy(detector)
+    open_minded.nms_iou = 1.0
+    found = open_minded.predict(image, boxes, regress=regress, threshold=-1e9, limit=10**6)
+    return rows(found)
+
+
+def rows(found):
+    numbers = zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True)
+    return [(label, score, tuple(box)) for label, score, box in numbers]
+
+
+def overlap(a, b):
+    """Return the intersection over union of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def suppressed(found, threshold, limit):
+    """Walk down the scores of each class; keep what overlaps nothing kept by more than 0.3."""
+    kept = []
+    for name in trees.SHAPES:
+        mine = []
+        for row in sorted((r for r in found if r[0] == name and r[1] >= threshold), key=lambda r: -r[1]):
+            if all(overlap(row[2], other[2]) <= 0.3 for other in mine):
+                mine.append(row)
+        kept.extend(mine[:limit])
+    return sorted(kept, key=lambda r: -r[1])
+
+
+def assert_equal(found, expected):
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    np.testing.assert_allclose([r[1] for r in found], [r[1] for r in expected], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([r[2] for r in found], [r[2] for r in expected], rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("regress", "threshold", "limit"),
+    [(True, -1.5, 100), (False, -1.5, 100), (True, -1, 100), (True, -9, 3)],
+)
+def test_the_union_of_all_that_is_scored_is_suppressed(detectors, image, regress, threshold, limit):
+    boxes = windows(image)
+    union = [row for d in detectors for row in scored(d, image, boxes, regress)]
+    assert len(union) == 2 * len(trees.SHAPES) * len(boxes), "no window is without area"
+    expected = suppressed(union, threshold, limit)
+    found = Ensemble(detectors).predict(image, boxes, regress=regress, threshold=threshold, limit=limit)
+    assert_equal(rows(found), expected)
+    sources = [{row[:2] for row in scored(d, image, boxes, regress)} for d in detectors]
+    assert all(any(row[:2] in source for row in expected) for source in sources), "both have their part in it"
+
+
+def test_it_is_not_the_union_of_what_each_detector_keeps(detectors, image):
+    """A box that its own detector drops for a better one survives where the other's drops that one."""
+    boxes = windows(image)
+    everything = [scored(d, image, boxes, regress=True) for d in detectors]
+    apart = suppressed([row for one in everything for row in suppressed(one, -1.5, 100)], -1.5, 100)
+    together = rows(Ensemble(detectors).predict(image, boxes))
+    assert together != apart
+    assert len(together) > len(apart)
+
+
+def test_a_combination_of_one_is_its_detector(detectors, image):
+    for detector in detectors:
+        alone = Ensemble([detector])
+        assert alone.classes_ == detector.classes_
+        assert rows(alone.predict(image, windows(image))) == rows(detector.predict(image, windows(image)))
+
+
+def reordered(detector, order):
+    """Return a detector with its classes in another order."""
+    other = copy.copy(detector)
+    other.classes_ = tuple(detector.classes_[k] for k in order)
+    other.svms_ = LinearSVMs(detector.svms_.weights[order], detector.svms_.biases[order])
+    other.regressors_ = tuple(values[order] for values in detector.regressors_)
+    return other
+
+
+def test_the_order_of_detectors_and_classes_does_not_matter(detectors, image):
+    one, two = detectors
+    expected = rows(Ensemble([one, two]).predict(image, windows(image)))
+    assert_equal(rows(Ensemble([two, one]).predict(image, windows(image))), expected)
+    turned = reordered(two, [2, 0, 1])
+    assert Ensemble([one, turned]).classes_ == one.classes_
+    assert Ensemble([turned, one]).classes_ == turned.classes_ != one.classes_
+    for pair in ([one, turned], [turned, one]):
+        assert_equal(rows(Ensemble(pair).predict(image, windows(image))), expected)
+
+
+def test_files_and_pixels_timed(detectors, image, tmp_path):
+    trees.save(tmp_path / "a.png", image)
+    timer, combination = StageTimer(), Ensemble(detectors)
+    from_file = combination.predict(tmp_path / "a.png", windows(image), timer=timer)
+    assert rows(from_file) == rows(combination.predict(image, windows(image)))
+    assert list(timer.seconds) == ["backbone", "pooling", "scoring"]
+
+
+def test_no_windows_no_detections(detectors, image):
+    found = Ensemble(detectors).predict(image, np.zeros((0, 4), np.float32))
+    assert found.boxes.shape == (0, 4)
+    assert found.labels == ()
+
+
+def test_detectors_that_do_not_go_together(detectors):
+    one, two = detectors
+    with pytest.raises(ValueError, match="found no detector to combine, expected at least one"):
+        Ensemble([])
+    with pytest.raises(ValueError, match="detector 2 is not fitted yet"):
+        Ensemble([one, Detector(two.backbone)])
+    fewer = reordered(two, [0, 2])
+    with pytest.raises(
+        ValueError,
+        match=r"^detector 2 knows disc, triangle, expected the classes of the first: disc, square, tri",
+    ):
+        Ensemble([one, fewer])
+    strict = copy.copy(two)
+    strict.nms_iou = 0.5
+    with pytest.raises(ValueError, match=r"detector 3 has nms_iou 0\.5, expected 0\.3 as the first"):
+        Ensemble([one, two, strict])
+    for twin in (one, copy.copy(one), copy.deepcopy(one)):
+        with pytest.raises(ValueError, match="detectors 1 and 3 are the same, expected different ones"):
+            Ensemble([one, two, twin])
+    scaled = copy.copy(one)
+    scaled.sides = (320,)
+    assert len(Ensemble([one, scaled]).detectors) == 2, "one detector at two scales is two"

@@ -1,0 +1,208 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sppnet.boxes import Target, area, decode_deltas, encode_deltas, iou
+from sppnet.evaluation.detection import proposal_recall
+from sppnet.features.geometry import FeatureMaps, Geometry
+from sppnet.proposals.maps import Objectness
+
+GEOMETRY = Geometry(8, 3.5)
+SHAPE = (96, 128)
+CHANNELS = 6
+
+
+def blank(factor=1.0, channels=CHANNELS, shape=SHAPE):
+    h, w = (GEOMETRY.cells(round(side * factor)) for side in shape)
+    return FeatureMaps((torch.zeros(channels, h, w),), (GEOMETRY,), (factor, factor))
+
+
+def scene(seed, factors=(1.0, 0.5)):
+    """Maps at two scales in which cells inside the one or two objects tell how far its sides are."""
+    rng = np.random.default_rng(seed)
+    boxes = []
+    for half in range(1 + seed % 2):
+        w, h = rng.uniform(24, 60, 2)
+        x, y = half * 64 + rng.uniform(0, 64 - w), rng.uniform(0, 96 - h)
+        boxes.append([x, y, x + w, y + h])
+    maps = []
+    for factor in factors:
+        m = blank(factor)
+        stage = torch.from_numpy(rng.normal(0, 0.05, m.stages[0].shape).astype(np.float32))
+        for v in range(stage.shape[1]):
+            for u in range(stage.shape[2]):
+                x, y = ((8 * c + 4) / factor for c in (u, v))
+                for x1, y1, x2, y2 in boxes:
+                    if x1 < x < x2 and y1 < y < y2:
+                        away = torch.tensor([x - x1, y - y1, x2 - x, y2 - y]) / 30
+                        stage[:, v, u] += torch.cat([torch.ones(2), away.float()])
+        maps.append(replace(m, stages=(stage,)))
+    return (maps, SHAPE), Target.of(boxes, ["thing"] * len(boxes))
+
+
+def small(**changed):
+    settings = {"sizes": (0.5, 1.0), "reference": 40, "width": 16, "kernel": 3, "steps": 48, "rate": 0.01}
+    return Objectness(**settings | {"limit": 50, "ridge": 1.0} | changed)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [scene(seed) for seed in range(16)]
+
+
+@pytest.fixture(scope="module")
+def fitted(scenes):
+    return small().fit(lambda i: scenes[i][0], [t for _, t in scenes])
+
+
+@pytest.mark.parametrize("factors", [(1.0, 1.0), (0.5, 0.53)])
+def test_anchors_stand_about_the_centres_of_the_cells(factors):
+    objectness = Objectness(sizes=(0.5, 2.0), aspects=(0.5, 1.0, 2.0), reference=32)
+    maps = FeatureMaps(
+        (torch.zeros(4, 3, 5), torch.zeros(2, 2, 3)), (Geometry(8, 3.5), Geometry(16, 7)), factors
+    )
+    expected = []
+    for v in range(2):
+        for u in range(3):
+            for size in (0.5, 2.0):
+                for aspect in (0.5, 1.0, 2.0):
+                    x, y = (16 * u + 7.5) / factors[0], (16 * v + 7.5) / factors[1]
+                    w = 32 * size * math.sqrt(aspect) / factors[0]
+                    h = 32 * size / math.sqrt(aspect) / factors[1]
+                    expected.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+    anchors = objectness._anchors(maps)
+    assert anchors.dtype == np.float32
+    np.testing.assert_allclose(anchors, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        area(anchors) * factors[0] * factors[1], np.tile(np.repeat([16**2, 64**2], 3), 6), rtol=1e-4
+    )
+
+
+def test_deltas_of_an_anchor_lead_back_to_the_object():
+    anchors = small()._anchors(blank())
+    objects = np.tile(np.float32([[10, 20, 55, 43]]), (len(anchors), 1))
+    back = decode_deltas(torch.from_numpy(anchors), torch.from_numpy(encode_deltas(anchors, objects)))
+    np.testing.assert_allclose(back, objects, atol=1e-3)
+
+
+def test_it_finds_what_it_has_not_seen(fitted):
+    unseen = [scene(seed) for seed in range(100, 116)]
+    windows = [fitted(*encoded) for encoded, _ in unseen]
+    recall = proposal_recall([boxes[:10] for boxes, _ in windows], [t for _, t in unseen])
+    assert recall.recall[0] > 0.9
+    # Anchors alone, unmoved and in their own order, are far worse.
+    still = proposal_recall([fitted._anchors(blank())[:10] for _ in unseen], [t for _, t in unseen])
+    assert still.recall[0] < 0.1
+
+
+def test_windows_come_best_first_inside_the_image_and_apart(fitted, scenes):
+    for (maps, shape), _ in scenes[:4]:
+        boxes, scores = fitted(maps, shape)
+        assert boxes.dtype == scores.dtype == np.float32
+        assert boxes.shape == (len(scores), 4)
+        assert 0 < len(boxes) <= fitted.limit
+        assert (np.diff(scores) <= 0).all()
+        assert (boxes >= 0).all()
+        assert (boxes <= np.float32([128, 96, 128, 96])).all()
+        assert (boxes[:, 2:] - boxes[:, :2] >= 4).all()
+        overlap = iou(boxes, boxes)
+        np.fill_diagonal(overlap, 0)
+        assert overlap.max() <= fitted.nms_iou + 1e-6
+
+
+def test_equal_seeds_give_equal_windows_and_leave_other_draws_alone(scenes):
+    def fit(seed):
+        return small(steps=4, seed=seed).fit(lambda i: scenes[i][0], [t for _, t in scenes])
+
+    torch.manual_seed(5)
+    first = fit(0)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn)
+    again, other = fit(0), fit(1)
+    assert all(torch.equal(a, b) for a, b in zip(first.state().values(), again.state().values(), strict=True))
+    assert not torch.equal(first.weights_, other.weights_)
+
+
+def test_state_and_settings_give_the_same_windows(fitted, scenes):
+    again = Objectness.from_state(fitted.state(), fitted.settings)
+    assert again.settings == fitted.settings
+    for (maps, shape), _ in scenes[:3]:
+        for a, b in zip(fitted(maps, shape), again(maps, shape), strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_a_state_that_does_not_fit_is_refused(fitted):
+    state = fitted.state()
+    with pytest.raises(ValueError, match=r"weights is missing, expected one of shape \(5, 400\)"):
+        Objectness.from_state({k: v for k, v in state.items() if k != "weights"}, fitted.settings)
+    with pytest.raises(ValueError, match=r"network\.answer\.weight is of shape \(30, 16\)"):
+        Objectness.from_state(state, fitted.settings | {"sizes": (1.0,)})
+    with pytest.raises(ValueError, match=r"network\.reduce\.weight is missing"):
+        Objectness.from_state({}, fitted.settings)
+
+
+def test_a_map_may_be_a_single_cell(fitted):
+    tiny = blank(shape=(5, 7))
+    assert tiny.stages[0].shape == (CHANNELS, 1, 1)
+    boxes, scores = fitted([tiny], (5, 7))
+    assert len(boxes) == len(scores)
+    assert (boxes[:, 2:] <= np.float32([7, 5])).all()
+
+
+def test_an_image_without_objects_teaches_background(scenes):
+    empty = ([blank(f) for f in (1.0, 0.5)], SHAPE)
+    encoded = [scenes[0][0], empty, scenes[1][0]]
+    targets = [scenes[0][1], Target.of([], []), scenes[1][1]]
+    fitted = small(steps=20).fit(encoded.__getitem__, targets)
+    _, on_nothing = fitted(*empty)
+    _, on_something = fitted(*scenes[1][0])
+    assert on_something[0] > on_nothing.max(initial=-np.inf)
+
+
+def test_no_objects_at_all_are_an_error(scenes):
+    target = scenes[1][1]
+    nothing = Target.of([], [])
+    hard = Target.of(target.boxes, target.labels, difficult=[True] * len(target.boxes))
+    for targets, classes, said in [
+        ([nothing, nothing], None, "no object of any class in 2 images"),
+        ([hard], None, "no object of any class in 1 images"),
+        ([target], ["cat", "dog"], "no object of cat, dog in 1 images"),
+        ([], None, "no object of any class in 0 images"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            small().fit(lambda i: scenes[1][0], targets, classes)
+
+
+def test_maps_of_another_backbone_are_an_error(fitted, scenes):
+    with pytest.raises(ValueError, match="found maps of 3 channels, expected 6"):
+        fitted([blank(channels=3)], SHAPE)
+    mixed = [scenes[1][0], ([blank(channels=3)], SHAPE)]
+    with pytest.raises(ValueError, match="found maps of 3 channels, expected 6"):
+        small().fit(mixed.__getitem__, [scenes[1][1]] * 2)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(scenes):
+    maps, shape = scenes[1][0]
+    broken = [replace(m, stages=(m.stages[0] * torch.nan,)) for m in maps]
+    with pytest.raises(ValueError, match="found the loss nan at image 0 and the learning rate"):
+        small().fit(lambda i: (broken, shape), [scenes[1][1]])
+
+
+def test_it_must_be_fitted_first(scenes):
+    for use in (lambda o: o(*scenes[0][0]), lambda o: o.state()):
+        with pytest.raises(ValueError, match="not fitted yet"):
+            use(small())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_maps_may_lie_on_a_gpu(fitted, scenes):
+    (maps, shape), _ = scenes[1]
+    there = [replace(m, stages=tuple(s.cuda() for s in m.stages)) for m in maps]
+    boxes, scores = fitted(there, shape)
+    expected, by = Objectness.from_state(fitted.state(), fitted.settings)(maps, shape)
+    np.testing.assert_allclose(scores[:5], by[:5], atol=1e-3)
+    np.testing.assert_allclose(boxes[:5], expected[:5], atol=0.1)

@@ -1,0 +1,368 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC
+
+import trees
+from sppnet.images import read_image, resize
+from sppnet.pooling import SpatialPyramidPooling
+from sppnet.retrieval.embedder import Embedder
+
+SMALL = {"sides": (64,), "levels": (2, 1)}
+
+
+@pytest.fixture(scope="module")
+def embed():
+    return Embedder(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [trees.scene(n).image for n in range(1, 7)]
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def rooted(vectors):
+    return unit(np.sign(vectors) * np.sqrt(np.abs(vectors)))
+
+
+class TestVectors:
+    def test_of_an_image_is_the_pyramid_over_its_map(self, embed, scenes):
+        (stage,) = embed.network(scenes[0], 64).stages
+        expected = SpatialPyramidPooling((2, 1))(stage[None])[0].numpy()
+        found = embed(scenes[0])
+        assert found.shape == (embed.length,) == (1280 * 5,)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, rooted(expected), atol=1e-6)
+
+    def test_of_the_whole_as_a_box_is_that_of_the_image(self, embed, scenes):
+        height, width = scenes[0].shape[:2]
+        assert np.array_equal(embed(scenes[0], [[0, 0, width, height]])[0], embed(scenes[0]))
+
+    def test_of_boxes_come_from_one_pass(self, embed, scenes, monkeypatch):
+        calls, plain = [], type(embed.network).__call__
+        monkeypatch.setattr(
+            type(embed.network), "__call__", lambda self, *given: calls.append(1) or plain(self, *given)
+        )
+        boxes = np.array([[0, 0, 64, 96], [64, 0, 128, 96], [10.5, 3, 90, 80]])
+        together = embed(scenes[1], boxes)
+        assert len(calls) == 1
+        for box, vector in zip(boxes, together, strict=True):
+            assert np.array_equal(embed(scenes[1], [box])[0], vector)
+        maps = embed.maps(scenes[1])
+        assert np.array_equal(embed.embed_maps(maps, (96, 128), boxes.astype(np.float32)), together)
+
+    def test_without_power_and_norm_are_the_pooled_numbers(self, scenes):
+        plain = Embedder(sides=(64,), levels=(1,), power=1, norm="none", mode="average")
+        (stage,) = plain.network(scenes[0], 64).stages
+        np.testing.assert_allclose(plain(scenes[0]), stage.mean(dim=(1, 2)).numpy(), atol=1e-5)
+
+    def test_of_several_stages_weigh_the_same(self, scenes):
+        both = Embedder(sides=(64,), levels=(1,), stages=("4", "head"))
+        vector = both(scenes[0])
+        lengths = [np.linalg.norm(part) for part in np.split(vector, [both.network.channels[0]])]
+        np.testing.assert_allclose(lengths, 0.5**0.5, atol=1e-5)
+
+    def test_each_box_is_pooled_at_its_scale(self, scenes):
+        several = Embedder(sides=(128, 448), levels=(1,))
+        large, small = [0, 0, 128, 96], [10, 10, 40, 40]
+        found = several(scenes[0], [large, small])
+        for side, box, vector in ((128, large, found[0]), (448, small, found[1])):
+            alone = Embedder(sides=(side,), levels=(1,))(scenes[0], [box])[0]
+            np.testing.assert_allclose(vector, alone, atol=1e-6)
+
+    @pytest.mark.parametrize("view", ["crop", "warp"])
+    @pytest.mark.parametrize("side", [64, 160])  # smaller and larger than the image
+    def test_of_other_views(self, view, side, scenes):
+        image = scenes[0]
+        seen = image[:, 16:112] if view == "crop" else resize(image, side, side)
+        found = Embedder(sides=(side,), levels=(2, 1), view=view)(image)
+        np.testing.assert_allclose(found, Embedder(sides=(side,), levels=(2, 1))(seen), atol=1e-6)
+
+    def test_no_boxes(self, embed, scenes):
+        assert embed(scenes[0], np.zeros((0, 4))).shape == (0, embed.length)
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (33, 2)])
+    def test_of_tiny_images(self, embed, shape):
+        vector = embed(np.full((*shape, 3), 90, np.uint8))
+        assert np.isfinite(vector).all()
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+class TestJoinedScales:
+    """The slow way: an embedder for each scale, the vectors side by side."""
+
+    SIDES = (64, 96, 160)
+
+    def joined(self, **settings):
+        return Embedder(**{**SMALL, "sides": self.SIDES, **settings}, join_scales=True)
+
+    def apart(self, image, boxes=None, **settings):
+        each = [Embedder(**{**SMALL, **settings, "sides": (side,)})(image, boxes) for side in self.SIDES]
+        return np.concatenate(each, axis=-1)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {},
+            {"flip": True},
+            {"view": "crop"},
+            {"levels": (3, 1), "mode": "average"},
+            {"norm": "none", "power": 1},
+            {"norm": "none", "flip": True},
+        ],
+    )
+    def test_are_the_vectors_of_each_side_by_side(self, settings, scenes):
+        found, expected = self.joined(**settings)(scenes[0]), self.apart(scenes[0], **settings)
+        if settings.get("norm") != "none":
+            expected /= np.linalg.norm(expected)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert len(found) == self.joined(**settings).length
+
+    def test_of_boxes_of_any_size(self, scenes):
+        boxes = [[0, 0, 128, 96], [10, 10, 40, 40], [60.5, 3, 61.5, 80]]
+        found = self.joined(flip=True)(scenes[1], boxes)
+        np.testing.assert_allclose(
+            found, self.apart(scenes[1], boxes, flip=True) / np.sqrt(len(self.SIDES)), atol=1e-6
+        )
+        assert self.joined()(scenes[1], np.zeros((0, 4))).shape == (0, self.joined().length)
+
+    def test_of_several_stages(self, scenes):
+        settings = {"stages": ("4", "head"), "levels": (2, 1)}
+        found = self.joined(**settings)
+        parts = [
+            Embedder(**{**SMALL, **settings, "stages": (stage,), "sides": (side,)})(scenes[0])
+            for side in self.SIDES
+            for stage in settings["stages"]
+        ]
+        np.testing.assert_allclose(found(scenes[0]), np.concatenate(parts) / np.sqrt(6), atol=1e-6)
+
+    def test_of_one_are_no_others(self, embed, scenes):
+        np.testing.assert_array_equal(self.joined(sides=SMALL["sides"])(scenes[0]), embed(scenes[0]))
+
+    def test_files_from_before_there_was_a_choice_are_read(self, embed, tmp_path):
+        embed.save(tmp_path / "e.safetensors")
+        with safe_open(tmp_path / "e.safetensors", "pt") as file:
+            about = json.loads(file.metadata()["embedder"])
+        assert "join_scales" not in about["settings"]
+        assert "join_scales" not in about["signature"]
+        assert not Embedder.load(tmp_path / "e.safetensors").join_scales
+
+    def test_are_projected_saved_and_part_of_the_signature(self, scenes, tmp_path):
+        found = self.joined(pca=3).fit(scenes)
+        assert found.kind != Embedder(**{**SMALL, "sides": self.SIDES}, pca=3).kind
+        found.save(tmp_path / "e.safetensors")
+        loaded = Embedder.load(tmp_path / "e.safetensors")
+        assert loaded.join_scales
+        np.testing.assert_allclose(loaded(scenes[4]), found(scenes[4]), atol=1e-5)
+
+
+class TestFlip:
+    """The slow way: pool image and mirror image, put the bins of that back in their places, take the mean."""
+
+    def flipped(self, **settings):
+        return Embedder(**{**SMALL, **settings}, flip=True)
+
+    def mirrored(self, vector, channels, levels):
+        """Put each number of a vector where the bin of the mirrored column has it, one by one."""
+        found, start = np.full_like(vector, np.nan), 0
+        for count in channels:
+            for n in levels:
+                for channel, row, column in np.ndindex(count, n, n):
+                    place = start + (channel * n + row) * n
+                    found[place + n - 1 - column] = vector[place + column]
+                start += count * n * n
+        return found
+
+    def mean(self, image, box=None, mirrored=None, **settings):
+        plain = Embedder(**{**SMALL, "power": 1, "norm": "none", **settings})
+        one, other = plain(image, box and [box]), plain(image[:, ::-1], mirrored and [mirrored])
+        other = self.mirrored(other.ravel(), plain.network.channels, plain.levels)
+        return (one.ravel() + other) / 2
+
+    def test_is_the_mean_of_image_and_mirror_image(self, scenes):
+        for image in scenes[:3]:
+            found = self.flipped(mode="average", power=1, norm="none")(image)
+            np.testing.assert_allclose(found, self.mean(image, mode="average"), atol=1e-6)
+            np.testing.assert_allclose(self.flipped()(image), rooted(self.mean(image)), atol=1e-6)
+
+    def test_of_several_stages(self, scenes):
+        settings = {"stages": ("4", "head"), "levels": (3, 1), "power": 1, "norm": "none"}
+        np.testing.assert_allclose(
+            self.flipped(**settings)(scenes[0]), self.mean(scenes[0], **settings), atol=1e-5
+        )
+
+    def test_mirrors_boxes(self, scenes):
+        boxes = [[0, 0, 64, 96], [64, 0, 128, 96], [10.5, 3, 90, 80]]
+        mirrored = [[64, 0, 128, 96], [0, 0, 64, 96], [38, 3, 117.5, 80]]
+        for box, other, vector in zip(boxes, mirrored, self.flipped()(scenes[1], boxes), strict=True):
+            np.testing.assert_allclose(vector, rooted(self.mean(scenes[1], box, other)), atol=1e-6)
+
+    def test_no_boxes(self, scenes):
+        found = self.flipped()
+        assert found(scenes[0], np.zeros((0, 4))).shape == (0, found.length)
+
+    def test_each_box_takes_its_scale_in_both(self, scenes):
+        boxes = np.array([[0, 0, 128, 96], [10, 10, 40, 40]])
+        found = self.flipped(sides=(128, 448))(scenes[0], boxes)
+        for side, box, vector in zip((128, 448), boxes, found, strict=True):
+            np.testing.assert_allclose(vector, self.flipped(sides=(side,))(scenes[0], [box])[0], atol=1e-6)
+
+    @pytest.mark.parametrize("view", ["full", "crop", "warp"])
+    def test_changes_nothing_for_a_symmetric_image(self, view, scenes):
+        symmetric = np.concatenate([scenes[0], scenes[0][:, ::-1]], axis=1)
+        settings = {"view": view, "levels": (1,)}
+        plain, found = Embedder(**{**SMALL, **settings}), self.flipped(**settings)
+        np.testing.assert_allclose(found(symmetric), plain(symmetric), atol=1e-5)
+        assert not np.allclose(found(scenes[0]), plain(scenes[0]), atol=1e-3)
+
+    def test_mirrors_the_bins_with_the_image(self, scenes):
+        found = self.flipped(levels=(3, 2, 1))
+        expected = self.mirrored(found(scenes[1]), found.network.channels, found.levels)
+        np.testing.assert_allclose(found(scenes[1][:, ::-1]), expected, atol=1e-6)
+        assert not np.allclose(found(scenes[1]), expected, atol=1e-3)
+
+    def test_is_saved_and_part_of_the_signature(self, scenes, tmp_path):
+        found = self.flipped(pca=3).fit(scenes)
+        assert found.kind != Embedder(**SMALL, pca=3).kind
+        found.save(tmp_path / "e.safetensors")
+        loaded = Embedder.load(tmp_path / "e.safetensors")
+        assert loaded.flip
+        np.testing.assert_allclose(loaded(scenes[4]), found(scenes[4]), atol=1e-5)
+
+    def test_needs_the_maps_of_both(self, embed, scenes):
+        maps, found = embed.maps(scenes[0]), self.flipped()
+        with pytest.raises(ValueError, match="found maps at 1 scales, expected 1 and as many of the mirror"):
+            found.embed_maps(maps, (96, 128))
+        with pytest.raises(ValueError, match=r"found maps at 2 scales, expected 1$"):
+            embed.embed_maps(found.maps(scenes[0]), (96, 128))
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("boxes", "says"),
+        [
+            ([[0, 0, 10, 10], [5, 5, 5, 9]], "the box 1"),
+            ([[20, 5, 10, 9]], "the box 0"),
+            ([[200, 200, 220, 220]], "inside the image of 128 x 96"),
+            ([[0, 0, np.nan, 9]], "nan"),
+            ([[0, 0, 5]], "expected (R, 4)"),
+        ],
+    )
+    def test_boxes(self, boxes, says, embed, scenes):
+        with pytest.raises(ValueError, match=says.replace("(", r"\(").replace(")", r"\)")):
+            embed(scenes[0], boxes)
+
+    def test_boxes_of_a_crop(self, scenes):
+        with pytest.raises(ValueError, match="expected the view 'full'"):
+            Embedder(**SMALL, view="crop")(scenes[0], [[0, 0, 9, 9]])
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"view": "half"},
+            {"norm": "l1"},
+            {"power": 0},
+            {"sides": ()},
+            {"levels": (0,)},
+            {"mode": "sum"},
+            {"pca": 0},
+        ],
+    )
+    def test_settings(self, settings, scenes):
+        with pytest.raises(ValueError, match=r"expected|must be"):
+            Embedder(**{**SMALL, **settings}).fit(scenes)
+
+
+class TestEstimator:
+    def test_is_cloned(self):
+        one = Embedder(**SMALL, mode="average")
+        assert clone(one).get_params() == one.get_params()
+
+    def test_transforms_as_it_embeds(self, embed, scenes, tmp_path):
+        trees.save(tmp_path / "a.png", scenes[0])
+        found = embed.fit(scenes).transform([tmp_path / "a.png", *scenes[1:3]])
+        for image, vector in zip(scenes, found, strict=False):
+            assert np.array_equal(vector, embed(image))
+        assert embed.transform([]).shape == (0, embed.length)
+
+    def test_works_in_a_pipeline_under_cross_validation(self):
+        images = [trees.scene(n).image for n in range(0, 48, 2)]
+        labels = [trees.scene(n).labels[0] for n in range(0, 48, 2)]
+        model = make_pipeline(Embedder(**SMALL), LinearSVC())
+        assert cross_val_score(model, images, labels, cv=2).mean() > 0.6
+
+    def test_names_the_first_unreadable_image(self, embed, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
+            embed.transform([tmp_path / "missing.jpg"])
+
+    def test_streams_on_after_an_error(self, embed, scenes, tmp_path):
+        given = [scenes[0], tmp_path / "missing.jpg", scenes[1]]
+        found = list(embed.stream(given, [None, None, [[0, 0, 5, 5], [3, 3, 60, 60]]]))
+        assert np.array_equal(found[0][0], embed(scenes[0]))
+        assert isinstance(found[1], FileNotFoundError)
+        assert found[2].shape == (2, embed.length)
+
+    def test_errors_of_boxes_name_the_file(self, embed, scenes, tmp_path):
+        trees.save(tmp_path / "a.png", scenes[0])
+        (error,) = embed.stream([tmp_path / "a.png"], [[[4, 4, 4, 4]]])
+        assert str(error).startswith(str(tmp_path / "a.png"))
+
+
+class TestProjection:
+    def test_keeps_inner_products_as_well_as_it_can(self, embed, scenes):
+        full = embed.transform(scenes)
+        few = Embedder(**SMALL, pca=5).fit(scenes)
+        assert few.length == 5
+        found = few.transform(scenes)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+        # Five components hold all there is of six centred vectors.
+        centred = unit(full - full.mean(axis=0))
+        np.testing.assert_allclose(found @ found.T, centred @ centred.T, atol=1e-3)
+
+    def test_must_be_learnt(self, scenes):
+        with pytest.raises(ValueError, match="not learnt yet"):
+            Embedder(**SMALL, pca=5)(scenes[0])
+
+    def test_needs_as_many_images_as_components(self, scenes):
+        with pytest.raises(ValueError, match="found 6 vectors to learn 7"):
+            Embedder(**SMALL, pca=7).fit(scenes)
+
+
+class TestFile:
+    def test_gives_the_same_vectors(self, scenes, tmp_path):
+        few = Embedder(**SMALL, mode="average", pca=3).fit(scenes)
+        few.save(tmp_path / "e.safetensors")
+        loaded = Embedder.load(tmp_path / "e.safetensors")
+        assert loaded.signature == few.signature
+        # BLAS rounds by where the numbers lie in memory.
+        np.testing.assert_allclose(loaded(scenes[4]), few(scenes[4]), atol=1e-5)
+
+    def test_of_another_backbone_is_refused(self, tmp_path):
+        made = Embedder("tf_efficientnet_lite0", **SMALL, weights="random")
+        torch.manual_seed(1)
+        made.save(tmp_path / "e.safetensors")
+        with pytest.raises(ValueError, match=r"made by tf_efficientnet_lite0.*found tf_efficientnet_lite0"):
+            Embedder.load(tmp_path / "e.safetensors")
+
+    def test_of_another_kind_is_refused(self, tmp_path):
+        Path(tmp_path / "e.safetensors").write_bytes(b"nothing")
+        with pytest.raises(ValueError, match="found no embedder"):
+            Embedder.load(tmp_path / "e.safetensors")
+        with pytest.raises(FileNotFoundError):
+            Embedder.load(tmp_path / "f.safetensors")
+
+
+def test_reads_files(embed, scenes, tmp_path):
+    trees.save(tmp_path / "a.jpg", scenes[0])
+    assert np.array_equal(embed(tmp_path / "a.jpg"), embed(read_image(tmp_path / "a.jpg")))
