@@ -19,7 +19,8 @@ import torch
 from rich.progress import track
 
 from pooling import commit, machine
-from sppnet.boxes import Boxes, Detections
+from sppnet.arrays import Boxes
+from sppnet.boxes import Detections
 from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
 from sppnet.detection.file import shipped

@@ -29,11 +29,12 @@ import torch
 from rich.progress import track
 
 from pooling import commit, machine
-from sppnet.boxes import Detections, clip, decode_deltas, encode_deltas, select
+from sppnet.boxes import Detections, clip
 from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
+from sppnet.detection.postprocess import postprocess
 from sppnet.detection.sampling import SamplingRules, plan_images
-from sppnet.detection.svm import LinearSVMs, fit_ridge, mine_hard_negatives
+from sppnet.detection.svm import LinearSVMs, mine_hard_negatives
 from sppnet.evaluation.detection import mean_average_precision, voc_detection
 from sppnet.features.backbone import Backbone, _FromPixels
 from sppnet.features.windows import encode, pool_windows
@@ -41,6 +42,7 @@ from sppnet.images import read_image, resize
 from sppnet.pooling import SpatialPyramidPooling
 from sppnet.progress import StageTimer
 from sppnet.proposals import parse, propose_all
+from sppnet.regression import decode_deltas, encode_deltas, fit_ridge
 from sppnet.storage import atomic_path
 
 SIDE = 224
@@ -180,7 +182,7 @@ class RCNN:
             deltas = torch.stack([features @ weights.T + offsets for weights, offsets in pairs], dim=1)
             boxes = decode_deltas(boxes, deltas)
         scores = self.svms(features)
-        return select(boxes, scores, self.classes, shape, self.settings.nms_iou, threshold, limit)
+        return postprocess(boxes, scores, self.classes, shape, self.settings.nms_iou, threshold, limit)
 
     def predict(self, image, windows, timer):
         features = self.features(image, windows, timer)

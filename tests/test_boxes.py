@@ -5,19 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from sppnet.boxes import (
-    Detections,
-    Target,
-    area,
-    batched_nms,
-    clip,
-    decode_deltas,
-    encode_deltas,
-    intersection,
-    iou,
-    mirror,
-    nms,
-)
+from sppnet.boxes import Detections, Target, area, batched_nms, clip, flip, intersection, iou, nms
+from sppnet.regression import decode_deltas, encode_deltas
 
 
 def some_boxes(rng, count, extent=12, empty=True):
@@ -60,7 +49,7 @@ def rng():
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
 def test_a_mirrored_box_covers_the_same_pixels(rng, dtype):
     boxes = some_boxes(rng, 30).astype(dtype)
-    before, found = boxes.copy(), mirror(boxes, 15)
+    before, found = boxes.copy(), flip(boxes, 15)
     assert found.dtype == dtype
     assert np.array_equal(boxes, before)
     pixels = rng.random((12, 15))

@@ -7,22 +7,34 @@ and the box of a whole image is ``0, 0, width, height``. See docs/conventions.md
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sppnet.arrays import Boxes, FloatArray, IntArray
 from sppnet.errors import SppnetError
 
-Boxes = npt.NDArray[np.float32]
-FloatArray = npt.NDArray[np.floating[Any]]
-IntArray = npt.NDArray[np.int64]
-Windows = TypeVar("Windows", Boxes, IntArray)
+Corners = TypeVar("Corners", Boxes, IntArray)
+
+
+class Windows(NamedTuple):
+    """Candidate windows of an image, best first.
+
+    Attributes
+    ----------
+    boxes : (R, 4) float32
+        Boxes, 0-based half-open pixels of the original image.
+    scores : (R,) float32
+        Falling. Those of most methods tell the rank and nothing more.
+    """
+
+    boxes: Boxes
+    scores: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -132,11 +144,11 @@ def clip(boxes: FloatArray, width: int, height: int) -> Boxes:
     return np.clip(boxes, 0, limits).astype(np.float32)
 
 
-def mirror(boxes: Windows, width: int) -> Windows:
+def flip(boxes: Corners, width: int) -> Corners:
     """Return where (R, 4) boxes lie in the mirror image of an image of that width, in the dtype they have."""
-    mirrored = boxes.copy()
-    mirrored[:, [0, 2]] = width - boxes[:, [2, 0]]
-    return mirrored
+    flipped = boxes.copy()
+    flipped[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return flipped
 
 
 def nms(boxes: FloatArray, scores: FloatArray, threshold: float = 0.3) -> IntArray:
@@ -193,70 +205,3 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float 
     if float(limit) < threshold:
         limit = np.nextafter(limit, np.float32(np.inf))
     return order[torchvision_nms(spread, rank, float(limit))]
-
-
-def encode_deltas(windows: FloatArray, truth: FloatArray) -> Boxes:
-    """Return the (R, 4) regression targets that move each window onto its ground-truth box.
-
-    ``dx = (gx - px) / pw, dy = (gy - py) / ph, dw = ln(gw / pw), dh = ln(gh / ph)`` with x, y the centres
-    (R-CNN's parametrisation, paper section 4.1).
-
-    Parameters
-    ----------
-    windows, truth : (R, 4) float arrays of boxes with positive sides
-    """
-    sizes, goal = windows[:, 2:] - windows[:, :2], truth[:, 2:] - truth[:, :2]
-    shift = (truth[:, :2] + goal / 2 - windows[:, :2] - sizes / 2) / sizes
-    return np.concatenate([shift, np.log(goal / sizes)], axis=1).astype(np.float32)
-
-
-def decode_deltas(windows: Tensor, deltas: Tensor) -> Tensor:
-    """Apply (..., 4) deltas to (..., 4) windows that broadcast with them; the inverse of `encode_deltas`.
-
-    Scale deltas are limited to a factor of 16 so that a wild prediction cannot overflow.
-    """
-    sizes = windows[..., 2:] - windows[..., :2]
-    centres = windows[..., :2] + sizes / 2 + deltas[..., :2] * sizes
-    half = sizes * deltas[..., 2:].clamp(-math.log(16), math.log(16)).exp() / 2
-    return torch.cat([centres - half, centres + half], dim=-1)
-
-
-def select(
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Sequence[str],
-    shape: tuple[int, int],
-    nms_iou: float,
-    threshold: float,
-    limit: int,
-) -> Detections:
-    """Suppress overlapping boxes class by class and put what is left in order (section 4.1).
-
-    Parameters
-    ----------
-    boxes : (R, K, 4) float32 tensor
-        Original-image pixels.
-    scores : (R, K) float32 tensor
-    classes : sequence of K str
-    shape : (int, int)
-        Height and width of the image, at whose borders boxes are cut off.
-    nms_iou : float
-        See `sppnet.boxes.nms`.
-    threshold : float
-        Least score.
-    limit : int
-        Most detections of a class.
-    """
-    height, width = shape
-    inside = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-    real = (inside[..., 2:] > inside[..., :2]).all(dim=-1)
-    kinds, rows = ((scores >= threshold) & real).T.nonzero(as_tuple=True)
-    found, value = inside[rows, kinds], scores[rows, kinds]
-    kept = batched_nms(found, value, kinds, nms_iou)
-    chosen, points, labels = (t[kept].cpu().numpy() for t in (found, value, kinds))
-    # Already by falling score: the first ones of each class are its best.
-    rank = np.empty(len(labels), dtype=np.int64)
-    for k in np.unique(labels):
-        rank[labels == k] = np.arange((labels == k).sum())
-    best = np.flatnonzero(rank < limit)
-    return Detections(chosen[best], points[best], tuple(str(classes[k]) for k in labels[best]))

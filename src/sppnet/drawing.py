@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from sppnet.boxes import Boxes, Detections, Target
+from sppnet.arrays import Boxes, Pixels
+from sppnet.boxes import Detections, Target
 from sppnet.evaluation.detection import ClassResult
-from sppnet.images import Pixels
 from sppnet.storage import atomic_path
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from PIL import (
     ExifTags,
     GifImagePlugin,
     Image,
+    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -28,10 +29,10 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
+from sppnet.arrays import Image as AnyImage
+from sppnet.arrays import Pixels
 from sppnet.errors import ImageError, SppnetError
 from sppnet.storage import atomic_path
-
-Pixels = npt.NDArray[np.uint8]
 
 # Longer strips are shrunk to the area of one of this aspect, or a few rows of pixels would fill the memory.
 MAX_ASPECT = 16
@@ -98,6 +99,42 @@ def read_image(path: str | Path, *, max_pixels: int = 50_000_000) -> Pixels:
         image.load()
         upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
         return _rgb(upright)
+
+
+def pixels_of(image: AnyImage) -> Pixels:
+    """Return the pixels of whatever stands for one image.
+
+    Parameters
+    ----------
+    image : path, str, PIL.Image.Image or (H, W, 3) uint8 array
+        A file is read by `read_image`; an image of Pillow's is turned upright as its EXIF orientation says,
+        and any mode becomes RGB; an array must be RGB and upright already, and is not copied.
+
+    Returns
+    -------
+    (H, W, 3) uint8
+        RGB, upright.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read, or an array has another shape or type.
+    FileNotFoundError
+        If there is no such file.
+    SppnetError
+        If it is something else, such as a list of images.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            found = f"an array {image.shape} of {image.dtype}"
+            raise ImageError(f"found {found}, expected an image: (H, W, 3) of uint8, RGB")
+        return image
+    if isinstance(image, Image.Image):
+        return _rgb(ImageOps.exif_transpose(image))
+    kind = type(image).__name__
+    raise SppnetError(f"found {kind}, expected one image: a path, an (H, W, 3) uint8 array or a PIL image")
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -8,18 +8,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import trees
-from sppnet.boxes import Detections, Target, area, decode_deltas, intersection, iou, select
+from sppnet.boxes import Detections, Target, area, intersection, iou
 from sppnet.detection import fit as fitting
 from sppnet.detection.detector import Detector
 from sppnet.detection.file import describe
 from sppnet.detection.finetune import Tuning
 from sppnet.detection.head import Head
+from sppnet.detection.postprocess import postprocess
 from sppnet.detection.sampling import plan_images
 from sppnet.evaluation.detection import mean_average_precision, voc_detection
 from sppnet.features.backbone import Backbone
 from sppnet.features.windows import encode, first_responses, pool_windows
 from sppnet.progress import StageTimer
 from sppnet.proposals.maps import Objectness
+from sppnet.regression import decode_deltas
 from trees import drawn, grid
 
 SIDES = (160, 320)
@@ -460,7 +462,7 @@ def test_scores_of_all_windows_come_before_suppression(detector, backbone):
     moved, same_scores = detector.score_maps(maps, (96, 128), windows)
     assert torch.equal(same_scores, scores)
     assert moved[..., 3].max() > 96, "boxes are not clipped yet"
-    selected = select(moved, scores, detector.classes_, (96, 128), 0.3, -1.0, 5)
+    selected = postprocess(moved, scores, detector.classes_, (96, 128), 0.3, -1.0, 5)
     queried = detector.predict_maps(maps, (96, 128), windows, threshold=-1.0, limit=5)
     np.testing.assert_array_equal(selected.boxes, queried.boxes)
     np.testing.assert_array_equal(selected.scores, queried.scores)
@@ -1027,7 +1029,7 @@ def test_selection_equals_the_loops(nms_iou, threshold, limit):
             torch.from_numpy(rng.integers(-3, 4, (count, 3))).float(),
         )
         kept = boxes.clone()
-        found = select(boxes, scores, ("a", "b", "c"), (24, 32), nms_iou, threshold, limit)
+        found = postprocess(boxes, scores, ("a", "b", "c"), (24, 32), nms_iou, threshold, limit)
         expected = selected(boxes, scores, ("a", "b", "c"), (24, 32), nms_iou, threshold, limit)
         assert torch.equal(boxes, kept)
         assert list(found.labels) == [row[0] for row in expected]

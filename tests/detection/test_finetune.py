@@ -7,12 +7,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import trees
-from sppnet.boxes import Target, decode_deltas
+from sppnet.boxes import Target
 from sppnet.detection import finetune
 from sppnet.detection.finetune import DELTA_UNITS, FineTuner, Tuning
 from sppnet.features.backbone import Backbone
 from sppnet.features.windows import encode, mirror_bins, pool_windows
 from sppnet.images import read_image
+from sppnet.regression import decode_deltas
 from trees import drawn, grid
 
 SIDES = (96, 160)

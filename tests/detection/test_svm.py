@@ -7,7 +7,8 @@ import torch
 from sklearn.svm import LinearSVC
 
 from sppnet.detection import svm as linear
-from sppnet.detection.svm import LinearSVMs, MiningSettings, TrainingSet, fit_ridge, mine_hard_negatives
+from sppnet.detection.svm import LinearSVMs, MiningSettings, TrainingSet, mine_hard_negatives
+from sppnet.regression import fit_ridge
 
 EXACT = MiningSettings(tolerance=1e-3, epochs=2000)
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from sppnet.boxes import iou, select
+from sppnet.boxes import iou
 from sppnet.classification.network import NetworkSettings, build
 from sppnet.classification.views import probabilities
 from sppnet.detection.detector import Detector
 from sppnet.detection.file import shipped
+from sppnet.detection.postprocess import postprocess
 from sppnet.features.backbone import Backbone, _FromPixels
 from sppnet.images import resize
 from sppnet.onnx.export import (
@@ -329,7 +330,7 @@ def test_detector_finds_what_predict_finds(detector, session, photo):
     windows = windows_of(photo, 400, seed=1)
     scores, boxes = run(session, photo, windows)
     tensors = torch.from_numpy(boxes), torch.from_numpy(scores)
-    found = select(*tensors, detector.classes_, photo.shape[:2], detector.nms_iou, -1.5, 100)
+    found = postprocess(*tensors, detector.classes_, photo.shape[:2], detector.nms_iou, -1.5, 100)
     expected = detector.predict(photo, windows, threshold=-1.5)
     assert len(found.labels) > 1
     assert found.labels[0] == "cat"

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from sppnet.boxes import Target, area, decode_deltas, encode_deltas, iou
+from sppnet.boxes import Target, area, iou
 from sppnet.evaluation.detection import proposal_recall
 from sppnet.features.geometry import FeatureMaps, Geometry
 from sppnet.proposals.maps import Objectness
+from sppnet.regression import decode_deltas, encode_deltas
 
 GEOMETRY = Geometry(8, 3.5)
 SHAPE = (96, 128)

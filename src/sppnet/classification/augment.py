@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.boxes import IntArray
-from sppnet.images import Pixels, resize, shorter_side_size, view_windows
+from sppnet.arrays import IntArray, Pixels
+from sppnet.images import resize, shorter_side_size, view_windows
 
 Components = npt.NDArray[np.float64]
 

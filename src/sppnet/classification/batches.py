@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sppnet.boxes import IntArray
+from sppnet.arrays import IntArray, Pixels
 from sppnet.classification.augment import (
     MARGIN,
     Components,
@@ -29,7 +29,7 @@ from sppnet.classification.augment import (
     random_whole,
 )
 from sppnet.errors import SppnetError
-from sppnet.images import Pixels, image_size, read_image, shorter_side_size
+from sppnet.images import image_size, read_image, shorter_side_size
 from sppnet.pooling.padded import SizeBucketSampler, pad_batch
 
 Images = Sequence[tuple[Path, int]]

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.boxes import IntArray, mirror
+from sppnet.arrays import IntArray, Pixels
+from sppnet.boxes import flip
 from sppnet.classification.augment import central_crop, resize_shorter
 from sppnet.classification.network import SPPNet
 from sppnet.errors import SppnetError
-from sppnet.images import Pixels, resize, view_windows, whole_image_size
+from sppnet.images import resize, view_windows, whole_image_size
 from sppnet.pooling import SpatialPyramidPooling, pool_regions
 
 # Shorter sides for views of 224 x 224 (section 3.1.5).
@@ -118,7 +119,7 @@ def _on_maps(
         resized = resize_shorter(image, side_of(network, scale))
         maps = network.backbone(network.standardise(_batch(network, [resized, resized[:, ::-1]])))
         windows = _windows(resized, network.size, sides)
-        mirrored = mirror(windows, resized.shape[1])
+        mirrored = flip(windows, resized.shape[1])
         cells = [_cells(network, maps[0], windows), _cells(network, maps[1], mirrored)]
         if whole and scale == WHOLE:
             cells = [np.concatenate([c, [[0, 0, maps.shape[3], maps.shape[2]]]]) for c in cells]

@@ -36,12 +36,12 @@ from sppnet.errors import SppnetError
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from sppnet.boxes import Boxes, Detections, Target
+    from sppnet.arrays import Boxes, Pixels
+    from sppnet.boxes import Detections, Target
     from sppnet.datasets import Dataset
     from sppnet.detection.detector import Detector
     from sppnet.detection.ensemble import Ensemble
     from sppnet.evaluation.detection import ClassResult
-    from sppnet.images import Pixels
     from sppnet.progress import StageTimer
     from sppnet.proposals import Proposer, Windows
 

@@ -30,7 +30,8 @@ from sppnet.errors import DatasetError, SppnetError
 if TYPE_CHECKING:
     import numpy as np
 
-    from sppnet.boxes import Boxes, FloatArray, Target
+    from sppnet.arrays import Boxes, FloatArray
+    from sppnet.boxes import Target
     from sppnet.retrieval.embedder import Embedder
     from sppnet.retrieval.vectors import VectorWriter
 

@@ -19,7 +19,7 @@ from sppnet.cli.search import index, search
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
-    from sppnet.boxes import Boxes
+    from sppnet.arrays import Boxes
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -41,8 +41,7 @@ from sppnet.cli.embed import (
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
-    from sppnet.boxes import Boxes
-    from sppnet.images import Pixels
+    from sppnet.arrays import Boxes, Pixels
     from sppnet.retrieval.embedder import Embedder, Vectors
     from sppnet.retrieval.index import Hit, Index
 

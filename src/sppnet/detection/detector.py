@@ -21,20 +21,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sppnet.boxes import Boxes, Detections, Target, decode_deltas, select
+from sppnet.arrays import Boxes, Image
+from sppnet.boxes import Detections, Target
 from sppnet.detection.file import describe, named, packed, read, unpacked, write
 from sppnet.detection.finetune import Tuning
 from sppnet.detection.fit import Fitting
 from sppnet.detection.head import LAYERS, Head
+from sppnet.detection.postprocess import postprocess
 from sppnet.detection.sampling import NEGATIVES
 from sppnet.detection.svm import LinearSVMs, MiningSettings
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.features.geometry import PROJECTIONS, SCALE_RULES, FeatureMaps, check_rule
-from sppnet.features.windows import Image, encode, pixels_of, pool_windows
+from sppnet.features.windows import encode, pool_windows
+from sppnet.images import pixels_of
 from sppnet.pooling.bins import pyramid_length
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import Objectness
+from sppnet.regression import decode_deltas
 
 # Windows that are pooled and scored at once: memory does not grow with their number.
 BLOCK, SMALLEST_BLOCK = 2000, 16
@@ -290,7 +294,7 @@ class Detector:
         timer = timer or StageTimer()
         boxes, scores = self.score_maps(maps, shape, windows, regress=regress, timer=timer)
         with timer("scoring"):
-            return select(boxes, scores, self.classes_, shape, self.nms_iou, threshold, limit)
+            return postprocess(boxes, scores, self.classes_, shape, self.nms_iou, threshold, limit)
 
     def score_maps(
         self,

@@ -12,10 +12,13 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from sppnet.boxes import Boxes, Detections, select
+from sppnet.arrays import Boxes, Image
+from sppnet.boxes import Detections
 from sppnet.detection.detector import Detector
+from sppnet.detection.postprocess import postprocess
 from sppnet.errors import SppnetError
-from sppnet.features.windows import Image, encode, pixels_of
+from sppnet.features.windows import encode
+from sppnet.images import pixels_of
 from sppnet.progress import StageTimer
 
 
@@ -79,7 +82,7 @@ class Ensemble:
             scores.append(margins[:, columns])
         with timer("scoring"):
             union, nms_iou = (torch.cat(boxes), torch.cat(scores)), self.detectors[0].nms_iou
-            return select(*union, self.classes_, shape, nms_iou, threshold, limit)
+            return postprocess(*union, self.classes_, shape, nms_iou, threshold, limit)
 
 
 def _check(detectors: Sequence[Detector]) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sppnet.boxes import FloatArray
+from sppnet.arrays import FloatArray
 from sppnet.errors import SppnetError
 from sppnet.storage import read_metadata, write_tensors
 

@@ -22,15 +22,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sppnet.boxes import Boxes, IntArray, Target, encode_deltas, mirror
+from sppnet.arrays import Boxes, Image, IntArray
+from sppnet.boxes import Target, flip
 from sppnet.detection.head import Head
 from sppnet.detection.sampling import TuningPlan, plan_tuning
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.features.geometry import choose_scale
-from sppnet.features.windows import Image, mirror_bins, pixels_of, pool_windows
+from sppnet.features.windows import mirror_bins, pool_windows
+from sppnet.images import pixels_of
 from sppnet.pooling.bins import pyramid_length
 from sppnet.progress import Track, no_track
+from sppnet.regression import encode_deltas
 from sppnet.storage import read_checkpoint, write_tensors
 
 FORMAT, VERSION = "sppnet-tuning", "1"
@@ -371,7 +374,7 @@ class FineTuner:
         if rng.random() < 0.5:
             width = pixels.shape[1]
             pixels = np.ascontiguousarray(pixels[:, ::-1])
-            boxes, truth = mirror(boxes, width), mirror(truth, width)
+            boxes, truth = flip(boxes, width), flip(truth, width)
         maps = self.backbone.differentiable(pixels, side)
         pooled = pool_windows(
             (maps,), boxes, pixels.shape[:2], (side,), self.levels, projection=self.projection

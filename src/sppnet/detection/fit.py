@@ -12,14 +12,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sppnet.boxes import Boxes, Target, encode_deltas
+from sppnet.arrays import Boxes, Image
+from sppnet.boxes import Target
 from sppnet.detection.finetune import FineTuner, Tuning
 from sppnet.detection.sampling import Plan, SamplingRules, plan_images
-from sppnet.detection.svm import LinearSVMs, fit_ridge, mine_hard_negatives
+from sppnet.detection.svm import LinearSVMs, mine_hard_negatives
 from sppnet.errors import SppnetError
 from sppnet.features.geometry import FeatureMaps
-from sppnet.features.windows import Image, MapCache, encode, first_responses, pixels_of
+from sppnet.features.windows import MapCache, encode, first_responses
+from sppnet.images import pixels_of
 from sppnet.progress import StageTimer, Track
+from sppnet.regression import encode_deltas, fit_ridge
 
 if TYPE_CHECKING:
     from sppnet.detection.detector import Detector

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.boxes import Boxes, FloatArray, IntArray, Target, area, intersection, iou, nms
+from sppnet.arrays import Boxes, FloatArray, IntArray
+from sppnet.boxes import Target, area, intersection, iou, nms
 from sppnet.errors import SppnetError
 from sppnet.features.geometry import check_rule
 

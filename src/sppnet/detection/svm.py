@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sppnet.boxes import FloatArray
 from sppnet.errors import SppnetError
 
 FloatVector = npt.NDArray[np.float32]
@@ -215,35 +214,3 @@ class TrainingSet:
             part = kept[start : start + 512]
             self._features[start : start + len(part)] = self._features[part]
         self._signs, self._alphas, self._size = self._signs[kept], self._alphas[kept], len(kept)
-
-
-def fit_ridge(features: FloatArray, targets: FloatArray, penalty: float) -> tuple[FloatVector, FloatVector]:
-    """Fit the box regression of one class: ridge on centred, whitened targets (section 4.1, released code).
-
-    The targets are turned by ``T = V diag((D + 0.001)^-1/2) V'`` of their covariance, so that one penalty
-    fits all four; the constant feature is punished like the others, as in the released code.
-
-    Parameters
-    ----------
-    features : (n, D) float array
-        The last is the constant 1.
-    targets : (n, 4) float array
-    penalty : float
-        lambda of the ridge.
-
-    Returns
-    -------
-    (4, D - 1) float32, (4,) float32
-        Weights and offsets that predict unwhitened targets.
-    """
-    from sklearn.linear_model import Ridge
-
-    mean = targets.mean(axis=0)
-    centred = targets - mean
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    root = np.sqrt(values + 1e-3)
-    whiten, unwhiten = (vectors * (1 / root)) @ vectors.T, (vectors * root) @ vectors.T
-    ridge = Ridge(alpha=penalty, fit_intercept=False, copy_X=False, solver="cholesky")
-    ridge.fit(features, (centred @ whiten).astype(features.dtype))
-    weights = unwhiten.T @ np.atleast_2d(ridge.coef_)
-    return weights[:, :-1].astype(np.float32), (weights[:, -1] + mean).astype(np.float32)

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.boxes import Boxes, Detections, FloatArray, Target, area, intersection, iou
+from sppnet.arrays import Boxes, FloatArray
+from sppnet.boxes import Detections, Target, area, intersection, iou
 from sppnet.errors import SppnetError
 
 Float64Array = npt.NDArray[np.float64]

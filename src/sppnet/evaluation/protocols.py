@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.boxes import FloatArray, IntArray
+from sppnet.arrays import FloatArray, IntArray
 from sppnet.errors import SppnetError
 from sppnet.evaluation.detection import average_precision, classification
 

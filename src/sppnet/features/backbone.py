@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sppnet.arrays import Pixels
 from sppnet.errors import SppnetError
 from sppnet.features.geometry import FeatureMaps, derive_geometry
-from sppnet.images import Pixels, resize, whole_image_size
+from sppnet.images import resize, whole_image_size
 
 HEAD = "head"
 RANDOM = "random"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sppnet.boxes import FloatArray, IntArray
+from sppnet.arrays import FloatArray, IntArray
 from sppnet.errors import SppnetError
 
 

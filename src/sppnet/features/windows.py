@@ -14,20 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sppnet.boxes import Boxes, IntArray
+from sppnet.arrays import Boxes, Image, IntArray, Pixels
 from sppnet.features.backbone import Backbone
 from sppnet.features.geometry import FeatureMaps, choose_scale, project, responses
-from sppnet.images import Pixels, read_image
+from sppnet.images import pixels_of
 from sppnet.pooling import pool_regions
 from sppnet.progress import StageTimer
 from sppnet.storage import write_tensors
-
-Image = Path | Pixels
-
-
-def pixels_of(image: Image) -> Pixels:
-    """Return an image's pixels: those given, or read from its file."""
-    return read_image(image) if isinstance(image, Path) else image
 
 
 def encode(backbone: Backbone, image: Pixels, sides: Sequence[int]) -> tuple[FeatureMaps, ...]:

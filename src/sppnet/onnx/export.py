@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sppnet.boxes import FloatArray, decode_deltas
+from sppnet.arrays import FloatArray
 from sppnet.classification.network import SPPNet
 from sppnet.classification.views import WHOLE, side_of
 from sppnet.errors import SppnetError
@@ -35,6 +35,7 @@ from sppnet.features.backbone import Backbone
 from sppnet.features.geometry import PROJECTIONS, Geometry
 from sppnet.images import MAX_ASPECT
 from sppnet.pooling.bins import LEVELS, valid_levels
+from sppnet.regression import decode_deltas
 from sppnet.storage import atomic_path, check_writable
 
 if TYPE_CHECKING:

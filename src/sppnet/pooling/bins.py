@@ -9,7 +9,7 @@ from operator import index as as_int
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.boxes import IntArray
+from sppnet.arrays import IntArray
 from sppnet.errors import SppnetError
 
 LEVELS = (6, 3, 2, 1)

@@ -35,7 +35,7 @@ from numba import types
 from numba.core import cgutils
 from torch import Tensor
 
-from sppnet.boxes import IntArray
+from sppnet.arrays import IntArray
 from sppnet.compiling import compiled, inlined
 from sppnet.pooling.bins import bounds_up_to
 

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Sampler, default_collate
 
-from sppnet.boxes import IntArray
+from sppnet.arrays import IntArray
 from sppnet.errors import SppnetError
 from sppnet.pooling.layer import is_integer  # Registers torch.ops.sppnet.pool, too.
 

@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 from platformdirs import user_cache_path
 
-from sppnet.boxes import Boxes, FloatArray, area, clip, nms
+from sppnet.arrays import Boxes, FloatArray, Pixels
+from sppnet.boxes import area, clip, nms
 from sppnet.errors import SppnetError
-from sppnet.images import Pixels, read_image
+from sppnet.images import read_image
 from sppnet.storage import atomic_path
 
 Windows = tuple[Boxes, npt.NDArray[np.float32]]

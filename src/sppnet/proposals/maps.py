@@ -26,22 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from sppnet.boxes import (
-    Boxes,
-    FloatArray,
-    Target,
-    area,
-    clip,
-    decode_deltas,
-    encode_deltas,
-    intersection,
-    iou,
-    nms,
-)
-from sppnet.detection.svm import fit_ridge
+from sppnet.arrays import Boxes, FloatArray
+from sppnet.boxes import Target, area, clip, intersection, iou, nms
 from sppnet.errors import SppnetError
 from sppnet.features.geometry import FeatureMaps, choose_scale
 from sppnet.progress import Track, no_track
+from sppnet.regression import decode_deltas, encode_deltas, fit_ridge
 
 Encoded = tuple[Sequence[FeatureMaps], tuple[int, int]]
 """The maps of an image at every scale, and its height and width."""

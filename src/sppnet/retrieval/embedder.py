@@ -21,12 +21,13 @@ from safetensors import SafetensorError, safe_open
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from sppnet.boxes import Boxes, area, mirror
+from sppnet.arrays import Boxes, Pixels
+from sppnet.boxes import area, flip
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.features.geometry import FeatureMaps
 from sppnet.features.windows import encode, mirror_bins, pool_windows, side_by_side
-from sppnet.images import Pixels, read_image, resize
+from sppnet.images import read_image, resize
 from sppnet.parallel import in_order
 from sppnet.pooling import pyramid_length
 from sppnet.pooling.bins import valid_levels, valid_mode
@@ -263,7 +264,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         pooled = pool(maps[:count][scales], boxes)
         if not self.flip:
             return pooled
-        other = pool(maps[count:][scales], mirror(boxes, shape[1]))
+        other = pool(maps[count:][scales], flip(boxes, shape[1]))
         return (pooled + mirror_bins(other, self.network.channels, self.levels)) / 2
 
     def fit(self, images: Iterable[Image], labels: object = None) -> Embedder:

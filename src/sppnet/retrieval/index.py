@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
 
-from sppnet.boxes import Boxes
+from sppnet.arrays import Boxes
 from sppnet.errors import SppnetError
 from sppnet.retrieval.embedder import Embedder, Vectors
 from sppnet.retrieval.vectors import pack_names, unpack_names

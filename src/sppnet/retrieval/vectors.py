@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sppnet.boxes import Boxes, IntArray
+from sppnet.arrays import Boxes, IntArray
 from sppnet.errors import SppnetError
 from sppnet.retrieval.embedder import Embedder
 from sppnet.storage import read_metadata, write_tensors

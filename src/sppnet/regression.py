@@ -1,0 +1,75 @@
+"""Box regression: the deltas that move a window onto an object, and the ridge regression that predicts them.
+
+The paper takes both from R-CNN (section 4.1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sppnet.arrays import Boxes, FloatArray
+
+
+def encode_deltas(windows: FloatArray, truth: FloatArray) -> Boxes:
+    """Return the (R, 4) regression targets that move each window onto its ground-truth box.
+
+    ``dx = (gx - px) / pw, dy = (gy - py) / ph, dw = ln(gw / pw), dh = ln(gh / ph)`` with x, y the centres
+    (R-CNN's parametrisation, paper section 4.1).
+
+    Parameters
+    ----------
+    windows, truth : (R, 4) float arrays of boxes with positive sides
+    """
+    sizes, goal = windows[:, 2:] - windows[:, :2], truth[:, 2:] - truth[:, :2]
+    shift = (truth[:, :2] + goal / 2 - windows[:, :2] - sizes / 2) / sizes
+    return np.concatenate([shift, np.log(goal / sizes)], axis=1).astype(np.float32)
+
+
+def decode_deltas(windows: Tensor, deltas: Tensor) -> Tensor:
+    """Apply (..., 4) deltas to (..., 4) windows that broadcast with them; the inverse of `encode_deltas`.
+
+    Scale deltas are limited to a factor of 16 so that a wild prediction cannot overflow.
+    """
+    sizes = windows[..., 2:] - windows[..., :2]
+    centres = windows[..., :2] + sizes / 2 + deltas[..., :2] * sizes
+    half = sizes * deltas[..., 2:].clamp(-math.log(16), math.log(16)).exp() / 2
+    return torch.cat([centres - half, centres + half], dim=-1)
+
+
+def fit_ridge(
+    features: FloatArray, targets: FloatArray, penalty: float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Fit the box regression of one class: ridge on centred, whitened targets (section 4.1, released code).
+
+    The targets are turned by ``T = V diag((D + 0.001)^-1/2) V'`` of their covariance, so that one penalty
+    fits all four; the constant feature is punished like the others, as in the released code.
+
+    Parameters
+    ----------
+    features : (n, D) float array
+        The last is the constant 1.
+    targets : (n, 4) float array
+    penalty : float
+        lambda of the ridge.
+
+    Returns
+    -------
+    (4, D - 1) float32, (4,) float32
+        Weights and offsets that predict unwhitened targets.
+    """
+    from sklearn.linear_model import Ridge
+
+    mean = targets.mean(axis=0)
+    centred = targets - mean
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+    root = np.sqrt(values + 1e-3)
+    whiten, unwhiten = (vectors * (1 / root)) @ vectors.T, (vectors * root) @ vectors.T
+    ridge = Ridge(alpha=penalty, fit_intercept=False, copy_X=False, solver="cholesky")
+    ridge.fit(features, (centred @ whiten).astype(features.dtype))
+    weights = unwhiten.T @ np.atleast_2d(ridge.coef_)
+    return weights[:, :-1].astype(np.float32), (weights[:, -1] + mean).astype(np.float32)
