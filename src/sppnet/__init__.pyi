@@ -14,10 +14,8 @@ from .datasets.image_folder import read_labelled_images as read_labelled_images
 from .detection.detector import Detector as Detector
 from .detection.ensemble import Ensemble as Ensemble
 from .features.backbone import Backbone as Backbone
-from .features.geometry import FeatureMaps as FeatureMaps
-from .features.geometry import Geometry as Geometry
-from .features.windows import encode as encode
-from .features.windows import pool_windows as pool_windows
+from .features.encoded import EncodedImage as EncodedImage
+from .features.windows import WindowPooling as WindowPooling
 from .images import read_image as read_image
 from .pooling import SpatialPyramidPooling as SpatialPyramidPooling
 from .pooling import pool_region_chunks as pool_region_chunks

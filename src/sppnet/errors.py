@@ -4,6 +4,10 @@ The command line prints the message of a `SppnetError` and ends; any other excep
 traceback. A message says what was found, what was expected, and where: the file, and its line if it has one.
 """
 
+from __future__ import annotations
+
+from collections.abc import Collection
+
 
 class SppnetError(ValueError):
     """Something that was given is not what it must be."""
@@ -23,3 +27,9 @@ class TrainingError(SppnetError):
 
 class NotFittedError(SppnetError, AttributeError):
     """An estimator that was asked for what only `fit` or `load` gives it."""
+
+
+def check_choice(kind: str, value: object, choices: Collection[str]) -> None:
+    """Raise a `SppnetError` unless `value` is one of the `choices` of its kind."""
+    if value not in choices:
+        raise SppnetError(f"found the {kind} {value!r}, expected one of {', '.join(choices)}")

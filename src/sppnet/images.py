@@ -6,8 +6,9 @@ An image is an ``(H, W, 3)`` uint8 array, RGB and upright. See docs/conventions.
 from __future__ import annotations
 
 import glob
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,31 @@ def pixels_of(image: AnyImage) -> Pixels:
         return _rgb(ImageOps.exif_transpose(image))
     kind = type(image).__name__
     raise SppnetError(f"found {kind}, expected one image: a path, an (H, W, 3) uint8 array or a PIL image")
+
+
+def photo_keys(images: Iterable[Path | Pixels]) -> npt.NDArray[np.uint64]:
+    """Return a number for each image that another image has only by the rarest chance.
+
+    A model keeps those of the photos that it was fitted on, so that it can tell when it is measured on them.
+
+    Parameters
+    ----------
+    images : iterable of Path or (H, W, 3) uint8
+        Of a file its bytes count, of an array its shape and pixels.
+
+    Returns
+    -------
+    (n,) uint64
+        In the order of the images.
+    """
+
+    def key(image: Path | Pixels) -> int:
+        content = (
+            image.read_bytes() if isinstance(image, Path) else repr(image.shape).encode() + image.tobytes()
+        )
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+    return np.fromiter(map(key, images), np.uint64)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -6,6 +6,7 @@ The paper takes both from R-CNN (section 4.1).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,33 @@ def decode_deltas(windows: Tensor, deltas: Tensor) -> Tensor:
     centres = windows[..., :2] + sizes / 2 + deltas[..., :2] * sizes
     half = sizes * deltas[..., 2:].clamp(-math.log(16), math.log(16)).exp() / 2
     return torch.cat([centres - half, centres + half], dim=-1)
+
+
+@dataclass(frozen=True)
+class BoxRegression:
+    """The box regressions of K classes: linear predictions of the deltas of a window from its vector.
+
+    Attributes
+    ----------
+    weights : (K, 4, D) float32
+        What a vector is multiplied with, for each delta of each class.
+    offsets : (K, 4) float32
+        What is added.
+    """
+
+    weights: npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.float32]
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Return the (R, K, 4) deltas of (R, D) float32 vectors, on their device."""
+        weights, offsets = (torch.from_numpy(a).to(vectors.device) for a in (self.weights, self.offsets))
+        return (vectors @ weights.flatten(0, 1).T).view(-1, *offsets.shape) + offsets
+
+    def joined(self, other: BoxRegression) -> BoxRegression:
+        """Return the regressions of these classes and, after them, of others."""
+        return BoxRegression(
+            np.concatenate([self.weights, other.weights]), np.concatenate([self.offsets, other.offsets])
+        )
 
 
 def fit_ridge(

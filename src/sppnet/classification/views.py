@@ -133,7 +133,7 @@ def _cells(network: SPPNet, maps: Tensor, windows: IntArray) -> IntArray:
     """Return the cells of views on a map (C, h, w): as many as the map of a crop has, at the nearest place.
 
     Cell ``u`` of a crop that begins at pixel x lies where cell ``u + x / stride`` of the image does. The rule
-    for candidate windows (`sppnet.features.geometry.project`) has a tolerance at their borders, and would often give a
+    for candidate windows (`sppnet.features.projection.project`) has a tolerance at their borders, and would often give a
     view a row or column more than the network was trained with.
     """
     side = network.map_side

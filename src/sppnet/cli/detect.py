@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from sppnet.cli.console import (
-    SHIPPED,
     Device,
     Json,
     Out,
@@ -34,16 +33,11 @@ from sppnet.cli.console import (
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from sppnet.arrays import Boxes, Pixels
     from sppnet.boxes import Detections, Target
     from sppnet.datasets import Dataset
     from sppnet.detection.detector import Detector
     from sppnet.detection.ensemble import Ensemble
     from sppnet.evaluation.detection import ClassResult
-    from sppnet.progress import StageTimer
-    from sppnet.proposals import Proposer, Windows
 
 Result = TypeVar("Result")
 
@@ -124,7 +118,6 @@ def train(
     """Fit a detector to annotated images. An interrupted fit goes on when it is started again."""
     from sppnet.detection.detector import Detector
     from sppnet.detection.finetune import Tuning
-    from sppnet.features.backbone import Backbone
     from sppnet.progress import StageTimer, peak_memory
     from sppnet.proposals.maps import Objectness
     from sppnet.storage import check_writable
@@ -133,7 +126,6 @@ def train(
     check_writable(out)
     folder = cache or out.with_name(f"{out.name}.cache")
     check_folder(folder)
-    sides, pyramid = integers("--scales", scales), integers("--levels", levels)
     dataset = _read(data, split)
     names = _learnable(dataset) if classes is None else name_list(classes)
     unknown = [name for name in names if name not in dataset.classes]
@@ -141,14 +133,17 @@ def train(
         found = f"no object of {', '.join(map(repr, unknown))}" if unknown else "no object"
         there = ", ".join(dataset.classes) or "annotated objects"
         raise SppnetError(f"{data}: found {found} in {len(dataset)} images, expected {there}")
-    network = Backbone(backbone, stages.split(","), weights=weights, device=device)
     tuning = Tuning(tune_after, batches, width=width, epochs=epochs)
     detector = Detector(
-        network,
-        sides=sides,
-        levels=pyramid,
+        backbone,
+        stages=tuple(name_list(stages)),
+        weights=weights,
+        device=device,
+        scales=integers("--scales", scales),
+        levels=integers("--levels", levels),
         projection=projection,
         scale_rule=scale_rule,
+        proposals=proposals,
         negatives=negatives,
         layer=layer,
         tuning=None if layer == "pool" and tune_after is None else tuning,
@@ -156,17 +151,14 @@ def train(
         seed=seed,
     )
     timer = StageTimer()
-    paths, targets = [s.path for s in dataset], [s.target for s in dataset]
-    with timer("proposals"):
-        windows = _cached_windows(paths, proposals)
     try:
-        detector.fit(paths, windows, targets, names, cache=folder, track=track, timer=timer)
+        detector.fit(dataset, classes=names, cache=folder, track=track, timer=timer)
     except KeyboardInterrupt:
         print(
             f"feature maps so far are kept in {folder}; the same command goes on from them", file=sys.stderr
         )
         raise
-    detector.save(out, {"proposals": MAPS if objectness else proposals, "images": len(dataset)})
+    detector.save(out)
     if cache is None:
         _remove_maps(folder)
     print_seconds({**timer.seconds, "wall": time.perf_counter() - start})
@@ -217,28 +209,30 @@ def evaluate(
     models = [model, *(more or [])]
     check_places(json_file, out, [*models, data])
     dataset = _read(data, split)
-    detector, method = _load(models, proposals, weights, device)
+    detector = _load(models, weights, device)
     unseen = sorted(set(dataset.classes) - set(detector.classes_))
     if unseen:
         print(f"left out, the detector does not know them: {', '.join(unseen)}")
     timer = StageTimer()
-    detections: list[Detections] = []
     start = time.perf_counter()
-    stream = _detected(detector, method, [s.path for s in dataset], timer, -1.5, regress)
+    detections: list[Detections] = []
+    stream = detector.stream(
+        [s.path for s in dataset], proposals=_windows(detector, proposals), regress=regress, timer=timer
+    )
     for result in track(stream, "Detecting", len(dataset)):
         if isinstance(result, Exception):
             raise result
         detections.append(result[1])
     passed = {**timer.seconds, "wall": time.perf_counter() - start}
     seconds = {stage: total / len(dataset) for stage, total in passed.items()}
-    facts = {
-        "model": model,
-        "with": models[1:],
-        "proposals": MAPS if method is None else method.signature,
-        "regress": regress,
-        "seconds_per_image": seconds,
-    }
+    facts = {"model": model, "with": models[1:], "regress": regress, "seconds_per_image": seconds}
     _report(dataset, detections, detector.classes_, json_file, out, facts)
+    seen = detector.seen(dataset)
+    if seen:
+        print(
+            f"note: the detector was fitted on {seen} of these {len(dataset)} images: on new ones it is worse",
+            file=sys.stderr,
+        )
     print_seconds(seconds, "Seconds per image (stages overlap; wall is what passed)")
 
 
@@ -252,12 +246,12 @@ def compress(
 ) -> None:
     """Make a detector's fully connected layers thin by truncated singular value decomposition."""
     from sppnet.detection.detector import Detector
-    from sppnet.detection.file import describe, shipped
+    from sppnet.models import model_path
     from sppnet.storage import check_writable
 
     check_writable(out)
-    path = shipped() if model == SHIPPED else Path(model)
-    Detector.load(path, weights=weights).compressed((fc6, fc7)).save(out, describe(path)["about"])
+    path = model_path(model)
+    Detector.load(path, weights=weights).compressed((fc6, fc7)).save(out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from {path.stat().st_size / 1e6:.1f} MB")
 
 
@@ -322,89 +316,25 @@ def _remove_maps(folder: Path) -> None:
         folder.rmdir()
 
 
-def _load(
-    models: Sequence[str], proposals: str | None, weights: str | None, device: str
-) -> tuple[Detector | Ensemble, Proposer | None]:
-    """Load detectors and the candidate windows the first was fitted with, unless others are asked for."""
+def _load(models: Sequence[str], weights: str | None, device: str) -> Detector | Ensemble:
+    """Load a detector, or several that detect together."""
     from sppnet.detection.detector import Detector
     from sppnet.detection.ensemble import Ensemble
-    from sppnet.detection.file import describe, shipped
-    from sppnet.proposals import parse
 
-    paths = [shipped() if model == SHIPPED else Path(model) for model in models]
-    wanted = proposals or describe(paths[0])["about"].get("proposals", PROPOSALS)
-    method = None if wanted == MAPS else parse(wanted)
     detectors = [
-        Detector.load(path, weights=None if i else weights, device=device) for i, path in enumerate(paths)
+        Detector.load(model, weights=None if i else weights, device=device) for i, model in enumerate(models)
     ]
     if len(detectors) == 1:
-        return detectors[0], method
+        return detectors[0]
     try:
-        return Ensemble(detectors), method
-    except ValueError as error:
+        return Ensemble(detectors)
+    except SppnetError as error:
         raise SppnetError(f"{', '.join(models)}: {error}") from None
 
 
-def _cached_windows(paths: Sequence[Path], method: str) -> list[Boxes]:
-    """Compute the candidate windows of many images in parallel; a second time they come from the disk."""
-    from sppnet.proposals import cache_folder, parse, propose_all
-
-    stream = propose_all(paths, parse(method), cache_folder())
-    return [boxes for _, boxes, _ in track(stream, "Proposing windows", len(paths))]
-
-
-def _detected(
-    detector: Detector | Ensemble,
-    method: Proposer | None,
-    paths: Sequence[Path],
-    timer: StageTimer,
-    threshold: float,
-    regress: bool = True,
-) -> Iterator[tuple[Pixels, Detections] | Exception]:
-    """Detect in many images: for each, ``(pixels, detections)`` or the error that it gave.
-
-    The windows of the next image are computed while the backbone works on this one.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from sppnet.images import read_image
-
-    def prepare(path: Path) -> tuple[Pixels, Boxes | None]:
-        with timer("read"):
-            pixels = read_image(path)
-        with timer("proposals"):
-            return pixels, None if method is None else propose_windows(method, path, pixels)[0]
-
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = [ahead.submit(prepare, path) for path in paths[:1]]
-        for following in [*paths[1:], None]:
-            result = _outcome(waiting.pop())
-            if following is not None:
-                waiting.append(ahead.submit(prepare, following))
-            if isinstance(result, Exception):
-                yield result
-            else:
-                pixels, windows = result
-                yield (
-                    pixels,
-                    detector.predict(pixels, windows, regress=regress, threshold=threshold, timer=timer),
-                )
-
-
-def propose_windows(method: Proposer, path: Path, pixels: Pixels) -> Windows:
-    """Propose windows for an image; an error names its file."""
-    try:
-        return method(pixels)
-    except ValueError as error:
-        raise SppnetError(f"{path}: {error}") from None
-
-
-def _outcome(future: Future[Result]) -> Result | Exception:
-    """Return what a future holds: its result, or the error that one unreadable file gives."""
-    try:
-        return future.result()
-    except (SppnetError, OSError) as error:
-        return error
+def _windows(detector: Detector | Ensemble, proposals: str | None) -> str | None:
+    """Return the method that is asked for; None where it is the detector's own."""
+    return None if proposals == MAPS else proposals
 
 
 def detect_in(
@@ -426,13 +356,15 @@ def detect_in(
 
     pictures = [] if out is None else _picture_paths(out, paths)
     check_places(json_file, out, [*paths, *models], pictures)
-    detector, method = _load(models, proposals, weights, device)
+    detector = _load(models, weights, device)
     make_folder(out)
     table = Table("image", "class", "score", "box (x1, y1, x2, y2)")
     records: list[dict[str, Any]] = []
     failures: list[str] = []
-    timer = StageTimer()
-    results = track(_detected(detector, method, paths, timer, threshold), "Detecting", len(paths))
+    stream = detector.stream(
+        paths, proposals=_windows(detector, proposals), threshold=threshold, timer=StageTimer()
+    )
+    results = track(stream, "Detecting", len(paths))
     for i, (path, result) in enumerate(zip(paths, results, strict=True)):
         if isinstance(result, Exception):
             failures.append(str(result))

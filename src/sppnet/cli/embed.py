@@ -316,7 +316,7 @@ def make_embedder(backbone: str, stages: str, scales: str, levels: str, **settin
     return Embedder(
         backbone,
         stages=tuple(name_list(stages)),
-        sides=integers("--scales", scales),
+        scales=integers("--scales", scales),
         levels=integers("--levels", levels),
         **settings,
     )

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sppnet.cli.classify import classify
-from sppnet.cli.console import SHIPPED, Device, Weights, check_places, integers, print_failures, track
-from sppnet.cli.detect import PROPOSALS, SHOWN, detect, detect_in, propose_windows
+from sppnet.cli.console import Device, Weights, check_places, integers, print_failures, track
+from sppnet.cli.detect import PROPOSALS, SHOWN, detect, detect_in
 from sppnet.cli.embed import embed, protocol
 from sppnet.cli.search import index, search
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
-    from sppnet.arrays import Boxes
+    from sppnet.arrays import Boxes, Pixels
+    from sppnet.boxes import Windows
+    from sppnet.proposals import Proposer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,9 +65,9 @@ def demo(
     import skimage
 
     photo = Path(skimage.__file__).parent / "data" / "chelsea.png"
-    failed = detect_in([SHIPPED], [photo], out, None, SHOWN, None, device, None)
+    failed = detect_in(["animals"], [photo], out, None, SHOWN, None, device, None)
     print(
-        "\nNext: your own photos      sppnet detect run - PHOTO... --out found"
+        "\nNext: your own photos      sppnet detect run animals PHOTO... --out found"
         "\n      your own classes     sppnet detect train DATA --out my.safetensors"
         "\n      how good it is       sppnet detect evaluate my.safetensors DATA --split val --out report"
     )
@@ -95,7 +97,7 @@ def propose(
     for path in track(paths, "Proposing windows"):
         try:
             pixels = read_image(path)
-            entries.append((path.name, image_key(pixels), *propose_windows(proposer, path, pixels)))
+            entries.append((path.name, image_key(pixels), *_windows(proposer, path, pixels)))
         except (SppnetError, OSError) as error:
             failures.append(str(error))
     if entries:
@@ -105,6 +107,14 @@ def propose(
         raise typer.Exit(1)
     print(f"{out}: {sum(len(boxes) for _, _, boxes, _ in entries)} windows of {len(entries)} images")
     raise typer.Exit(int(bool(failures)))
+
+
+def _windows(method: Proposer, path: Path, pixels: Pixels) -> Windows:
+    """Propose windows for an image; an error names its file."""
+    try:
+        return method(pixels)
+    except SppnetError as error:
+        raise SppnetError(f"{path}: {error}") from None
 
 
 @app.command()
@@ -128,16 +138,17 @@ def export(
     """
     from sppnet.classification import network as networks
     from sppnet.detection.detector import Detector
-    from sppnet.detection.file import shipped
     from sppnet.features.backbone import Backbone
+    from sppnet.models import model_path
     from sppnet.onnx.export import export_classifier, export_detector, export_features
     from sppnet.storage import check_writable, file_format
 
     if out.suffix != ".onnx":
         raise SppnetError(f"{out}: found the suffix {out.suffix!r}, expected .onnx")
     check_writable(out)
-    path = shipped() if model == SHIPPED else Path(model)
-    if path.is_file() or path.suffix:
+    path = Path(model)
+    if model == "animals" or path.is_file() or path.suffix:
+        path = model_path(model)
         check_places(out, None, [path])
         if file_format(path) == networks.FORMAT:
             network, settings = networks.load_network(path)

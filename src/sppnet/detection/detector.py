@@ -2,76 +2,94 @@
 
 The paper's section 4. By default only convex pieces are fitted, SVMs and ridge regressions on the frozen
 features of a pretrained backbone. Where that is asked for, fully connected layers between the two, and the
-backbone's last stages, are trained first. Windows are data here; `sppnet.proposals` makes them.
+backbone's last stages, are trained first.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sppnet.arrays import Boxes, Image
-from sppnet.boxes import Detections, Target
-from sppnet.detection.file import describe, named, packed, read, unpacked, write
+from sppnet.arrays import Boxes, Image, Pixels
+from sppnet.boxes import Detections
+from sppnet.datasets.records import Sample
+from sppnet.detection.file import dequantise, quantise, read_facts, read_tensors, with_prefix, write_detector
 from sppnet.detection.finetune import Tuning
-from sppnet.detection.fit import Fitting
-from sppnet.detection.head import LAYERS, Head
+from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_more
+from sppnet.detection.head import LAYERS, Head, activate
 from sppnet.detection.postprocess import postprocess
-from sppnet.detection.sampling import NEGATIVES
+from sppnet.detection.sampling import Examples, SamplingRules
+from sppnet.detection.stream import LEAST_SCORE, Asked, check_data, detect_each, measure
 from sppnet.detection.svm import LinearSVMs, MiningSettings
-from sppnet.errors import SppnetError
+from sppnet.errors import SppnetError, check_choice
+from sppnet.estimator import Estimator
+from sppnet.evaluation.detection import DetectionReport
 from sppnet.features.backbone import Backbone
-from sppnet.features.geometry import PROJECTIONS, SCALE_RULES, FeatureMaps, check_rule
-from sppnet.features.windows import encode, pool_windows
-from sppnet.images import pixels_of
-from sppnet.pooling.bins import pyramid_length
+from sppnet.features.encoded import EncodedImage
+from sppnet.features.windows import WindowPooling
+from sppnet.images import photo_keys, pixels_of
+from sppnet.models import model_path
 from sppnet.progress import StageTimer, Track, no_track
+from sppnet.proposals import Proposer, cache_folder, parse, propose_all
 from sppnet.proposals.maps import Objectness
-from sppnet.regression import decode_deltas
+from sppnet.regression import BoxRegression, decode_deltas
+
+PROPOSALS = "selective-search+edge-boxes"
+"""The candidate windows of a detector unless others are asked for."""
 
 # Windows that are pooled and scored at once: memory does not grow with their number.
 BLOCK, SMALLEST_BLOCK = 2000, 16
 
 
-class Detector:
+class Detector(Estimator):
     """An object detector: linear SVMs and ridge box regressions over windows pooled from feature maps.
 
     Parameters
     ----------
-    backbone : Backbone
-        Where the features come from.
+    backbone : str
+        Where the features come from: a timm model name.
+    stages : tuple of str
+        Which of the backbone's maps are pooled; see `sppnet.features.backbone.Backbone`.
+    output_stride : int
+        Largest stride of the backbone.
+    weights : str, optional
+        Weights file of the backbone, or ``"random"``; by default the installed ones.
+    device : str
+        ``"cpu"``, or a PyTorch device.
+    scales : tuple of int
+        Shorter sides in pixels to which an image is resized; every window is pooled at the one that suits it
+        (paper: 480, 576, 688, 864, 1200).
     levels : tuple of int
-        Pyramid (paper: 6, 3, 2, 1).
-    sides : tuple of int
-        Shorter sides of the scales in pixels (paper: 480, 576, 688, 864, 1200).
-    reference : float, optional
-        Side that a window should have at its scale, in pixels; by default the scale rule's own (released
-        code: 208, paper: 224).
+        The pyramid (paper: 6, 3, 2, 1).
     projection : {"released", "paper"}
-        Which cells of a map a window covers; see `sppnet.features.geometry.project`.
+        Which cells of a map a window covers; see `sppnet.features.projection.project`.
     scale_rule : {"released", "paper"}
-        Which scale suits a window; see `sppnet.features.geometry.choose_scale`. The paper's measured better.
+        Which scale suits a window; see `sppnet.features.projection.choose_scale`. The paper's measured better.
+    reference : float, optional
+        Side in pixels that a window should have at its scale; by default the scale rule's own (released
+        code: 208, paper: 224).
+    proposals : str
+        The candidate windows: a method of `sppnet.proposals.parse`, or a file of windows.
     layer : {"pool", "fc6", "fc7"}
         What the SVMs stand on: the pooled features, or a fully connected layer above them.
     tuning : Tuning, optional
-        How the fully connected layers are trained, and with them the backbone's last stages if it says so; `fit`
-        then goes on with a tuned copy of the backbone. By default nothing is, and only ``"pool"`` is possible.
+        How the fully connected layers are trained, and with them the backbone's last stages if it says so. By
+        default nothing is, and only ``"pool"`` is possible.
     objectness : Objectness, optional
-        Fitted with the detector, it proposes windows from the maps: they join those that `fit` is given, and
-        `predict` needs no others.
-    mining : MiningSettings
-        SVMs and hard-negative mining.
+        Fitted with the detector, it proposes windows from the maps: they join the candidate windows in the
+        fit, and `predict` needs no others.
+    mining : MiningSettings, optional
+        How SVMs are trained and hard negatives found.
     negative_iou : float
         Windows that overlap a class by less are its negatives (paper: 0.3).
     negatives : {"all", "released", "paper"}
@@ -86,97 +104,124 @@ class Detector:
     nms_iou : float
         Detections of a class that overlap a better one by more are dropped (paper: 0.3).
     seed : int
-        Of every random draw.
-
-    Raises
-    ------
-    SppnetError
-        If a projection, a scale rule, a rule for the negatives, a layer or the stage to tune after has no
-        such name, or there is a layer without tuning.
+        Seed of every random draw.
 
     Attributes
     ----------
-    classes_ : tuple of str
-    head_ : Head or None
-        The fully connected layers, if there are any.
-    objectness_ : Objectness or None
-        Proposes windows from the maps.
-    svms_ : LinearSVMs
-    regressors_ : (K, 4, D) float32, (K, 4) float32
-        Weights and offsets of the box deltas.
-    feature_scale_ : float
-        Pooled features are multiplied by this, so that their mean norm is 20.
+    fitted_ : Fitted
+        What `fit` learned.
+
+    Examples
+    --------
+    >>> detector = Detector.load("animals")
+    >>> found = detector.predict(np.zeros((120, 160, 3), np.uint8))
+    >>> len(found.labels)
+    0
     """
+
+    fitted_: Fitted
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: str = "tf_efficientnet_lite0",
         *,
+        stages: tuple[str, ...] = ("head",),
+        output_stride: int = 16,
+        weights: str | None = None,
+        device: str = "cpu",
+        scales: tuple[int, ...] = (240, 336, 480, 672),
         levels: tuple[int, ...] = (3, 2, 1),
-        sides: tuple[int, ...] = (240, 336, 480, 672),
-        reference: float | None = None,
         projection: str = "released",
         scale_rule: str = "paper",
+        reference: float | None = None,
+        proposals: str = PROPOSALS,
         layer: str = "pool",
         tuning: Tuning | None = None,
         objectness: Objectness | None = None,
-        mining: MiningSettings = MiningSettings(),  # noqa: B008
+        mining: MiningSettings | None = None,
         negative_iou: float = 0.3,
         negatives: str = "all",
         regression_iou: float = 0.5,
         regression_windows: int = 4000,
-        ridge: float = 1000,
+        ridge: float = 1000.0,
         nms_iou: float = 0.3,
         seed: int = 0,
     ) -> None:
-        check_rule("projection", projection, PROJECTIONS)
-        check_rule("scale rule", scale_rule, SCALE_RULES)
-        check_rule("rule for negatives", negatives, NEGATIVES)
-        self.backbone, self.levels, self.sides = backbone, tuple(levels), tuple(sides)
-        self.projection, self.scale_rule, self.negatives = projection, scale_rule, negatives
-        self.reference = SCALE_RULES[scale_rule] if reference is None else reference
-        check_rule("layer", layer, LAYERS)
-        if layer != "pool" and tuning is None:
-            raise SppnetError(f"found the layer {layer} without tuning, expected tuning, which trains it")
-        if tuning is not None and tuning.stage is not None:
-            backbone.layers_after(tuning.stage)  # A stage that is not there is an error before any work.
-        self.layer, self.tuning, self.objectness = layer, tuning, objectness
-        self.mining, self.negative_iou, self.nms_iou = mining, negative_iou, nms_iou
+        self.backbone, self.stages, self.output_stride = backbone, stages, output_stride
+        self.weights, self.device = weights, device
+        self.scales, self.levels, self.projection = scales, levels, projection
+        self.scale_rule, self.reference, self.proposals = scale_rule, reference, proposals
+        self.layer, self.tuning, self.objectness, self.mining = layer, tuning, objectness, mining
+        self.negative_iou, self.negatives, self.nms_iou = negative_iou, negatives, nms_iou
         self.regression_iou, self.regression_windows, self.ridge = regression_iou, regression_windows, ridge
         self.seed = seed
-        self.classes_: tuple[str, ...] = ()
-        self.head_: Head | None = None
-        self.objectness_: Objectness | None = None
-        self.svms_: LinearSVMs
-        self.regressors_: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
-        self.feature_scale_: float
+
+    @property
+    def pooling(self) -> WindowPooling:
+        """How windows become vectors."""
+        return WindowPooling(
+            self.scales,
+            self.levels,
+            projection=self.projection,
+            scale_rule=self.scale_rule,
+            reference=self.reference,
+        )
+
+    @property
+    def settings(self) -> FitSettings:
+        """How a fit goes.
+
+        Raises
+        ------
+        SppnetError
+            If a setting is none of its kind, or there is a layer without tuning.
+        """
+        check_choice("layer", self.layer, LAYERS)
+        if self.layer != "pool" and self.tuning is None:
+            raise SppnetError(
+                f"found the layer {self.layer} without tuning, expected tuning, which trains it"
+            )
+        return FitSettings(
+            self.pooling,
+            self.layer,
+            self.tuning,
+            self.objectness,
+            self.mining or MiningSettings(),
+            SamplingRules(self.negative_iou, self.regression_iou, self.regression_windows, self.negatives),
+            self.ridge,
+            self.seed,
+        )
+
+    @property
+    def classes_(self) -> tuple[str, ...]:
+        """Names of the classes that it was fitted to."""
+        self._check_fitted()
+        return self.fitted_.classes
 
     def fit(
         self,
-        images: Sequence[Image],
-        windows: Sequence[Boxes],
-        targets: Sequence[Target],
-        classes: Sequence[str] | None = None,
+        data: Sequence[Sample],
         *,
-        cache: Path | None = None,
+        classes: Sequence[str] | None = None,
+        windows: Sequence[Boxes] | None = None,
+        cache: str | Path | None = None,
         track: Track = no_track,
         timer: StageTimer | None = None,
     ) -> Detector:
-        """Fit one SVM and one box regression per class.
+        """Fit one SVM and one box regression per class, from the settings alone: a second fit starts anew.
 
         Goes through the images twice: for the positives, then for the hard negatives. Feature maps are kept
         on disk in between, in half precision, so memory does not grow with the number of images.
 
         Parameters
         ----------
-        images : sequence of Path or (H, W, 3) uint8 arrays
-        windows : sequence of (R, 4) float32
-            Candidate windows of each image.
-        targets : sequence of Target
-            Annotations of each image.
+        data : sequence of Sample
+            The annotated images, such as `sppnet.read_dataset` reads.
         classes : sequence of str, optional
-            The classes to learn; by default all that are annotated.
-        cache : Path, optional
+            The classes to learn; by default all that have an example which is neither difficult nor a crowd.
+        windows : sequence of (R, 4) float32, optional
+            Candidate windows of each image; by default those of `proposals`.
+        cache : path, optional
             Folder for the feature maps. Give one to resume an interrupted fit; by default a temporary one.
         track : callable
             ``track(items, description)`` yields the items and may draw progress.
@@ -191,27 +236,26 @@ class Detector:
         Raises
         ------
         SppnetError
-            If the arguments disagree in length, there are no images, or a class has no example.
+            If there are no images, a class has no example, or a setting is none of its kind.
         """
-        names = (
-            sorted({n for t in targets for n in t.labels})
-            if classes is None
-            else list(dict.fromkeys(classes))
-        )
+        settings, timer = self.settings, timer or StageTimer()
+        check_data(data)
+        names = learnable_classes(data) if classes is None else list(dict.fromkeys(classes))
+        backbone = Backbone.shared(self.backbone, self.stages, self.output_stride, self.weights, self.device)
+        if self.tuning is not None and self.tuning.stage is not None:
+            backbone.layers_after(self.tuning.stage)  # A stage that is not there is an error before any work.
+        examples = self._examples(data, names, windows, track, timer)
         with _folder(cache) as folder:
-            fitting = Fitting(self, images, windows, targets, names, folder, track, timer or StageTimer())
-            self.svms_, self.regressors_, self.feature_scale_ = fitting.run()
-        self.classes_ = tuple(names)
+            self.fitted_ = fit(examples, settings, backbone, Work(folder, track, timer))
         return self
 
     def add_class(
         self,
         name: str,
-        images: Sequence[Image],
-        windows: Sequence[Boxes],
-        targets: Sequence[Target],
+        data: Sequence[Sample],
         *,
-        cache: Path | None = None,
+        windows: Sequence[Boxes] | None = None,
+        cache: str | Path | None = None,
         track: Track = no_track,
         timer: StageTimer | None = None,
     ) -> Detector:
@@ -223,25 +267,47 @@ class Detector:
         self._check_fitted()
         if name in self.classes_:
             raise SppnetError(f"class {name!r} is already there; the detector has {', '.join(self.classes_)}")
+        check_data(data)
+        timer = timer or StageTimer()
+        examples = self._examples(data, [name], windows, track, timer)
         with _folder(cache) as folder:
-            fitting = Fitting(self, images, windows, targets, [name], folder, track, timer or StageTimer())
-            svms, regressors, _ = fitting.run(self.feature_scale_)
-        self.svms_ = LinearSVMs(
-            np.concatenate([self.svms_.weights, svms.weights]),
-            np.concatenate([self.svms_.biases, svms.biases]),
-        )
-        old, new = self.regressors_, regressors
-        self.regressors_ = np.concatenate([old[0], new[0]]), np.concatenate([old[1], new[1]])
-        self.classes_ = (*self.classes_, name)
+            self.fitted_ = fit_more(self.fitted_, examples, self.settings, Work(folder, track, timer))
         return self
+
+    def _examples(
+        self,
+        data: Sequence[Sample],
+        names: Sequence[str],
+        windows: Sequence[Boxes] | None,
+        track: Track,
+        timer: StageTimer,
+    ) -> Examples:
+        images = [sample.image for sample in data]
+        if windows is None:
+            method = parse(self.proposals)
+            with timer("proposals"):
+                found = propose_all(images, method, cache_folder())
+                windows = [next(found).boxes for _ in track(images, "Proposing windows")]
+        return Examples(images, windows, [sample.target for sample in data], tuple(names))
+
+    def encode(self, image: Image) -> EncodedImage:
+        """Compute the maps of an image, the expensive step, once for any number of questions.
+
+        Parameters
+        ----------
+        image : path, str, PIL.Image.Image or (H, W, 3) uint8 RGB
+            See `sppnet.images.pixels_of`.
+        """
+        self._check_fitted()
+        return self.fitted_.backbone.encode(image, self.scales)
 
     def predict(
         self,
-        image: Image,
+        image: Image | EncodedImage,
         windows: Boxes | None = None,
         *,
         regress: bool = True,
-        threshold: float = -1.5,
+        threshold: float = LEAST_SCORE,
         limit: int = 100,
         timer: StageTimer | None = None,
     ) -> Detections:
@@ -249,9 +315,11 @@ class Detector:
 
         Parameters
         ----------
-        image : Path or (H, W, 3) uint8 RGB
+        image : path, str, PIL.Image.Image, (H, W, 3) uint8 RGB, or EncodedImage
+            See `sppnet.images.pixels_of`. Any number of sets of windows can be tried on what `encode` gave.
         windows : (R, 4) float32, optional
-            Candidate windows; by default those that the maps propose.
+            Candidate windows in pixels of the image; by default its maps propose them where the detector has
+            learned that, and else `proposals`.
         regress : bool
             Whether boxes are moved by the box regression.
         threshold : float
@@ -259,53 +327,61 @@ class Detector:
         limit : int
             Most detections per class.
         timer : StageTimer, optional
-            Takes the seconds of the stages backbone, pooling and scoring.
+            Takes the seconds of the stages proposals, backbone, pooling and scoring.
 
         Returns
         -------
         Detections
             After suppression class by class, by falling score; boxes clipped to the image.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        SppnetError, FileNotFoundError
+            If the image cannot be read, or an encoded image comes without windows and its maps do not propose
+            any.
         """
         self._check_fitted()
         timer = timer or StageTimer()
-        pixels = pixels_of(image)
-        with timer("backbone"):
-            maps = encode(self.backbone, pixels, self.sides)
-        return self.predict_maps(
-            maps, pixels.shape[:2], windows, regress=regress, threshold=threshold, limit=limit, timer=timer
-        )
-
-    def predict_maps(
-        self,
-        maps: Sequence[FeatureMaps],
-        shape: tuple[int, int],
-        windows: Boxes | None = None,
-        *,
-        regress: bool = True,
-        threshold: float = -1.5,
-        limit: int = 100,
-        timer: StageTimer | None = None,
-    ) -> Detections:
-        """Detect objects in an image whose maps `sppnet.features.windows.encode` computed at the detector's `sides`.
-
-        Any number of sets of windows can be tried on the same maps. `shape` is the height and width of the
-        original image; all else is as in `predict`.
-        """
-        timer = timer or StageTimer()
-        boxes, scores = self.score_maps(maps, shape, windows, regress=regress, timer=timer)
+        pixels = None
+        if not isinstance(image, EncodedImage):
+            pixels = pixels_of(image)
+            with timer("backbone"):
+                image = self.encode(pixels)
+        if windows is None:
+            with timer("proposals"):
+                windows = self.propose(pixels, image)
+        boxes, scores = self.score(image, windows, regress=regress, timer=timer)
         with timer("scoring"):
-            return postprocess(boxes, scores, self.classes_, shape, self.nms_iou, threshold, limit)
+            return postprocess(boxes, scores, self.classes_, image.size, self.nms_iou, threshold, limit)
 
-    def score_maps(
+    def propose(self, image: Pixels | None, encoded: EncodedImage) -> Boxes:
+        """Return the (R, 4) candidate windows that the detector takes of an image, best first.
+
+        Raises
+        ------
+        SppnetError
+            If the windows come from the pixels, and there are none.
+        """
+        objectness = self.fitted_.objectness
+        if objectness is not None:
+            return objectness.propose(encoded).boxes
+        if image is None:
+            raise SppnetError(
+                "found an encoded image without windows, expected some: this detector's come from the pixels"
+            )
+        return parse(self.proposals)(image).boxes
+
+    def score(
         self,
-        maps: Sequence[FeatureMaps],
-        shape: tuple[int, int],
-        windows: Boxes | None = None,
+        encoded: EncodedImage,
+        windows: Boxes,
         *,
         regress: bool = True,
         timer: StageTimer | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Score all windows and move them, without suppression; arguments as in `predict_maps`.
+        """Score all windows and move them, without suppression; arguments as in `predict`.
 
         Returns
         -------
@@ -316,24 +392,21 @@ class Detector:
         """
         self._check_fitted()
         timer = timer or StageTimer()
-        if windows is None:
-            with timer("proposals"):
-                windows = self.propose(maps, shape)
         places = np.asarray(windows, dtype=np.float32).reshape(-1, 4)
         boxes, scores = [], []
         start, size = 0, BLOCK
         while start < max(len(places), 1):
             part = places[start : start + size]
             try:
-                moved, value = self._score_block(maps, shape, part, regress, timer)
+                moved, value = self._score_block(encoded, part, regress, timer)
             except torch.OutOfMemoryError:
                 if size <= SMALLEST_BLOCK:
                     raise
                 size //= 2
                 torch.cuda.empty_cache()
+                device = self.fitted_.backbone.device
                 warnings.warn(
-                    f"out of memory on {self.backbone.device}: going on with {size} windows at a time",
-                    stacklevel=2,
+                    f"out of memory on {device}: going on with {size} windows at a time", stacklevel=2
                 )
                 continue
             boxes.append(moved)
@@ -341,62 +414,91 @@ class Detector:
             start += size
         return torch.cat(boxes), torch.cat(scores)
 
-    def propose(self, maps: Sequence[FeatureMaps], shape: tuple[int, int]) -> Boxes:
-        """Return the (R, 4) windows that the maps of an image propose, best first; see `Objectness`.
+    def _score_block(
+        self, encoded: EncodedImage, windows: Boxes, regress: bool, timer: StageTimer
+    ) -> tuple[Tensor, Tensor]:
+        fitted = self.fitted_
+        with timer("pooling"):
+            pooled = self.pooling(encoded, windows).mul_(fitted.feature_scale)
+        with timer("scoring"):
+            scores = fitted.svms(activate(fitted.head, self.layer, pooled))
+            places = torch.from_numpy(windows).to(pooled.device)[:, None].expand(-1, len(fitted.classes), 4)
+            return (decode_deltas(places, fitted.regression(pooled)) if regress else places), scores
+
+    def stream(
+        self,
+        images: Iterable[Image],
+        *,
+        proposals: str | None = None,
+        regress: bool = True,
+        threshold: float = LEAST_SCORE,
+        timer: StageTimer | None = None,
+    ) -> Iterator[tuple[Pixels, Detections] | Exception]:
+        """Detect in many images; the next one is read, and its windows proposed, while one is looked at.
+
+        Parameters
+        ----------
+        images : iterable of whatever `predict` takes
+            The images.
+        proposals : str, optional
+            Other candidate windows than the detector's own.
+        regress, threshold, timer
+            See `predict`.
+
+        Yields
+        ------
+        (pixels, Detections), or the SppnetError or OSError that an image gave
+            In the order of the images.
+        """
+        self._check_fitted()
+        asked = Asked(self.proposer(proposals), regress, threshold, timer or StageTimer())
+        yield from detect_each(self, images, asked)
+
+    def proposer(self, proposals: str | None = None) -> Proposer | None:
+        """Return what proposes windows from pixels, other than the detector's own if asked; None for its maps."""
+        if proposals is None and self.fitted_.objectness is not None:
+            return None
+        return parse(proposals or self.proposals)
+
+    def evaluate(
+        self,
+        data: Sequence[Sample],
+        *,
+        proposals: str | None = None,
+        regress: bool = True,
+        track: Track = no_track,
+        timer: StageTimer | None = None,
+    ) -> DetectionReport:
+        """Measure the detector on annotated images.
+
+        Parameters
+        ----------
+        data : sequence of Sample
+            The annotated images, such as `sppnet.read_dataset` reads: others than those of the fit, or the
+            figures say little.
+        proposals, regress, timer
+            See `stream`.
+        track : callable
+            ``track(items, description)`` yields the items and may draw progress.
+
+        Returns
+        -------
+        DetectionReport
+            Its ``seen`` tells how many of the images the detector was fitted on.
 
         Raises
         ------
-        SppnetError
-            If the detector was fitted without objectness.
+        SppnetError, OSError
+            From the first image that cannot be read.
         """
-        if self.objectness_ is None:
-            raise SppnetError("found no windows, and a detector without objectness, which could propose some")
-        return self.objectness_(maps, shape)[0]
+        self._check_fitted()
+        asked = Asked(self.proposer(proposals), regress, timer=timer or StageTimer())
+        return measure(self, data, asked, track)
 
-    def pool(self, maps: Sequence[FeatureMaps], windows: Boxes, shape: tuple[int, int]) -> Tensor:
-        """Return the (R, D) pooled features of (R, 4) windows, not scaled; see `sppnet.features.windows.pool_windows`."""
-        return pool_windows(
-            maps,
-            windows,
-            shape,
-            self.sides,
-            self.levels,
-            self.reference,
-            projection=self.projection,
-            scale_rule=self.scale_rule,
-        )
-
-    def activations(self, pooled: Tensor) -> Tensor:
-        """Return what the SVMs take, of (R, D) pooled features times `feature_scale_`: they, or a layer's."""
-        if self.head_ is None:
-            return pooled
-        with torch.no_grad():
-            there = pooled.to(self.head_.scores.weight.device)
-            return self.head_.activations(there, self.layer).to(pooled.device)
-
-    def _score_block(
-        self,
-        maps: Sequence[FeatureMaps],
-        shape: tuple[int, int],
-        windows: Boxes,
-        regress: bool,
-        timer: StageTimer,
-    ) -> tuple[Tensor, Tensor]:
-        with timer("pooling"):
-            pooled = self.pool(maps, windows, shape).mul_(self.feature_scale_)
-        with timer("scoring"):
-            scores = self.svms_(self.activations(pooled))
-            places = torch.from_numpy(windows).to(pooled.device)[:, None].expand(-1, len(self.classes_), 4)
-            return (decode_deltas(places, self._deltas(pooled)) if regress else places), scores
-
-    def _deltas(self, pooled: Tensor) -> Tensor:
-        """Return the (R, K, 4) deltas that the regressions of the K classes predict."""
-        weights, offsets = (torch.from_numpy(a).to(pooled.device) for a in self.regressors_)
-        return (pooled @ weights.flatten(0, 1).T).view(-1, *offsets.shape) + offsets
-
-    def _check_fitted(self) -> None:
-        if not self.classes_:
-            raise SppnetError("the detector is not fitted yet; call fit, or load one")
+    def seen(self, data: Sequence[Sample]) -> int:
+        """Return how many of some images are among those that the detector was fitted on."""
+        keys = photo_keys(sample.image for sample in data)
+        return int(np.isin(keys, self.fitted_.photos).sum())
 
     def compressed(self, ranks: Sequence[int]) -> Detector:
         """Return the detector with its fully connected layers replaced by thin ones; see `Head.compressed`.
@@ -406,134 +508,140 @@ class Detector:
         SppnetError
             If it has none, or the ranks do not fit.
         """
-        if self.head_ is None:
+        self._check_fitted()
+        if self.fitted_.head is None:
             raise SppnetError("found a detector without fully connected layers, expected one on fc6 or fc7")
         thin = copy.copy(self)
-        thin.head_ = self.head_.compressed(ranks)
+        thin.fitted_ = replace(self.fitted_, head=self.fitted_.head.compressed(ranks))
         return thin
 
-    def save(self, path: str | Path, about: dict[str, Any] | None = None) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the detector to one safetensors file that says everything needed to run it.
 
-        Parameters
-        ----------
-        path : path
-            Written atomically.
-        about : dict, optional
-            Further JSON-like facts to keep in the metadata, such as the candidate windows it was fitted with.
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        OSError
+            If the file cannot be written; an older one stays as it was.
         """
         self._check_fitted()
+        fitted = self.fitted_
         tensors = {
-            **packed("svms", self.svms_.weights, self.svms_.biases),
-            **packed("regressors", *self.regressors_),
+            **quantise("svms", fitted.svms.weights, fitted.svms.biases),
+            **quantise("regression", fitted.regression.weights, fitted.regression.offsets),
+            "photos": torch.from_numpy(fitted.photos),
         }
-        if self.head_ is not None:
-            tensors |= {f"head.{name}": value.half() for name, value in self.head_.state_dict().items()}
-        tensors |= {f"backbone.{name}": value for name, value in self.backbone.tuned.items()}
-        if self.objectness_ is not None:
-            tensors |= {f"objectness.{name}": value for name, value in self.objectness_.state().items()}
-        backbone = self.backbone
+        if fitted.head is not None:
+            tensors |= {f"head.{name}": value.half() for name, value in fitted.head.state_dict().items()}
+        tensors |= {f"backbone.{name}": value for name, value in fitted.backbone.tuned.items()}
+        if fitted.objectness is not None:
+            tensors |= {f"objectness.{name}": value for name, value in fitted.objectness.state().items()}
+        settings = self.get_params(deep=False)
+        del settings["device"]
+        for name in ("tuning", "mining"):
+            settings[name] = None if settings[name] is None else asdict(settings[name])
+        if self.objectness is not None:
+            settings["objectness"] = self.objectness.get_params(deep=False)
         facts = {
-            "classes": self.classes_,
-            "feature_scale": self.feature_scale_,
-            "backbone": {
-                "name": backbone.name,
-                "stages": backbone.stages,
-                "output_stride": backbone.output_stride,
-                "weights": backbone.weights,
-                "digest": backbone.digest,
-            },
-            "settings": {
-                "levels": self.levels,
-                "sides": self.sides,
-                "reference": self.reference,
-                "projection": self.projection,
-                "scale_rule": self.scale_rule,
-                "layer": self.layer,
-                "tuning": None if self.tuning is None else asdict(self.tuning),
-                "objectness": None if self.objectness is None else self.objectness.settings,
-                "negative_iou": self.negative_iou,
-                "negatives": self.negatives,
-                "regression_iou": self.regression_iou,
-                "regression_windows": self.regression_windows,
-                "ridge": self.ridge,
-                "nms_iou": self.nms_iou,
-                "seed": self.seed,
-                "mining": asdict(self.mining),
-            },
-            "about": about or {},
+            "classes": fitted.classes,
+            "feature_scale": fitted.feature_scale,
+            "digest": fitted.backbone.digest,
+            "settings": settings,
         }
-        write(path, tensors, facts)
+        write_detector(path, tensors, facts)
 
     @classmethod
-    def load(cls, path: str | Path, *, weights: str | None = None, device: str = "cpu") -> Detector:
-        """Read a detector that `save` wrote.
+    def load(cls, name: str | Path, *, weights: str | None = None, device: str = "cpu") -> Detector:
+        """Read a detector that `save` wrote, or one that comes with sppnet.
 
         Parameters
         ----------
-        path : path
+        name : path or str
+            A file, or the name of a shipped detector: ``"animals"`` finds cats, cows, dogs, horses, people and
+            sheep.
         weights : str, optional
             Where the backbone's weights lie now, if not where they were.
         device : str
-            See `Backbone`.
+            ``"cpu"``, or a PyTorch device.
 
         Raises
         ------
         SppnetError
-            If the file is damaged, not a detector, of another version, or was fitted on other backbone weights.
+            If there is no shipped detector of that name (the message names those that are near), or the file
+            is damaged, not a detector, of another version, or was fitted on other backbone weights.
+        FileNotFoundError
+            If there is no such file.
         """
-        path = Path(path)
-        facts = describe(path)
-        about = facts["backbone"]
-        backbone = Backbone(
-            about["name"], about["stages"], about["output_stride"], weights or about["weights"], device
-        )
-        if backbone.digest != about["digest"]:
-            raise SppnetError(
-                f"{path}: fitted on backbone weights {about['digest'][:16]}, found {backbone.digest[:16]}"
-            )
-        tensors = read(path)
-        # The first files of this version do not say; there was one scale rule.
-        settings = {"scale_rule": "released"} | facts["settings"]
-        mining, tuning, objectness = (settings.pop(name) for name in ("mining", "tuning", "objectness"))
-        settings |= {"levels": tuple(settings["levels"]), "sides": tuple(settings["sides"])}
-        tuned = named("backbone", tensors)
-        if tuned:
-            try:
-                backbone.retune(tuned)
-            except ValueError as error:
-                raise SppnetError(f"{path}: {error}") from None
-        detector = cls(
-            backbone,
-            mining=MiningSettings(**mining),
-            tuning=None if tuning is None else Tuning(**tuning),
-            objectness=None if objectness is None else Objectness(**objectness),
-            **settings,
-        )
-        if detector.layer != "pool":
-            try:
-                head = Head.from_state(named("head", tensors))
-            except (KeyError, ValueError, RuntimeError) as error:
-                reason = str(error).splitlines()[0]
-                raise SppnetError(f"{path}: damaged, found no fully connected layers ({reason})") from None
-            detector.head_ = head.to(device).requires_grad_(False)
-        if objectness is not None:
-            detector.objectness_ = Objectness.from_state(named("objectness", tensors), objectness)
-            detector.objectness_.network_.to(device)
-        detector.svms_ = LinearSVMs(*unpacked("svms", tensors))
-        detector.regressors_ = unpacked("regressors", tensors)
-        detector.feature_scale_, detector.classes_ = facts["feature_scale"], tuple(facts["classes"])
-        detector._check_lengths(path)
+        path = model_path(name)
+        facts = read_facts(path)
+        settings = _tuples(facts["settings"])
+        kinds: dict[str, Callable[..., Any]] = {
+            "tuning": Tuning,
+            "mining": MiningSettings,
+            "objectness": Objectness,
+        }
+        for kind, make in kinds.items():
+            settings[kind] = None if settings[kind] is None else make(**_tuples(settings[kind]))
+        detector = cls(**settings, device=device)
+        if weights is not None:
+            detector.weights = weights
+        detector.fitted_ = detector._read_fitted(path, facts)
         return detector
 
-    def _check_lengths(self, path: Path) -> None:
-        """Raise ValueError unless what was fitted takes the vectors of this backbone and pyramid."""
-        pooled = sum(pyramid_length(channels, self.levels) for channels in self.backbone.channels)
-        head, count = self.head_, len(self.classes_)
+    def _read_fitted(self, path: Path, facts: dict[str, Any]) -> Fitted:
+        backbone = Backbone.shared(self.backbone, self.stages, self.output_stride, self.weights, self.device)
+        if backbone.digest != facts["digest"]:
+            raise SppnetError(
+                f"{path}: fitted on backbone weights {facts['digest'][:16]}, found {backbone.digest[:16]}"
+            )
+        tensors = read_tensors(path)
+        tuned = with_prefix("backbone", tensors)
+        if tuned:
+            try:
+                backbone = backbone.retuned(tuned)
+            except SppnetError as error:
+                raise SppnetError(f"{path}: {error}") from None
+        objectness = None
+        if self.objectness is not None:
+            try:
+                objectness = Objectness.from_state(
+                    with_prefix("objectness", tensors), self.objectness.get_params(deep=False)
+                )
+            except SppnetError as error:
+                raise SppnetError(f"{path}: {error}") from None
+            objectness.network_.to(self.device)
+        fitted = Fitted(
+            tuple(facts["classes"]),
+            backbone,
+            self._read_head(path, tensors),
+            objectness,
+            LinearSVMs(*dequantise("svms", tensors)),
+            BoxRegression(*dequantise("regression", tensors)),
+            facts["feature_scale"],
+            tensors["photos"].numpy(),
+        )
+        self._check_lengths(path, fitted)
+        return fitted
+
+    def _read_head(self, path: Path, tensors: dict[str, Tensor]) -> Head | None:
+        if self.layer == "pool":
+            return None
+        try:
+            head = Head.from_state(with_prefix("head", tensors))
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise SppnetError(f"{path}: damaged, found no fully connected layers ({reason})") from None
+        return head.to(self.device).requires_grad_(False)
+
+    def _check_lengths(self, path: Path, fitted: Fitted) -> None:
+        """Raise an error unless what was fitted takes the vectors of this backbone and pyramid."""
+        pooled = self.pooling.length(fitted.backbone.channels)
+        head, count = fitted.head, len(fitted.classes)
         taken = pooled if head is None else head.width
         found = {
-            "SVMs": (self.svms_.weights.shape, (count, taken)),
-            "regressions": (self.regressors_[0].shape, (count, 4, pooled)),
+            "SVMs": (fitted.svms.weights.shape, (count, taken)),
+            "regressions": (fitted.regression.weights.shape, (count, 4, pooled)),
         }
         if head is not None:
             found["fully connected layers"] = (head.length,), (pooled,)
@@ -545,11 +653,28 @@ class Detector:
                 )
 
 
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they were before JSON made lists of their tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def learnable_classes(data: Sequence[Sample]) -> list[str]:
+    """Return the names of the classes with an example that is neither difficult nor a crowd, sorted."""
+    return sorted(
+        {
+            label
+            for sample in data
+            for label, ignored in zip(sample.target.labels, sample.target.ignored, strict=True)
+            if not ignored
+        }
+    )
+
+
 @contextmanager
-def _folder(cache: Path | None) -> Iterator[Path]:
+def _folder(cache: str | Path | None) -> Iterator[Path]:
     """Yield the folder for the maps of a fit, by default a temporary one."""
     if cache is not None:
-        yield cache
+        yield Path(cache)
         return
     with TemporaryDirectory(prefix="sppnet-") as temporary:
         yield Path(temporary)

@@ -1,25 +1,30 @@
 """Several detectors as one: each scores all candidate windows, and their boxes are suppressed together.
 
-The paper's section 4.4. What makes detectors complement each other are their backbones: two that differ only in
-what was fitted on one backbone gained nothing there.
+The paper's section 4.4. What makes detectors complement each other are their backbones: two that differ only
+in what was fitted on one backbone gained nothing there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from sppnet.arrays import Boxes, Image
+from sppnet.arrays import Boxes, Image, Pixels
 from sppnet.boxes import Detections
-from sppnet.detection.detector import Detector
+from sppnet.datasets.records import Sample
 from sppnet.detection.postprocess import postprocess
-from sppnet.errors import SppnetError
-from sppnet.features.windows import encode
+from sppnet.detection.stream import LEAST_SCORE, Asked, detect_each, measure
+from sppnet.errors import NotFittedError, SppnetError
+from sppnet.evaluation.detection import DetectionReport
 from sppnet.images import pixels_of
-from sppnet.progress import StageTimer
+from sppnet.progress import StageTimer, Track, no_track
+
+if TYPE_CHECKING:
+    from sppnet.detection.detector import Detector
 
 
 class Ensemble:
@@ -38,8 +43,9 @@ class Ensemble:
     Attributes
     ----------
     detectors : tuple of Detector
+        The detectors; the first one's candidate windows are those of all.
     classes_ : tuple of str
-        In the order of the first detector.
+        Names of the classes, in the order of the first detector.
 
     Raises
     ------
@@ -50,7 +56,11 @@ class Ensemble:
     def __init__(self, detectors: Sequence[Detector]) -> None:
         _check(detectors)
         self.detectors = tuple(detectors)
-        self.classes_ = self.detectors[0].classes_
+
+    @property
+    def classes_(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the first detector."""
+        return self.detectors[0].classes_
 
     def predict(
         self,
@@ -58,41 +68,71 @@ class Ensemble:
         windows: Boxes | None = None,
         *,
         regress: bool = True,
-        threshold: float = -1.5,
+        threshold: float = LEAST_SCORE,
         limit: int = 100,
         timer: StageTimer | None = None,
     ) -> Detections:
         """Detect objects in one image; all is as in `Detector.predict`, and seconds add up over detectors.
 
-        Without `windows`, all score those that the first detector's maps propose.
+        Without `windows`, all score those that the first detector takes.
         """
         timer = timer or StageTimer()
         pixels = pixels_of(image)
-        shape = pixels.shape[:2]
         boxes, scores = [], []
         for detector in self.detectors:
             with timer("backbone"):
-                maps = encode(detector.backbone, pixels, detector.sides)
+                encoded = detector.encode(pixels)
             if windows is None:
                 with timer("proposals"):
-                    windows = detector.propose(maps, shape)
-            moved, margins = detector.score_maps(maps, shape, windows, regress=regress, timer=timer)
+                    windows = detector.propose(pixels, encoded)
+            moved, margins = detector.score(encoded, windows, regress=regress, timer=timer)
             columns = [detector.classes_.index(name) for name in self.classes_]
             boxes.append(moved[:, columns])
             scores.append(margins[:, columns])
         with timer("scoring"):
             union, nms_iou = (torch.cat(boxes), torch.cat(scores)), self.detectors[0].nms_iou
-            return postprocess(*union, self.classes_, shape, nms_iou, threshold, limit)
+            return postprocess(*union, self.classes_, encoded.size, nms_iou, threshold, limit)
+
+    def stream(
+        self,
+        images: Iterable[Image],
+        *,
+        proposals: str | None = None,
+        regress: bool = True,
+        threshold: float = LEAST_SCORE,
+        timer: StageTimer | None = None,
+    ) -> Iterator[tuple[Pixels, Detections] | Exception]:
+        """Detect in many images; all is as in `Detector.stream`."""
+        asked = Asked(self.detectors[0].proposer(proposals), regress, threshold, timer or StageTimer())
+        yield from detect_each(self, images, asked)
+
+    def evaluate(
+        self,
+        data: Sequence[Sample],
+        *,
+        proposals: str | None = None,
+        regress: bool = True,
+        track: Track = no_track,
+        timer: StageTimer | None = None,
+    ) -> DetectionReport:
+        """Measure the ensemble on annotated images; all is as in `Detector.evaluate`."""
+        asked = Asked(self.detectors[0].proposer(proposals), regress, timer=timer or StageTimer())
+        return measure(self, data, asked, track)
+
+    def seen(self, data: Sequence[Sample]) -> int:
+        """Return how many of some images are among those that a detector was fitted on; the most of any."""
+        return max(detector.seen(data) for detector in self.detectors)
 
 
 def _check(detectors: Sequence[Detector]) -> None:
-    """Raise ValueError for detectors that cannot detect together."""
+    """Raise an error for detectors that cannot detect together."""
     if not detectors:
         raise SppnetError("found no detector to combine, expected at least one")
+    for number, detector in enumerate(detectors, 1):
+        if not detector.__sklearn_is_fitted__():
+            raise NotFittedError(f"detector {number} is not fitted yet; call fit, or load one")
     first = detectors[0]
     for number, detector in enumerate(detectors, 1):
-        if not detector.classes_:
-            raise SppnetError(f"detector {number} is not fitted yet; call fit, or load one")
         if set(detector.classes_) != set(first.classes_):
             raise SppnetError(
                 f"detector {number} knows {', '.join(detector.classes_)}, expected the classes of the first: "
@@ -109,12 +149,11 @@ def _check(detectors: Sequence[Detector]) -> None:
 
 def _same(one: Detector, other: Detector) -> bool:
     """Return whether two detectors give every window the same scores."""
-    names = ("sides", "levels", "reference", "projection", "scale_rule", "layer")
-    settings = [(d.backbone.signature, *(getattr(d, name) for name in names)) for d in (one, other)]
-    heads = [{} if d.head_ is None else d.head_.state_dict() for d in (one, other)]
+    settings = [(d.fitted_.backbone.signature, d.pooling, d.layer) for d in (one, other)]
+    heads = [{} if d.fitted_.head is None else d.fitted_.head.state_dict() for d in (one, other)]
     return (
         settings[0] == settings[1]
-        and np.array_equal(one.svms_.weights, other.svms_.weights)
+        and np.array_equal(one.fitted_.svms.weights, other.fitted_.svms.weights)
         and heads[0].keys() == heads[1].keys()
         and all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,26 @@ from sppnet.arrays import FloatArray
 from sppnet.errors import SppnetError
 from sppnet.storage import read_metadata, write_tensors
 
-FORMAT, VERSION = "sppnet-detector", "2"
-_FITTED = [f"{name}.{part}" for name in ("svms", "regressors") for part in ("weights", "largest", "offsets")]
-_FACTS = {"classes", "feature_scale", "backbone", "settings", "about"}
+FORMAT, VERSION = "sppnet-detector", "3"
+_FITTED = [
+    *(f"{name}.{part}" for name in ("svms", "regression") for part in ("weights", "largest", "offsets")),
+    "photos",
+]
+_FACTS = {"classes", "feature_scale", "digest", "settings"}
 
 
-def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write a detector's tensors, and the facts that `describe` returns, atomically."""
+def write_detector(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write a detector's tensors, and the facts that `read_facts` returns, atomically."""
     write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, "detector": json.dumps(facts)})
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file that `describe` took for a detector's.
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """Return what a detector file says of itself, without loading what was fitted.
 
-    Raises
-    ------
-    SppnetError
-        If some of what was fitted are missing.
-    """
-    tensors = load_file(path)
-    missing = [name for name in _FITTED if name not in tensors]
-    if missing:
-        raise SppnetError(f"{path}: damaged, found no {', '.join(missing)}, expected a detector")
-    return tensors
-
-
-def describe(path: str | Path) -> dict[str, Any]:
-    """Return what a detector file says of itself, without loading it.
+    Returns
+    -------
+    dict
+        ``classes``, ``feature_scale``, the ``digest`` of the backbone's weights, and the ``settings``.
 
     Raises
     ------
@@ -60,12 +52,22 @@ def describe(path: str | Path) -> dict[str, Any]:
     return facts
 
 
-def shipped() -> Path:
-    """Return the path of the detector that is installed with sppnet."""
-    return Path(str(resources.files("sppnet") / "models" / "animals.safetensors"))
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file that `read_facts` took for a detector's.
+
+    Raises
+    ------
+    SppnetError
+        If some of what was fitted are missing.
+    """
+    tensors = load_file(path)
+    missing = [name for name in _FITTED if name not in tensors]
+    if missing:
+        raise SppnetError(f"{path}: damaged, found no {', '.join(missing)}, expected a detector")
+    return tensors
 
 
-def packed(name: str, weights: FloatArray, offsets: FloatArray) -> dict[str, Tensor]:
+def quantise(name: str, weights: FloatArray, offsets: FloatArray) -> dict[str, Tensor]:
     """Return weights and offsets as tensors to save, the weights in half precision."""
     # That keeps three digits of each weight relative to the largest of its row.
     largest = np.maximum(np.abs(weights).max(axis=-1, keepdims=True), 1e-30)
@@ -76,15 +78,15 @@ def packed(name: str, weights: FloatArray, offsets: FloatArray) -> dict[str, Ten
     }
 
 
-def unpacked(
+def dequantise(
     name: str, tensors: dict[str, Tensor]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the float32 weights and offsets that `packed` made tensors of."""
+    """Return the float32 weights and offsets that `quantise` made tensors of."""
     weights, largest, offsets = (tensors[f"{name}.{part}"] for part in ("weights", "largest", "offsets"))
     return (weights.float() * largest).numpy(), offsets.numpy()
 
 
-def named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with a prefix and a dot, without these."""
     start = f"{prefix}."
     return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}

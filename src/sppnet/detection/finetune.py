@@ -22,16 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sppnet.arrays import Boxes, Image, IntArray
-from sppnet.boxes import Target, flip
+from sppnet.arrays import Boxes, IntArray
+from sppnet.boxes import flip
 from sppnet.detection.head import Head
-from sppnet.detection.sampling import TuningPlan, plan_tuning
+from sppnet.detection.sampling import Examples, TuningPlan, plan_tuning
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
-from sppnet.features.geometry import choose_scale
-from sppnet.features.windows import mirror_bins, pool_windows
+from sppnet.features.encoded import EncodedImage
+from sppnet.features.projection import choose_scale
+from sppnet.features.windows import WindowPooling
 from sppnet.images import pixels_of
-from sppnet.pooling.bins import pyramid_length
 from sppnet.progress import Track, no_track
 from sppnet.regression import encode_deltas
 from sppnet.storage import read_checkpoint, write_tensors
@@ -63,9 +63,9 @@ class Tuning:
         Of training the head; 0 leaves it at random.
     batch : int
         Windows of one of them.
-    rate : float
+    lr : float
         Learning rate of the head.
-    decay : float
+    weight_decay : float
         AdamW's weight decay.
     windows : int
         Most windows of an image.
@@ -82,15 +82,15 @@ class Tuning:
         How often each image is seen while the backbone learns.
     images : int
         Whose gradients make one step then.
-    backbone_rate : float
+    backbone_lr : float
         Learning rate of backbone and head then.
     """
 
     stage: str | None = None
     batches: int = 3000
     batch: int = 256
-    rate: float = 5e-4
-    decay: float = 0.1
+    lr: float = 5e-4
+    weight_decay: float = 0.1
     windows: int = 64
     positives: float = 0.25
     far: float = 0.25
@@ -98,18 +98,20 @@ class Tuning:
     dropout: float = 0.5
     epochs: int = 3
     images: int = 4
-    backbone_rate: float = 1e-4
+    backbone_lr: float = 1e-4
 
     def __post_init__(self) -> None:
         counts = min(self.batch, self.windows, self.width, self.images)
-        if counts <= 0 or min(self.batches, self.epochs) < 0 or min(self.rate, self.backbone_rate) <= 0:
+        if counts <= 0 or min(self.batches, self.epochs) < 0 or min(self.lr, self.backbone_lr) <= 0:
             raise SppnetError(
-                f"found {self}, expected batch, windows, width, images and rates above 0, batches and epochs"
+                f"found {self}, expected batch, windows, width, images and learning rates above 0, batches and epochs"
             )
-        if not (0 < self.positives <= 1 and 0 <= self.far < 1 and 0 <= self.dropout < 1 and self.decay >= 0):
+        if not (
+            0 < self.positives <= 1 and 0 <= self.far < 1 and 0 <= self.dropout < 1 and self.weight_decay >= 0
+        ):
             raise SppnetError(
                 f"found {self}, expected positives above 0 to 1, far and dropout from 0 to below 1, "
-                "no negative decay"
+                "no negative weight_decay"
             )
 
 
@@ -147,25 +149,16 @@ class FineTuner:
     ----------
     backbone : Backbone
         Stays as it is.
-    images : sequence of Path or (H, W, 3) uint8 arrays
-    windows : sequence of (R, 4) float32
-        Candidate windows of each image.
-    targets : sequence of Target
-        Annotations of each image.
-    classes : sequence of str
-    pool : callable
-        ``pool(i, boxes)`` returns the (R, D) pooled features of (R, 4) boxes of image i, each at its scale.
-    levels : sequence of int
-        Pyramid.
-    sides : sequence of int
-        Shorter sides of the scales in pixels.
-    reference : float
-        Side that a window should have at its scale, in pixels.
-    projection, scale_rule : str
-        See `sppnet.features.geometry.project` and `sppnet.features.geometry.choose_scale`.
+    examples : Examples
+        Annotated images with their candidate windows.
+    pooling : WindowPooling
+        How windows become vectors.
     tuning : Tuning
+        How the head is trained, and with it the backbone.
+    pool : callable
+        ``pool(i, boxes)`` returns the (R, D) pooled vectors of (R, 4) boxes of image i, each at its scale.
     seed : int
-        Of every random draw.
+        Seed of every random draw.
     folder : Path, optional
         Where pooled features lie while they are needed, and checkpoints are written. If there is one of the
         same fit, or of the same head before its backbone learned, training goes on from there.
@@ -173,10 +166,11 @@ class FineTuner:
     Attributes
     ----------
     history : list of TuningRecord
-        One per round of the head and epoch of the backbone.
+        One record for each round of the head and each epoch of the backbone.
     backbone : Backbone
         The one that was given, or a copy whose layers behind `Tuning.stage` learn.
     head : Head
+        The fully connected layers.
     scale : float
         Pooled features are multiplied by this, so that their mean norm is 20 at the start.
 
@@ -189,51 +183,49 @@ class FineTuner:
     def __init__(
         self,
         backbone: Backbone,
-        images: Sequence[Image],
-        windows: Sequence[Boxes],
-        targets: Sequence[Target],
-        classes: Sequence[str],
+        examples: Examples,
+        pooling: WindowPooling,
+        tuning: Tuning,
         *,
         pool: Callable[[int, Boxes], Tensor],
-        levels: Sequence[int],
-        sides: Sequence[int],
-        reference: float,
-        projection: str,
-        scale_rule: str,
-        tuning: Tuning,
         seed: int = 0,
         folder: Path | None = None,
     ) -> None:
-        self.images, self.pool, self.levels, self.sides = images, pool, levels, sides
-        self.reference, self.projection, self.scale_rule = reference, projection, scale_rule
-        self.tuning, self.seed, self.folder = tuning, seed, folder
-        self.plans = [plan_tuning(w, t, classes) for w, t in zip(windows, targets, strict=True)]
+        self.examples, self.pooling, self.tuning = examples, pooling, tuning
+        self.pool, self.seed, self.folder = pool, seed, folder
+        self.plans = [
+            plan_tuning(w, t, examples.classes)
+            for w, t in zip(examples.windows, examples.targets, strict=True)
+        ]
         self.backbone = backbone if tuning.stage is None else backbone.copy()
         self.learning = {} if tuning.stage is None else self.backbone.layers_after(tuning.stage)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            length = sum(pyramid_length(channels, levels) for channels in backbone.channels)
-            self.head = Head(length, len(classes), tuning.width, tuning.dropout).to(backbone.device)
+            length = pooling.length(backbone.channels)
+            self.head = Head(length, len(examples.classes), tuning.width, tuning.dropout).to(backbone.device)
         self.scale = 1.0
         self.history: list[TuningRecord] = []
-        fit = [
-            *(backbone.signature, list(levels), list(sides), reference, projection, scale_rule),
-            *(list(classes), _digest(self.plans), seed),
-        ]
-        # What the head learns before the backbone does is the same whatever the backbone learns then.
-        alone = replace(tuning, stage=None, epochs=0, images=1, backbone_rate=1.0)
-        settings = {"head": alone, "backbone": tuning} if self.learning else {"head": alone}
-        self.checkpoints = {
-            part: folder / f"tuning-{_hash([*fit, asdict(s)])}.safetensors"
-            for part, s in settings.items()
-            if folder is not None
-        }
+        self.checkpoints = self._checkpoints(backbone.signature)
         self.optimizer = self._new_optimizer()
         there = [path for path in self.checkpoints.values() if path.exists()]
         if there:
             self._resume(there[-1])
         else:
             self.scale = self._measure_scale()
+
+    def _checkpoints(self, signature: str) -> dict[str, Path]:
+        """Return where the parts of this fit are kept, by names that no other fit has."""
+        if self.folder is None:
+            return {}
+        tuning, classes = self.tuning, list(self.examples.classes)
+        fit = [signature, asdict(self.pooling), classes, _digest(self.plans), self.seed]
+        # What the head learns before the backbone does is the same whatever the backbone learns then.
+        alone = replace(tuning, stage=None, epochs=0, images=1, backbone_lr=1.0)
+        settings = {"head": alone, "backbone": tuning} if self.learning else {"head": alone}
+        return {
+            part: self.folder / f"tuning-{_hash([*fit, asdict(s)])}.safetensors"
+            for part, s in settings.items()
+        }
 
     @property
     def _rounds(self) -> int:
@@ -262,8 +254,7 @@ class FineTuner:
                 self._keep(self._epoch(track))
         if self.learning:
             # Kept in half precision, so used in half precision from here on.
-            self.backbone.network.requires_grad_(False)
-            self.backbone.retune(self.learning)
+            self.backbone = self.backbone.retuned(self.learning)
         self.head.eval().requires_grad_(False)
 
     def _new_optimizer(self) -> torch.optim.AdamW:
@@ -273,7 +264,7 @@ class FineTuner:
             for parameter in self.learning.values():
                 parameter.requires_grad_(True)
             parameters += self.learning.values()
-        return torch.optim.AdamW(parameters, weight_decay=self.tuning.decay)
+        return torch.optim.AdamW(parameters, weight_decay=self.tuning.weight_decay)
 
     def _keep(self, record: TuningRecord) -> None:
         self.history.append(record)
@@ -288,12 +279,14 @@ class FineTuner:
         )
         pooled = self.pool(i, plan.boxes[chosen])
         if not torch.isfinite(pooled).all():
-            raise SppnetError(f"{self._name(i)}: found features that are not finite, expected numbers")
+            raise SppnetError(
+                f"{self.examples.name(i)}: found features that are not finite, expected numbers"
+            )
         return pooled, plan.labels[chosen], encode_deltas(plan.boxes[chosen], plan.truth[chosen])
 
     def _measure_scale(self) -> float:
         """Return what gives windows of a few images a mean norm of 20, as in the released code."""
-        order = np.random.default_rng(self.seed).permutation(len(self.images))
+        order = np.random.default_rng(self.seed).permutation(len(self.examples.images))
         norms = [torch.linalg.vector_norm(self._pool(int(i))[0], dim=1) for i in order[:_SAMPLED]]
         mean = float(torch.cat(norms).mean()) if any(map(len, norms)) else 0.0
         return 20 / mean if mean > 0 else 1.0
@@ -305,7 +298,7 @@ class FineTuner:
             path = Path(place) / "pooled"
             labels, deltas = [], []
             with path.open("wb") as file:
-                for i in track(range(len(self.images)), "Pooling windows to learn from"):
+                for i in track(range(len(self.examples.images)), "Pooling windows to learn from"):
                     pooled, kinds, moves = self._pool(i)
                     file.write(pooled.half().cpu().numpy().tobytes())
                     labels.append(kinds)
@@ -327,11 +320,11 @@ class FineTuner:
         for n in track(batches, f"Training layers, part {number + 1} of {self._rounds}") if count else ():
             rows = np.sort(rng.choice(count, min(tuning.batch, count), replace=False))
             pooled, deltas = torch.from_numpy(examples.pooled[rows]).float(), examples.deltas[rows].copy()
-            mirrored = rng.random(len(rows)) < 0.5
-            flipped = torch.from_numpy(mirrored)
+            turned = rng.random(len(rows)) < 0.5
+            flipped = torch.from_numpy(turned)
             # What the backbone makes of a mirror image is about the mirror image of what it makes of the image.
-            pooled[flipped] = mirror_bins(pooled[flipped], self.backbone.channels, self.levels)
-            deltas[mirrored, 0] *= -1
+            pooled[flipped] = self.pooling.flipped(pooled[flipped], self.backbone.channels)
+            deltas[turned, 0] *= -1
             loss, error = self._loss(
                 pooled.to(self.backbone.device),
                 torch.from_numpy(examples.labels[rows]),
@@ -339,13 +332,13 @@ class FineTuner:
             )
             self._check(loss, f"after {n} batches")
             loss.backward()  # type: ignore[no-untyped-call]
-            self._step(tuning.rate, (n + 1) / tuning.batches)
+            self._step(tuning.lr, (n + 1) / tuning.batches)
             results.append((loss.item(), error))
         return _record("head", results)
 
     def _epoch(self, track: Track) -> TuningRecord:
         """Train backbone and head on all images once."""
-        count, tuning, number = len(self.images), self.tuning, len(self.history) - self._rounds
+        count, tuning, number = len(self.examples.images), self.tuning, len(self.history) - self._rounds
         rng = np.random.default_rng([self.seed, len(self.history)])
         torch.manual_seed(int(rng.integers(2**31)))
         self.head.train()
@@ -357,16 +350,16 @@ class FineTuner:
             pooled, labels, deltas = self._look(i, rng)
             if len(labels):
                 loss, error = self._loss(pooled, labels, deltas)
-                self._check(loss, f"in epoch {number}; the image: {self._name(i)}")
+                self._check(loss, f"in epoch {number}; the image: {self.examples.name(i)}")
                 (loss / tuning.images).backward()  # type: ignore[no-untyped-call]
                 results.append((loss.item(), error))
             if n % tuning.images == 0 or n == count:
-                self._step(tuning.backbone_rate, (number + n / count) / tuning.epochs)
+                self._step(tuning.backbone_lr, (number + n / count) / tuning.epochs)
         return _record("backbone", results)
 
     def _look(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features, classes and deltas of windows of an image, mirrored or not, at one scale."""
-        image, plan, tuning = self.images[i], self.plans[i], self.tuning
+        """Return features, classes and deltas of windows of an image, turned or not, at one scale."""
+        image, plan, tuning = self.examples.images[i], self.plans[i], self.tuning
         pixels = pixels_of(image)
         side, there = self._draw_scale(plan, pixels.shape[:2], rng)
         chosen = there.draw(tuning.windows, tuning.positives, tuning.far, rng)
@@ -376,23 +369,24 @@ class FineTuner:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
             boxes, truth = flip(boxes, width), flip(truth, width)
         maps = self.backbone.differentiable(pixels, side)
-        pooled = pool_windows(
-            (maps,), boxes, pixels.shape[:2], (side,), self.levels, projection=self.projection
-        )
+        height, width = pixels.shape[:2]
+        pooled = self.pooling(EncodedImage((height, width), (maps,)), boxes)
         return pooled, torch.from_numpy(plan.labels[chosen]), torch.from_numpy(encode_deltas(boxes, truth))
 
     def _draw_scale(
         self, plan: TuningPlan, shape: tuple[int, int], rng: np.random.Generator
     ) -> tuple[int, TuningPlan]:
         """Draw a scale, more often one that suits objects; return its side, and the plan of its windows."""
-        reference = self.reference * np.exp(rng.uniform(-_JITTER, _JITTER))
-        scale = choose_scale(plan.boxes, *shape, self.sides, reference, self.scale_rule)
+        scales, base = self.pooling.scales, self.pooling.reference
+        assert base is not None
+        reference = base * np.exp(rng.uniform(-_JITTER, _JITTER))
+        scale = choose_scale(plan.boxes, min(shape), scales, reference, self.pooling.scale_rule)
         telling = plan.positive if len(plan.positive) else np.concatenate([plan.background, plan.far])
         if not len(telling):
-            return self.sides[0], plan
-        weights = np.sqrt(np.bincount(scale[telling], minlength=len(self.sides)))
-        s = rng.choice(len(self.sides), p=weights / weights.sum())
-        return self.sides[s], replace(
+            return scales[0], plan
+        weights = np.sqrt(np.bincount(scale[telling], minlength=len(scales)))
+        s = rng.choice(len(scales), p=weights / weights.sum())
+        return scales[s], replace(
             plan,
             positive=plan.positive[scale[plan.positive] == s],
             background=plan.background[scale[plan.background] == s],
@@ -412,17 +406,13 @@ class FineTuner:
         if not math.isfinite(loss.item()):
             raise SppnetError(f"found the loss {loss.item()} {where}, expected a finite number")
 
-    def _step(self, rate: float, done: float) -> None:
+    def _step(self, lr: float, done: float) -> None:
         """Move the weights, when a share of a training is done: a short rise, then a cosine to 0."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * min(1.0, done / 0.03) * (1 + math.cos(math.pi * done)) / 2
+            group["lr"] = lr * min(1.0, done / 0.03) * (1 + math.cos(math.pi * done)) / 2
             nn.utils.clip_grad_norm_(group["params"], 10.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    def _name(self, i: int) -> str:
-        image = self.images[i]
-        return str(image) if isinstance(image, Path) else f"number {i}"
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Return what the last part of `history` taught."""

@@ -1,200 +1,267 @@
-"""How a detector is fitted to annotated images: fine-tuning, regression, mined SVMs (section 4.1)."""
+"""How a detector is fitted to annotated images: fine-tuning, box regression, mined SVMs (section 4.1).
+
+`fit` is a function of its arguments and changes none of them: what was learned is the value that it returns.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sppnet.arrays import Boxes, Image
-from sppnet.boxes import Target
+from sppnet.arrays import Boxes
 from sppnet.detection.finetune import FineTuner, Tuning
-from sppnet.detection.sampling import Plan, SamplingRules, plan_images
-from sppnet.detection.svm import LinearSVMs, mine_hard_negatives
-from sppnet.errors import SppnetError
-from sppnet.features.geometry import FeatureMaps
-from sppnet.features.windows import MapCache, encode, first_responses
-from sppnet.images import pixels_of
-from sppnet.progress import StageTimer, Track
-from sppnet.regression import encode_deltas, fit_ridge
-
-if TYPE_CHECKING:
-    from sppnet.detection.detector import Detector
-
-Regressors = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+from sppnet.detection.head import Head, activate
+from sppnet.detection.sampling import Examples, Plan, SamplingRules, plan_images
+from sppnet.detection.svm import LinearSVMs, MiningSettings, mine_hard_negatives
+from sppnet.features.backbone import Backbone
+from sppnet.features.cache import MapCache
+from sppnet.features.encoded import EncodedImage
+from sppnet.features.windows import WindowPooling
+from sppnet.images import photo_keys
+from sppnet.progress import StageTimer, Track, no_track
+from sppnet.proposals.maps import Objectness
+from sppnet.regression import BoxRegression, encode_deltas, fit_ridge
 
 
-class Fitting:
-    """One fit of a detector to annotated images.
+@dataclass(frozen=True)
+class FitSettings:
+    """How a detector is fitted; see `sppnet.detection.detector.Detector` for what each setting does.
 
-    Parameters
+    Attributes
     ----------
-    detector : Detector
-        Says how. Its backbone, layers and objectness are replaced where it learns them, too.
-    images : sequence of Path or (H, W, 3) uint8 arrays
-    windows : sequence of (R, 4) float32
-        Candidate windows of each image.
-    targets : sequence of Target
-        Annotations of each image.
-    names : sequence of str
-        Classes to learn.
+    pooling : WindowPooling
+        How windows become vectors.
+    layer : {"pool", "fc6", "fc7"}
+        What the SVMs stand on.
+    tuning : Tuning or None
+        How fully connected layers and the backbone are trained; None leaves them.
+    objectness : Objectness or None
+        What learns to propose windows from the maps; it stays as it is, a copy of it is fitted.
+    mining : MiningSettings
+        How SVMs are trained and hard negatives found.
+    sampling : SamplingRules
+        Which window teaches what.
+    ridge : float
+        Penalty of the box regression.
+    seed : int
+        Seed of every random draw.
+    """
+
+    pooling: WindowPooling = WindowPooling()  # noqa: RUF009  (frozen)
+    layer: str = "pool"
+    tuning: Tuning | None = None
+    objectness: Objectness | None = None
+    mining: MiningSettings = MiningSettings()  # noqa: RUF009
+    sampling: SamplingRules = SamplingRules()  # noqa: RUF009
+    ridge: float = 1000.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit learned: everything that detects, but for the settings.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        The names of the K classes, in the order of all that follows.
+    backbone : Backbone
+        Where the maps come from, tuned if that was asked for.
+    head : Head or None
+        The fully connected layers, if the SVMs stand on one.
+    objectness : Objectness or None
+        What proposes windows from the maps, if that was asked for.
+    svms : LinearSVMs
+        One for each class.
+    regression : BoxRegression
+        The box regression of each class.
+    feature_scale : float
+        Pooled vectors are multiplied by this, so that their mean norm is 20.
+    photos : (n,) uint64
+        The `sppnet.images.photo_keys` of the images that were learned from, rising.
+    """
+
+    classes: tuple[str, ...]
+    backbone: Backbone
+    head: Head | None
+    objectness: Objectness | None
+    svms: LinearSVMs
+    regression: BoxRegression
+    feature_scale: float
+    photos: npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a fit keeps what it computes on the way, and whom it tells how far it is.
+
+    Attributes
+    ----------
     folder : Path
-        For the feature maps and the checkpoints of fine-tuning.
+        For feature maps and checkpoints; a fit that finds those of an earlier one goes on from them.
     track : callable
-        Draws progress; see `Detector.fit`.
+        ``track(items, description)`` yields the items and may draw progress.
     timer : StageTimer
         Takes the seconds by stage.
+    """
+
+    folder: Path
+    track: Track = no_track
+    timer: StageTimer = field(default_factory=StageTimer)
+
+
+def fit(examples: Examples, settings: FitSettings, backbone: Backbone, work: Work) -> Fitted:
+    """Fit SVMs and box regressions to annotated images, and first what they stand on.
+
+    Goes through the images twice: for the positives, then for the hard negatives. Feature maps are kept on
+    disk in between, in half precision, so memory does not grow with the number of images.
 
     Raises
     ------
     SppnetError
-        If the arguments disagree in length, there are no images, or a class has no example.
+        If a class has no example, or no background.
     """
-
-    def __init__(
-        self,
-        detector: Detector,
-        images: Sequence[Image],
-        windows: Sequence[Boxes],
-        targets: Sequence[Target],
-        names: Sequence[str],
-        folder: Path,
-        track: Track,
-        timer: StageTimer,
-    ) -> None:
-        if not len(images) == len(windows) == len(targets) > 0:
-            raise SppnetError(
-                "images, windows and targets must have one length of at least 1, "
-                f"got {len(images)}, {len(windows)} and {len(targets)}"
+    # Planned before any work, because it finds the classes that have no example.
+    plans = plan_images(examples, settings.sampling, settings.seed)
+    head, scale = None, None
+    if settings.tuning is not None:
+        with work.timer("fine-tuning"):
+            backbone, head, scale = _tune(examples, settings, settings.tuning, backbone, work)
+    store = MapCache(work.folder, backbone, settings.pooling.scales)
+    objectness = None
+    if settings.objectness is not None:
+        with work.timer("objectness"):
+            objectness = Objectness(**settings.objectness.get_params(deep=False)).fit(
+                lambda i: store(examples.images[i], work.timer),
+                examples.targets,
+                examples.classes,
+                track=work.track,
             )
-        self.detector, self.images, self.windows, self.targets = detector, images, windows, targets
-        self.names, self.folder, self.track, self.timer = names, folder, track, timer
-        # Planned before any work, because it finds the classes that have no example.
-        self.plans = self._plan()
+    return _Learning(examples, settings, store, work).learn(plans, head, objectness, scale)
 
-    def run(self, scale: float | None = None) -> tuple[LinearSVMs, Regressors, float]:
-        """Fit SVMs and box regressions, and first what comes before them unless it is there.
 
-        Parameters
-        ----------
-        scale : float, optional
-            The factor of pooled features of a detector that is fitted already. Its backbone, layers and
-            objectness stay as they are then.
+def fit_more(fitted: Fitted, examples: Examples, settings: FitSettings, work: Work) -> Fitted:
+    """Learn further classes; the others, and what all stand on, stay exactly as they are.
 
-        Returns
-        -------
-        LinearSVMs
-            One per class.
-        (K, 4, D) float32, (K, 4) float32
-            Weights and offsets of the box deltas.
-        float
-            The factor of pooled features.
-        """
-        detector, timer = self.detector, self.timer
-        new = scale is None
-        if new and detector.tuning is not None:
-            with timer("fine-tuning"):
-                scale = self._tune(detector.tuning)
-        store = MapCache(self.folder, detector.backbone, detector.sides)
-        if new and detector.objectness is not None:
-            with timer("objectness"):
-                detector.objectness_ = copy.copy(detector.objectness).fit(
-                    lambda i: store(self.images[i], timer), self.targets, self.names, track=self.track
-                )
-        if detector.objectness_ is not None:
-            self.windows = self._more_windows(store)
-            self.plans = self._plan()
-        examples, regression = self._gather(store)
+    One-vs-rest SVMs make that free. Errors are those of `fit`.
+    """
+    plans = plan_images(examples, settings.sampling, settings.seed)
+    store = MapCache(work.folder, fitted.backbone, settings.pooling.scales)
+    learning = _Learning(examples, settings, store, work)
+    more = learning.learn(plans, fitted.head, fitted.objectness, fitted.feature_scale)
+    return replace(
+        fitted,
+        classes=(*fitted.classes, *more.classes),
+        svms=fitted.svms.joined(more.svms),
+        regression=fitted.regression.joined(more.regression),
+        photos=np.union1d(fitted.photos, more.photos),
+    )
+
+
+def _tune(
+    examples: Examples, settings: FitSettings, tuning: Tuning, backbone: Backbone, work: Work
+) -> tuple[Backbone, Head | None, float]:
+    """Train the head, and the backbone if so set; return both and the factor of pooled features."""
+    pooling = settings.pooling
+    store = MapCache(work.folder, backbone, pooling.scales)
+
+    def pool(i: int, boxes: Boxes) -> Tensor:
+        image = examples.images[i]
+        if tuning.stage is None:
+            return pooling(store(image, work.timer), boxes)
+        # A backbone that will change: its maps now are of no use later.
+        return pooling(backbone.encode(image, pooling.scales), boxes)
+
+    tuner = FineTuner(backbone, examples, pooling, tuning, pool=pool, seed=settings.seed, folder=work.folder)
+    tuner.train(work.track)
+    # Rounded as it will be saved. Where the SVMs stand on the pooled features, only its backbone was wanted.
+    head = None if settings.layer == "pool" else tuner.head.half().float()
+    return tuner.backbone, head, tuner.scale
+
+
+@dataclass
+class _Gathered:
+    """Half-precision vectors of windows: the positives, those to start with, each class's for regression."""
+
+    positives: Tensor
+    start: Tensor
+    regression: list[tuple[list[Tensor], Boxes]]
+
+
+class _Learning:
+    """One fit of SVMs and box regressions on what they stand on."""
+
+    def __init__(self, examples: Examples, settings: FitSettings, store: MapCache, work: Work) -> None:
+        self.examples, self.settings, self.store, self.work = examples, settings, store, work
+
+    def learn(
+        self, plans: list[Plan], head: Head | None, objectness: Objectness | None, scale: float | None
+    ) -> Fitted:
+        """Fit what is convex; without a scale, it is the one that gives the start a mean norm of 20."""
+        timer, settings = self.work.timer, self.settings
+        if objectness is not None:
+            self.examples = replace(self.examples, windows=self._more_windows(objectness))
+            plans = plan_images(self.examples, settings.sampling, settings.seed)
+        gathered = self._gather(plans)
         # From here on the maps come from the disk.
-        detector.backbone.release()
+        self.store.backbone.release()
         if scale is None:
-            scale = 20.0 / float(torch.linalg.vector_norm(examples[1].float(), dim=1).mean())
+            scale = 20.0 / float(torch.linalg.vector_norm(gathered.start.float(), dim=1).mean())
         with timer("box regression"):
             ridges = [
-                self._regress(*regression.pop(0), scale)
-                for _ in self.track(self.names, "Fitting box regression")
+                self._regress(*gathered.regression.pop(0), scale)
+                for _ in self.work.track(self.examples.classes, "Fitting box regression")
             ]
         with timer("SVMs"):
-            # Popped, so that nothing holds them while they are not needed any more.
-            positives = detector.activations(examples.pop(0).float() * scale)
-            svms = self._mine(store, positives, detector.activations(examples.pop(0).float() * scale), scale)
+            svms = self._mine(plans, gathered, head, scale)
         weights, offsets = (np.stack(parts) for parts in zip(*ridges, strict=True))
-        return svms, (weights, offsets), scale
-
-    def _plan(self) -> list[Plan]:
-        d = self.detector
-        rules = SamplingRules(d.negative_iou, d.regression_iou, d.regression_windows, d.negatives)
-        return plan_images(self.windows, self.targets, self.names, rules, d.seed)
-
-    def _planned(self, description: str) -> Iterable[tuple[Image, Plan]]:
-        """Yield the images with their plans, and draw how far it is."""
-        return self.track(list(zip(self.images, self.plans, strict=True)), description)
-
-    def _tune(self, tuning: Tuning) -> float:
-        """Train the head, and the backbone if so set; return the factor of pooled features."""
-        detector = self.detector
-        store = MapCache(self.folder, detector.backbone, detector.sides)
-
-        def pool(i: int, boxes: Boxes) -> Tensor:
-            if tuning.stage is None:
-                maps, shape = store(self.images[i], self.timer)
-                return detector.pool(maps, boxes, shape)
-            # A backbone that will change: its maps now are of no use later.
-            pixels = pixels_of(self.images[i])
-            return detector.pool(encode(detector.backbone, pixels, detector.sides), boxes, pixels.shape[:2])
-
-        tuner = FineTuner(
-            detector.backbone,
-            self.images,
-            self.windows,
-            self.targets,
-            self.names,
-            pool=pool,
-            levels=detector.levels,
-            sides=detector.sides,
-            reference=detector.reference,
-            projection=detector.projection,
-            scale_rule=detector.scale_rule,
-            tuning=tuning,
-            seed=detector.seed,
-            folder=self.folder,
+        return Fitted(
+            self.examples.classes,
+            self.store.backbone,
+            head,
+            objectness,
+            svms,
+            BoxRegression(weights, offsets),
+            scale,
+            np.sort(photo_keys(self.examples.images)),
         )
-        tuner.train(self.track)
-        # Rounded as it will be saved. Where the SVMs stand on the pooled features, only its backbone was wanted.
-        head = None if detector.layer == "pool" else tuner.head.half().float()
-        detector.backbone, detector.head_ = tuner.backbone, head
-        return tuner.scale
 
-    def _more_windows(self, store: MapCache) -> list[Boxes]:
+    def _encoded(self, i: int) -> EncodedImage:
+        return self.store(self.examples.images[i], self.work.timer)
+
+    def _tracked(self, plans: list[Plan], description: str) -> Iterable[tuple[int, Plan]]:
+        """Yield the images' numbers with their plans, and draw how far it is."""
+        return self.work.track(list(enumerate(plans)), description)
+
+    def _more_windows(self, objectness: Objectness) -> list[Boxes]:
         """Return the windows of each image with those that its maps propose."""
         found = []
-        pairs = list(zip(self.images, self.windows, strict=True))
-        for image, given in self.track(pairs, "Proposing windows from maps"):
-            maps, shape = store(image, self.timer)
-            with self.timer("proposals"):
-                found.append(np.concatenate([np.reshape(given, (-1, 4)), self.detector.propose(maps, shape)]))
+        for i in self.work.track(range(len(self.examples)), "Proposing windows from maps"):
+            encoded = self._encoded(i)
+            with self.work.timer("proposals"):
+                given = np.reshape(self.examples.windows[i], (-1, 4))
+                found.append(np.concatenate([given, objectness.propose(encoded).boxes]))
         return found
 
-    def _gather(self, store: MapCache) -> tuple[list[Tensor], list[tuple[list[Tensor], Boxes]]]:
+    def _gather(self, plans: list[Plan]) -> _Gathered:
         """Pool the positives and the windows to start with, and each class's regression examples."""
         positives, start = [], []
-        count = len(self.names)
-        regression: list[tuple[list[Tensor], list[Boxes]]] = [([], []) for _ in range(count)]
-        for image, plan in self._planned("Computing feature maps"):
-            maps, shape = store(image, self.timer)
-            if self.detector.negatives == "released":
-                self._drop_duplicates(plan, maps, shape)
+        regression: list[tuple[list[Tensor], list[Boxes]]] = [([], []) for _ in self.examples.classes]
+        for i, plan in self._tracked(plans, "Computing feature maps"):
+            encoded = self._encoded(i)
+            if self.settings.sampling.negatives == "released":
+                self._drop_duplicates(plan, encoded)
             wanted = np.concatenate(
                 [np.arange(len(plan.labels)), plan.start, np.flatnonzero(plan.fitted >= 0)]
             )
-            with self.timer("pooling"):
-                features = self.detector.pool(maps, plan.boxes[wanted], shape).half().cpu()
+            with self.work.timer("pooling"):
+                features = self.settings.pooling(encoded, plan.boxes[wanted]).half().cpu()
             first, second = len(plan.labels), len(plan.labels) + len(plan.start)
             positives.append(features[:first].clone())
             start.append(features[first:second].clone())
@@ -203,63 +270,71 @@ class Fitting:
                 mine = np.flatnonzero(plan.fitted[rest] == k)
                 regression[k][0].append(features[second:][torch.from_numpy(mine)])
                 regression[k][1].append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
-        return [torch.cat(positives), torch.cat(start)], [(f, np.concatenate(d)) for f, d in regression]
+        joined = [(f, np.concatenate(d)) for f, d in regression]
+        return _Gathered(torch.cat(positives), torch.cat(start), joined)
 
-    def _drop_duplicates(self, plan: Plan, maps: Sequence[FeatureMaps], shape: tuple[int, int]) -> None:
+    def _drop_duplicates(self, plan: Plan, encoded: EncodedImage) -> None:
         """Leave one negative of the windows that cover the same cells at the same scale."""
-        d = self.detector
         duplicate = np.ones(len(plan.boxes), dtype=bool)
-        rules = (d.reference, d.projection, d.scale_rule)
-        duplicate[first_responses(maps, plan.boxes, shape, d.sides, *rules)] = False
+        duplicate[self.settings.pooling.distinct(encoded, plan.boxes)] = False
         plan.negative[duplicate] = False
 
-    def _regress(self, features: list[Tensor], deltas: Boxes, scale: float) -> Regressors:
+    def _regress(
+        self, features: list[Tensor], deltas: Boxes, scale: float
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Fit one class's box regression to half-precision features."""
         wide = np.ones((len(deltas), features[0].shape[1] + 1), dtype=np.float32)
         filled = 0
         for part in features:
             np.multiply(part.numpy(), np.float32(scale), out=wide[filled : filled + len(part), :-1])
             filled += len(part)
-        return fit_ridge(wide, deltas, self.detector.ridge)
+        return fit_ridge(wide, deltas, self.settings.ridge)
 
-    def _mine(self, store: MapCache, positives: Tensor, start: Tensor, scale: float) -> LinearSVMs:
+    def _mine(self, plans: list[Plan], gathered: _Gathered, head: Head | None, scale: float) -> LinearSVMs:
         """Fit the SVMs to activations of positives and first negatives, then with hard negatives."""
+
+        def activations(pooled: Tensor) -> Tensor:
+            return activate(head, self.settings.layer, pooled)
+
+        positives, start = (activations(v.float() * scale) for v in (gathered.positives, gathered.start))
+        # Nothing holds the vectors while they are not needed any more.
+        gathered.positives = gathered.start = torch.empty(0)
         centre, factor = self._standard(start)
 
-        def standard(activations: Tensor) -> Tensor:
+        def standard(vectors: Tensor) -> Tensor:
             # Those of mining come from the device of the maps.
-            return activations.sub_(centre.to(activations.device)).mul_(factor)
+            return vectors.sub_(centre.to(vectors.device)).mul_(factor)
 
         return mine_hard_negatives(
             standard(positives),
-            np.concatenate([p.labels for p in self.plans]),
+            np.concatenate([p.labels for p in plans]),
             standard(start),
-            np.concatenate([p.negative[p.start] for p in self.plans]),
+            np.concatenate([p.negative[p.start] for p in plans]),
             (
-                (standard(self.detector.activations(pooled)), negative)
-                for pooled, negative in self._candidates(store, scale)
+                (standard(activations(pooled)), negative)
+                for pooled, negative in self._candidates(plans, scale)
             ),
-            self.detector.mining,
+            self.settings.mining,
         ).folded(centre.numpy(), factor)
 
-    def _standard(self, activations: Tensor) -> tuple[Tensor, float]:
+    def _standard(self, vectors: Tensor) -> tuple[Tensor, float]:
         """Return the centre of activations, and the factor that gives them a mean norm of 20 about it.
 
         Pooled features are scaled already, and stay where they are, as in the paper. What windows have in
         common is most of a layer's activations; without it, one penalty of the SVMs suits both.
         """
-        if self.detector.layer == "pool":
+        if self.settings.layer == "pool":
             return torch.zeros(1), 1.0
-        centre = activations.mean(dim=0)
-        spread = float(torch.linalg.vector_norm(activations - centre, dim=1).mean())
+        centre = vectors.mean(dim=0)
+        spread = float(torch.linalg.vector_norm(vectors - centre, dim=1).mean())
         return centre, 20 / spread if spread > 0 else 1.0
 
-    def _candidates(self, store: MapCache, scale: float) -> Iterator[tuple[Tensor, npt.NDArray[np.bool_]]]:
+    def _candidates(self, plans: list[Plan], scale: float) -> Iterator[tuple[Tensor, npt.NDArray[np.bool_]]]:
         """Yield pooled features of all windows image by image, and for which classes each is a negative."""
-        for image, plan in self._planned("Mining hard negatives"):
-            maps, shape = store(image, self.timer)
-            with self.timer("pooling"):
-                features = self.detector.pool(maps, plan.boxes, shape).mul_(scale)
+        for i, plan in self._tracked(plans, "Mining hard negatives"):
+            encoded = self._encoded(i)
+            with self.work.timer("pooling"):
+                features = self.settings.pooling(encoded, plan.boxes).mul_(scale)
             negative = plan.negative.copy()
             negative[plan.start] = False  # These are in the training set from the start.
             yield features, negative

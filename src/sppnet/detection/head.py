@@ -110,6 +110,24 @@ class Head(nn.Module):
         return head.eval()
 
 
+def activate(head: Head | None, layer: str, pooled: Tensor) -> Tensor:
+    """Return what the SVMs take, of (R, D) pooled vectors: they themselves, or a layer's activations.
+
+    Parameters
+    ----------
+    head : Head or None
+        None where the SVMs stand on the pooled vectors.
+    layer : {"pool", "fc6", "fc7"}
+        The layer of the head.
+    pooled : (R, D) float32 tensor
+        On any device; so is the result.
+    """
+    if head is None:
+        return pooled
+    with torch.no_grad():
+        return head.activations(pooled.to(head.scores.weight.device), layer).to(pooled.device)
+
+
 def _full(inputs: int, outputs: int) -> nn.Linear:
     layer = nn.Linear(inputs, outputs)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

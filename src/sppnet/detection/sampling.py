@@ -4,16 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.arrays import Boxes, FloatArray, IntArray
+from sppnet.arrays import Boxes, FloatArray, IntArray, Pixels
 from sppnet.boxes import Target, area, intersection, iou, nms
-from sppnet.errors import SppnetError
-from sppnet.features.geometry import check_rule
+from sppnet.errors import SppnetError, check_choice
 
 NEGATIVES = ("all", "released", "paper")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Annotated images with their candidate windows, and the classes to learn from them.
+
+    Attributes
+    ----------
+    images : sequence of Path or (H, W, 3) uint8
+        The images, as files or as pixels.
+    windows : sequence of (R, 4) float32
+        The candidate windows of each image.
+    targets : sequence of Target
+        The annotations of each image.
+    classes : tuple of str
+        The classes to learn; other annotations teach nothing.
+
+    Raises
+    ------
+    SppnetError
+        If there is no image, or the sequences disagree in length.
+    """
+
+    images: Sequence[Path | Pixels]
+    windows: Sequence[Boxes]
+    targets: Sequence[Target]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.windows) == len(self.targets) > 0:
+            raise SppnetError(
+                "images, windows and targets must have one length of at least 1, "
+                f"got {len(self.images)}, {len(self.windows)} and {len(self.targets)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, i: int) -> str:
+        """Return what to call image i in a message: its file, or its number."""
+        image = self.images[i]
+        return str(image) if isinstance(image, Path) else f"number {i}"
 
 
 @dataclass(frozen=True)
@@ -68,25 +110,24 @@ class SamplingRules:
         If the rule for the negatives has no such name.
     """
 
-    negative_iou: float
-    regression_iou: float
-    regression_windows: int
+    negative_iou: float = 0.3
+    regression_iou: float = 0.5
+    regression_windows: int = 4000
     negatives: str = "all"
 
     def __post_init__(self) -> None:
-        check_rule("rule for negatives", self.negatives, NEGATIVES)
+        check_choice("rule for negatives", self.negatives, NEGATIVES)
 
 
-def plan_images(
-    windows: Sequence[Boxes], targets: Sequence[Target], names: Sequence[str], rules: SamplingRules, seed: int
-) -> list[Plan]:
-    """Decide what every image contributes to the detectors of `names`.
+def plan_images(examples: Examples, rules: SamplingRules, seed: int) -> list[Plan]:
+    """Decide what every image contributes to the detectors of the classes.
 
     Raises
     ------
     SppnetError
         If a class has no example that is neither difficult nor a crowd, or no negative to start with.
     """
+    targets, names = examples.targets, examples.classes
     counts = {
         name: sum(
             label == name and not ignored
@@ -104,7 +145,9 @@ def plan_images(
     rng = np.random.default_rng(seed)
     # About 2,000 windows in all, so that the first SVMs and the mean norm are good for any number of images.
     sample = int(np.clip(2000 // len(targets), 2, 200))
-    plans = [_plan_image(w, t, names, rules, sample, rng) for w, t in zip(windows, targets, strict=True)]
+    plans = [
+        _plan_image(w, t, names, rules, sample, rng) for w, t in zip(examples.windows, targets, strict=True)
+    ]
     started = np.any([plan.negative[plan.start].any(axis=0) for plan in plans], axis=0)
     alone = [name for name, there in zip(names, started, strict=True) if not there]
     if alone:

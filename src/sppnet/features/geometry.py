@@ -1,12 +1,8 @@
-"""Where the cells of a feature map lie in the image: derived for any network, used for any window.
-
-A window of the image becomes a window of a map in two steps: choose the scale at which the window has the
-size that the network knows best, then take the cells whose centres it covers (paper section 4.1, appendix A).
-"""
+"""Where the cells of a feature map lie in the network's input: derived for any network by following it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sppnet.arrays import FloatArray, IntArray
 from sppnet.errors import SppnetError
 
 
@@ -47,22 +42,9 @@ class Geometry:
         return max(1, int(np.floor((length - 0.5 - self.offset) / self.stride)) + 1)
 
 
-# How a window is projected onto a map: the shrink of `covered_cells`, in strides. The released code has 6.5
-# pixels at stride 16. Half a stride leaves no tolerance, which is the paper's rule (appendix A).
-PROJECTIONS = {"released": 6.5 / 16, "paper": 0.5}
-
-# How a window's scale is chosen: the side that it should have there, in pixels. See `choose_scale`.
-SCALE_RULES = {"released": 208, "paper": 224}
-
 # Height and width of the input on which geometry is derived: multiples of 32 with little in common, so that
 # the size of a map tells it from pooled vectors.
 _WALK = (7 * 32, 11 * 32)
-
-
-def check_rule(kind: str, rule: str, rules: Collection[str]) -> None:
-    """Raise a ValueError unless `rule` is one of the `rules` of its kind."""
-    if rule not in rules:
-        raise SppnetError(f"found the {kind} {rule!r}, expected one of {', '.join(rules)}")
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -165,170 +147,3 @@ def derive_geometry(
     if None in found:
         raise SppnetError("the place of the map's cells cannot be derived; expected a convolutional backbone")
     return tuple(g for g in found if g is not None), tuple(m.shape[1] for m in maps)
-
-
-@dataclass(frozen=True)
-class FeatureMaps:
-    """The maps of one image at one scale: what every window query needs, and nothing else.
-
-    Attributes
-    ----------
-    stages : tuple of (C, h, w) tensors
-        One map per stage; only cells centred inside the image, never in the padding.
-    geometry : tuple of Geometry
-        Place of each stage's cells in the resized image.
-    factors : (float, float)
-        Resized pixels per original pixel, in x and y.
-    """
-
-    stages: tuple[Tensor, ...]
-    geometry: tuple[Geometry, ...]
-    factors: tuple[float, float]
-
-
-def response_cells(
-    first: FloatArray, last: FloatArray, geometry: Geometry, shrink: float
-) -> tuple[FloatArray, FloatArray]:
-    """Return the first and last cell of a window as the formulas give them; see `covered_cells`.
-
-    ``first cell = floor((first - offset + shrink) / stride + 1/2)``,
-    ``last cell = ceil((last - offset - shrink) / stride - 1/2)``. At a shrink of half a stride these are the
-    paper's ``floor(x / S) + 1`` and ``ceil(x / S) - 1``, of ``x = first - offset`` and ``last - offset``. The
-    last may lie before the first, and both outside the map.
-    """
-    low = np.floor((first - geometry.offset + shrink) / geometry.stride + 0.5)
-    high = np.ceil((last - geometry.offset - shrink) / geometry.stride - 0.5)
-    return low, high
-
-
-def covered_cells(
-    first: FloatArray, last: FloatArray, geometry: Geometry, shrink: float
-) -> tuple[FloatArray, FloatArray]:
-    """Return the first and last cell of a window given by its first and last pixel (specification 5.4).
-
-    `response_cells`: the cells centred inside the window, with a tolerance of ``stride / 2 - shrink`` pixels.
-    Where there is none, both become the middle of the two.
-
-    Parameters
-    ----------
-    first, last : float arrays of one shape
-        Pixels of the resized image, 0-based and inclusive.
-    geometry : Geometry
-    shrink : float
-        6.5 at stride 16 in the released code, 8 by the paper's rule.
-    """
-    low, high = response_cells(first, last, geometry, shrink)
-    middle, empty = np.floor((low + high) / 2), low > high
-    return np.where(empty, middle, low), np.where(empty, middle, high)
-
-
-def _scaled(boxes: FloatArray, maps: FeatureMaps) -> tuple[FloatArray, FloatArray]:
-    """Return the (R, 2) first and last pixels, x and y, of boxes in the resized image."""
-    factors, exact = np.array(maps.factors), np.asarray(boxes, dtype=np.float64)
-    # Resizing keeps pixel areas: the centre of pixel p moves to (p + 1/2) * factor - 1/2.
-    return (exact[:, :2] + 0.5) * factors - 0.5, (exact[:, 2:] - 0.5) * factors - 0.5
-
-
-def project(boxes: FloatArray, maps: FeatureMaps, stage: int = 0, projection: str = "released") -> IntArray:
-    """Project boxes of the image onto one of its maps.
-
-    The cells are those of `covered_cells`, with the offset derived from the network and the shrink in
-    proportion to its stride.
-
-    Parameters
-    ----------
-    boxes : (R, 4) float array
-        Original-image pixels, 0-based half-open.
-    maps : FeatureMaps
-    stage : int
-        Which of the maps.
-    projection : {"released", "paper"}
-        ``"released"`` takes the cells centred less than 1.5 pixels (at stride 16) outside the centres of the
-        window's first and last pixel, as the released code does; ``"paper"`` those centred strictly between
-        the two (appendix A).
-
-    Returns
-    -------
-    (R, 4) int64
-        Windows of the map, 0-based half-open cells, at least one cell, inside the map.
-
-    Raises
-    ------
-    SppnetError
-        If the projection has no such name.
-    """
-    check_rule("projection", projection, PROJECTIONS)
-    geometry = maps.geometry[stage]
-    low, high = covered_cells(*_scaled(boxes, maps), geometry, PROJECTIONS[projection] * geometry.stride)
-    limits = np.array([maps.stages[stage].shape[-1], maps.stages[stage].shape[-2]]) - 1
-    return np.concatenate([np.clip(low, 0, limits), np.clip(high, 0, limits) + 1], axis=1).astype(np.int64)
-
-
-def responses(boxes: FloatArray, maps: FeatureMaps, projection: str = "released") -> IntArray:
-    """Return what tells apart the cells that boxes cover on the maps of one scale.
-
-    Boxes of equal rows cover the same cells of every stage. As in the released code, where windows of one
-    "response box" are duplicates, these are the cells as the formulas give them (`response_cells`).
-
-    Returns
-    -------
-    (R, 4 * stages) int64
-        Parameters and errors are those of `project`.
-    """
-    check_rule("projection", projection, PROJECTIONS)
-    first, last = _scaled(boxes, maps)
-    cells = [response_cells(first, last, g, PROJECTIONS[projection] * g.stride) for g in maps.geometry]
-    return np.concatenate([end for ends in cells for end in ends], axis=1).astype(np.int64)
-
-
-def choose_scale(
-    boxes: FloatArray,
-    height: int,
-    width: int,
-    sides: Sequence[int],
-    reference: float | None = None,
-    scale_rule: str = "released",
-) -> IntArray:
-    """Choose for each box the scale at which it is nearest to `reference` pixels in side.
-
-    The shorter side that would give the box an area of ``reference ** 2`` is
-    ``reference * min(height, width) / sqrt(area)``. The smaller scale wins on ties.
-
-    Parameters
-    ----------
-    boxes : (R, 4) float array
-        Original-image pixels, 0-based half-open.
-    height, width : int
-        Of the original image.
-    sides : sequence of int
-        Shorter side of each scale.
-    reference : float, optional
-        By default the rule's own.
-    scale_rule : {"released", "paper"}
-        ``"released"``: the scale nearest to that side, rounded; 208 pixels (released code, specification
-        5.3). ``"paper"``: the scale at which the number of the box's pixels is nearest to
-        ``reference ** 2``; 224 pixels (section 4.1).
-
-    Returns
-    -------
-    (R,) int64
-        Indices into `sides`.
-
-    Raises
-    ------
-    SppnetError
-        If the scale rule has no such name.
-    """
-    check_rule("scale rule", scale_rule, SCALE_RULES)
-    if reference is None:
-        reference = SCALE_RULES[scale_rule]
-    areas = np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1.0)
-    order = np.argsort(sides, kind="stable")
-    rising, wanted = np.asarray(sides)[order], reference * min(height, width)
-    if scale_rule == "paper":
-        # The numbers of pixels differ by area / min(height, width) ** 2 times this.
-        gaps = np.abs(rising**2 - (wanted**2 / areas)[:, None])
-    else:
-        gaps = np.abs(rising - np.floor(wanted / np.sqrt(areas) + 0.5)[:, None])
-    result: IntArray = order[gaps.argmin(axis=1)].astype(np.int64)
-    return result

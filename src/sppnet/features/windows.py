@@ -1,210 +1,153 @@
-"""Feature maps of images: computed once, asked for any window, kept on disk in half precision."""
+"""Windows of an encoded image become vectors: each pooled at the scale that suits it (paper section 4.1)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sppnet.arrays import Boxes, Image, IntArray, Pixels
-from sppnet.features.backbone import Backbone
-from sppnet.features.geometry import FeatureMaps, choose_scale, project, responses
-from sppnet.images import pixels_of
-from sppnet.pooling import pool_regions
-from sppnet.progress import StageTimer
-from sppnet.storage import write_tensors
+from sppnet.arrays import Boxes, IntArray
+from sppnet.boxes import flip
+from sppnet.errors import SppnetError, check_choice
+from sppnet.features.encoded import EncodedImage
+from sppnet.features.projection import PROJECTIONS, SCALE_RULES, choose_scale, project, responses
+from sppnet.pooling.bins import pyramid_length, valid_levels, valid_mode
+from sppnet.pooling.regions import pool_regions
 
 
-def encode(backbone: Backbone, image: Pixels, sides: Sequence[int]) -> tuple[FeatureMaps, ...]:
-    """Compute the feature maps of an image at every scale: the one expensive step (paper section 4.1).
+@dataclass(frozen=True)
+class WindowPooling:
+    """How windows of an image become vectors; call it on an encoded image and boxes.
 
-    Parameters
+    Attributes
     ----------
-    backbone : Backbone
-    image : (H, W, 3) uint8 RGB
-    sides : sequence of int
-        Shorter sides of the scales, in pixels.
-
-    Returns
-    -------
-    tuple of FeatureMaps
-        One per side.
-    """
-    return tuple(backbone(image, side) for side in sides)
-
-
-def pool_windows(
-    maps: Sequence[FeatureMaps],
-    boxes: Boxes,
-    shape: tuple[int, int],
-    sides: Sequence[int],
-    levels: Sequence[int],
-    reference: float | None = None,
-    mode: str = "max",
-    projection: str = "released",
-    scale_rule: str = "released",
-) -> Tensor:
-    """Pool windows of an image, each at the scale where its size suits the backbone best (section 4.1).
-
-    Parameters
-    ----------
-    maps : sequence of FeatureMaps
-        One per side.
-    boxes : (R, 4) float32
-        Windows in pixels of the original image.
-    shape : (int, int)
-        Height and width of the original image.
-    sides : sequence of int
-        Shorter side of each scale.
-    levels : sequence of int
-        Sides of the pyramid's levels.
-    reference : float, optional
-        Side in pixels that a window should have at its scale; by default the scale rule's own.
+    scales : tuple of int
+        Shorter sides in pixels to which an image is resized before the network sees it (paper: 480, 576, 688,
+        864, 1200). Every window is pooled at one of them.
+    levels : tuple of int
+        The pyramid: level n cuts a window into n x n bins (paper: 6, 3, 2, 1).
     mode : {"max", "average"}
-        What is kept of a bin.
+        What is kept of a bin; the paper keeps the maximum.
     projection : {"released", "paper"}
-        Which cells a window covers; see `sppnet.features.geometry.project`.
+        Which cells of a map a window covers; see `sppnet.features.projection.project`.
     scale_rule : {"released", "paper"}
-        Which scale suits a window; see `sppnet.features.geometry.choose_scale`.
+        Which scale suits a window; see `sppnet.features.projection.choose_scale`. The paper's measured better.
+    reference : float
+        Side in pixels that a window should have at its scale; None stands for the scale rule's own, 224 of
+        the paper and 208 of the released code.
 
-    Returns
-    -------
-    (R, D) float32 tensor
-        For each stage in turn, the pyramid in the order of `sppnet.pooling.pool_regions`.
+    Raises
+    ------
+    SppnetError
+        If there is no scale, or a value is none of its kind.
     """
-    scale = choose_scale(boxes, *shape, sides, reference, scale_rule)
-    pooled = []
-    for t in range(len(maps[0].stages)):
-        windows = np.zeros((len(boxes), 4), dtype=np.int64)
+
+    scales: tuple[int, ...] = (240, 336, 480, 672)
+    levels: tuple[int, ...] = (3, 2, 1)
+    mode: str = "max"
+    projection: str = "released"
+    scale_rule: str = "paper"
+    reference: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("projection", self.projection, PROJECTIONS)
+        check_choice("scale rule", self.scale_rule, SCALE_RULES)
+        if not self.scales or min(self.scales) < 1:
+            raise SppnetError(f"found the scales {self.scales}, expected shorter sides from 1 pixel up")
+        reference = SCALE_RULES[self.scale_rule] if self.reference is None else self.reference
+        # Plain tuples and the reference itself: equal settings are equal records, also after a way through JSON.
+        for name, value in {
+            "scales": tuple(self.scales),
+            "levels": valid_levels(self.levels),
+            "mode": valid_mode(self.mode),
+            "reference": reference,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def __call__(self, encoded: EncodedImage, boxes: Boxes) -> Tensor:
+        """Pool windows of an image.
+
+        Parameters
+        ----------
+        encoded : EncodedImage
+            The image's maps at these scales, or at some of them.
+        boxes : (R, 4) float32
+            Windows in pixels of the original image, 0-based and half-open.
+
+        Returns
+        -------
+        (R, D) float32 tensor
+            For each stage of the backbone in turn, the pyramid in the order of
+            `sppnet.pooling.regions.pool_regions`; on the device of the maps. Where the flipped image was
+            encoded, too, the mean of both, the flipped one's bins turned back.
+        """
+        pooled = self._pool(encoded, boxes)
+        if encoded.flipped is None:
+            return pooled
+        other = self._pool(encoded.flipped, flip(boxes, encoded.size[1]))
+        return (pooled + self.flipped(other, encoded.channels)) / 2
+
+    def _pool(self, encoded: EncodedImage, boxes: Boxes) -> Tensor:
+        scale, pooled = self.choose(encoded, boxes), []
+        for t in range(len(encoded.scales[0].stages)):
+            cells = np.zeros((len(boxes), 4), dtype=np.int64)
+            for s in np.unique(scale):
+                cells[scale == s] = project(boxes[scale == s], encoded.scales[s], t, self.projection)
+            stages = [maps.stages[t] for maps in encoded.scales]
+            pooled.append(pool_regions(stages, cells, self.levels, mode=self.mode, index=scale))
+        return side_by_side(pooled)
+
+    def choose(self, encoded: EncodedImage, boxes: Boxes) -> IntArray:
+        """Return the (R,) place, among the encoded image's scales, of the one that suits each box."""
+        assert self.reference is not None
+        chosen: IntArray = choose_scale(
+            boxes, min(encoded.size), encoded.sides, self.reference, self.scale_rule
+        )
+        return chosen
+
+    def distinct(self, encoded: EncodedImage, boxes: Boxes) -> IntArray:
+        """Return which windows are the first with their cells at their scale: the others are duplicates.
+
+        A window and its duplicates are pooled into the same vector.
+
+        Returns
+        -------
+        (U,) int64
+            Rising indices into `boxes`.
+        """
+        scale, kept = self.choose(encoded, boxes), [np.zeros(0, np.int64)]
         for s in np.unique(scale):
-            windows[scale == s] = project(boxes[scale == s], maps[s], t, projection)
-        pooled.append(pool_regions([m.stages[t] for m in maps], windows, levels, mode=mode, index=scale))
-    return side_by_side(pooled)
+            here = np.flatnonzero(scale == s)
+            rows = responses(boxes[here], encoded.scales[s], self.projection)
+            _, first = np.unique(rows, axis=0, return_index=True)
+            kept.append(here[first])
+        return np.sort(np.concatenate(kept))
+
+    def length(self, channels: Sequence[int]) -> int:
+        """Return the length of a vector, given the channels of each stage's map."""
+        return sum(pyramid_length(count, self.levels) for count in channels)
+
+    def flipped(self, pooled: Tensor, channels: Sequence[int]) -> Tensor:
+        """Exchange left and right in (R, D) pooled windows: reverse the columns of every level's bins.
+
+        Parameters
+        ----------
+        pooled : (R, D) tensor
+            Windows as a call pools them.
+        channels : sequence of int
+            Channels of each stage's map.
+        """
+        shapes = [(count, n, n) for count in channels for n in self.levels]
+        parts = torch.split(pooled, [math.prod(shape) for shape in shapes], dim=1)
+        return torch.cat(
+            [p.reshape(-1, *shape).flip(3).flatten(1) for p, shape in zip(parts, shapes, strict=True)], dim=1
+        )
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:
     """Join (R, D_i) tensors to (R, sum of D_i); a single one is not copied, however many its rows."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
-
-
-def mirror_bins(pooled: Tensor, channels: Sequence[int], levels: Sequence[int]) -> Tensor:
-    """Exchange left and right in pooled windows: reverse the columns of every level's bins.
-
-    Parameters
-    ----------
-    pooled : (R, D) tensor
-        As `pool_windows` returns it.
-    channels : sequence of int
-        Of each stage's map.
-    levels : sequence of int
-        Sides of the pyramid's levels.
-    """
-    shapes = [(count, n, n) for count in channels for n in levels]
-    parts = torch.split(pooled, [math.prod(shape) for shape in shapes], dim=1)
-    return torch.cat(
-        [p.reshape(-1, *shape).flip(3).flatten(1) for p, shape in zip(parts, shapes, strict=True)], dim=1
-    )
-
-
-def first_responses(
-    maps: Sequence[FeatureMaps],
-    boxes: Boxes,
-    shape: tuple[int, int],
-    sides: Sequence[int],
-    reference: float | None = None,
-    projection: str = "released",
-    scale_rule: str = "released",
-) -> IntArray:
-    """Return which windows are the first with their cells at their scale: the others are duplicates.
-
-    Parameters are those of `pool_windows`, which pools the same vector for a window and its duplicates.
-
-    Returns
-    -------
-    (U,) int64
-        Rising indices into `boxes`.
-    """
-    scale = choose_scale(boxes, *shape, sides, reference, scale_rule)
-    kept = []
-    for s in np.unique(scale):
-        here = np.flatnonzero(scale == s)
-        _, first = np.unique(responses(boxes[here], maps[s], projection), axis=0, return_index=True)
-        kept.append(here[first])
-    return np.sort(np.concatenate([np.zeros(0, np.int64), *kept]))
-
-
-class MapCache:
-    """Feature maps on disk in half precision, keyed by the image's content, the backbone and the scales.
-
-    Parameters
-    ----------
-    folder : Path
-        Created if missing. Entries that are damaged are computed anew.
-    backbone : Backbone
-    sides : sequence of int
-    """
-
-    def __init__(self, folder: Path, backbone: Backbone, sides: Sequence[int]) -> None:
-        self.folder, self.backbone, self.sides = folder, backbone, tuple(sides)
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, image: Image, timer: StageTimer) -> tuple[tuple[FeatureMaps, ...], tuple[int, int]]:
-        """Return the maps of an image, and its height and width."""
-        content = image.read_bytes() if isinstance(image, Path) else np.ascontiguousarray(image).tobytes()
-        shape = b"" if isinstance(image, Path) else repr(image.shape).encode()
-        key = hashlib.sha256(
-            content + shape + repr((self.backbone.signature, self.sides)).encode()
-        ).hexdigest()
-        path = self.folder / f"{key}.safetensors"
-        with timer("maps from cache"):
-            cached = self._read(path)
-        if cached is not None:
-            return cached
-        with timer("backbone"):
-            pixels = pixels_of(image)
-            maps = encode(self.backbone, pixels, self.sides)
-        with timer("maps to cache"):
-            height, width = pixels.shape[:2]
-            # Rounded as they will be read: a fit that goes on with maps of the disk gives the same detector.
-            maps = tuple(replace(m, stages=tuple(s.half().float() for s in m.stages)) for m in maps)
-            self._write(path, maps, (height, width))
-        return maps, (height, width)
-
-    def _write(self, path: Path, maps: tuple[FeatureMaps, ...], shape: tuple[int, int]) -> None:
-        tensors = {
-            f"{s}.{t}": stage.permute(1, 2, 0).half().cpu().contiguous()
-            for s, scale in enumerate(maps)
-            for t, stage in enumerate(scale.stages)
-        }
-        about = {"factors": [m.factors for m in maps], "shape": shape}
-        write_tensors(path, tensors, {"about": json.dumps(about)})
-
-    def _read(self, path: Path) -> tuple[tuple[FeatureMaps, ...], tuple[int, int]] | None:
-        if not path.is_file():
-            return None
-        device = self.backbone.device
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["about"])
-                maps = tuple(
-                    FeatureMaps(
-                        tuple(
-                            file.get_tensor(f"{s}.{t}").to(device).float().permute(2, 0, 1)
-                            for t in range(len(self.backbone.geometry))
-                        ),
-                        self.backbone.geometry,
-                        (factors[0], factors[1]),
-                    )
-                    for s, factors in enumerate(about["factors"])
-                )
-        except (SafetensorError, KeyError, TypeError, ValueError):
-            return None
-        return maps, (about["shape"][0], about["shape"][1])

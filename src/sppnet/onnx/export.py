@@ -20,6 +20,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +33,8 @@ from sppnet.classification.network import SPPNet
 from sppnet.classification.views import WHOLE, side_of
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
-from sppnet.features.geometry import PROJECTIONS, Geometry
+from sppnet.features.geometry import Geometry
+from sppnet.features.projection import choose_scale, project_onto
 from sppnet.images import MAX_ASPECT
 from sppnet.pooling.bins import LEVELS, valid_levels
 from sppnet.regression import decode_deltas
@@ -114,7 +116,7 @@ def export_features(
         As in `export_network`.
     """
     network = _Features(backbone, valid_levels(levels))
-    facts = {"backbone": backbone.signature, "sides": [side], "levels": network.levels}
+    facts = {"backbone": backbone.signature, "scales": [side], "levels": network.levels}
     _export_image(_of_backbone(backbone), (side,), network, ["features"], path, facts)
 
 
@@ -128,8 +130,8 @@ def export_detector(detector: Detector, path: str | Path) -> None:
     regression moves them, cut off at the borders. `Detector.predict` goes on, class by class, by dropping low
     scores and empty boxes and suppressing overlaps of more than ``nms_iou``.
 
-    The metadata are JSON: ``classes``, the K names, ``nms_iou``, ``backbone``, ``sides``, ``levels``,
-    ``reference``, ``projection`` and ``scale_rule``.
+    The metadata are JSON: ``classes``, the K names, ``nms_iou``, ``backbone``, and the fields of
+    `sppnet.features.windows.WindowPooling`.
 
     Parameters
     ----------
@@ -138,16 +140,16 @@ def export_detector(detector: Detector, path: str | Path) -> None:
 
     Raises
     ------
+    NotFittedError
+        If the detector is not fitted.
     SppnetError
-        If the detector is not fitted; or as in `export_network`.
+        As in `export_network`.
     """
-    if not detector.classes_:
-        raise SppnetError("the detector is not fitted yet; call fit, or load one")
-    backbone = detector.backbone
-    names = ("classes_", "nms_iou", "sides", "levels", "reference", "projection", "scale_rule")
-    facts = {name.rstrip("_"): getattr(detector, name) for name in names} | {"backbone": backbone.signature}
+    facts = {"classes": detector.classes_, "nms_iou": detector.nms_iou, **asdict(detector.pooling)}
+    backbone = detector.fitted_.backbone
+    facts["backbone"] = backbone.signature
     _export_image(
-        _of_backbone(backbone), detector.sides, _Scoring(detector), ["scores", "boxes"], path, facts
+        _of_backbone(backbone), detector.scales, _Scoring(detector), ["scores", "boxes"], path, facts
     )
 
 
@@ -341,56 +343,32 @@ class _Scoring(nn.Module):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        backbone, svms, (weights, offsets) = detector.backbone, detector.svms_, detector.regressors_
-        self.network, self.geometry, self.levels = backbone.network, backbone.geometry, detector.levels
-        self.reference, self.classes = detector.reference, len(detector.classes_)
-        self.shrink, self.scale_rule = PROJECTIONS[detector.projection], detector.scale_rule
-        sides = torch.tensor(detector.sides, dtype=torch.float64).sort(stable=True)
-        self.sides, self.order = nn.Buffer(sides.values), nn.Buffer(sides.indices)
-        self.head, self.layer, self.scale = detector.head_, detector.layer, detector.feature_scale_
-        self.svms = _linear(svms.weights, svms.biases)
-        self.regressors = _linear(weights.reshape(-1, weights.shape[-1]), offsets.ravel())
+        fitted = detector.fitted_
+        self.network, self.geometry = fitted.backbone.network, fitted.backbone.geometry
+        self.pooling, self.classes = detector.pooling, len(fitted.classes)
+        self.head, self.layer, self.scale = fitted.head, detector.layer, fitted.feature_scale
+        weights, offsets = fitted.regression.weights, fitted.regression.offsets
+        self.svms = _linear(fitted.svms.weights, fitted.svms.biases)
+        self.regression = _linear(weights.reshape(-1, weights.shape[-1]), offsets.ravel())
 
     def forward(
         self, prepared: list[Tensor], sizes: Tensor, size: Tensor, windows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        maps = [self.network(image) for image in prepared]
-        scale = self._choose_scale(windows, size)
-        vectors = []
+        pooling, maps = self.pooling, [self.network(image) for image in prepared]
+        assert pooling.reference is not None
+        scale = choose_scale(
+            windows, size.min().double(), pooling.scales, pooling.reference, pooling.scale_rule
+        )
+        factors, vectors = (sizes.double() / size.double()).flip(1)[scale], []
         for t, geometry in enumerate(self.geometry):
-            cells = self._project(windows, sizes, size, scale, geometry)
-            vectors.append(torch.ops.sppnet.pool([m[t] for m in maps], cells, scale, self.levels, "max"))
+            limits = _cells(geometry, sizes).flip(1)[scale] - 1
+            cells = project_onto(windows, factors, limits, geometry, pooling.projection)
+            vectors.append(torch.ops.sppnet.pool([m[t] for m in maps], cells, scale, pooling.levels, "max"))
         pooled = torch.cat(vectors, dim=1) * self.scale
         scores = self.svms(pooled if self.head is None else self.head.activations(pooled, self.layer))
-        deltas = self.regressors(pooled).view(-1, self.classes, 4)
+        deltas = self.regression(pooled).view(-1, self.classes, 4)
         limits = size.flip(0).repeat(2).float()
         return scores, decode_deltas(windows[:, None], deltas).clamp(min=0).minimum(limits)
-
-    def _choose_scale(self, windows: Tensor, size: Tensor) -> Tensor:
-        """See `sppnet.features.geometry.choose_scale`."""
-        areas = (windows[:, 2:] - windows[:, :2]).prod(dim=1).clamp(min=1)
-        wanted = size.min().double() * self.reference
-        if self.scale_rule == "paper":
-            gaps = self.sides**2 - (wanted**2).float().div(areas)[:, None].double()
-        else:
-            expected = torch.floor(wanted.float() / torch.sqrt(areas) + 0.5)
-            gaps = self.sides - expected[:, None].double()
-        return self.order[gaps.abs().argmin(dim=1)]
-
-    def _project(
-        self, windows: Tensor, sizes: Tensor, size: Tensor, scale: Tensor, geometry: Geometry
-    ) -> Tensor:
-        """See `sppnet.features.geometry.project`."""
-        factors = (sizes.double() / size.double()).flip(1)[scale]
-        limits = _cells(geometry, sizes).flip(1)[scale] - 1
-        shrink, stride = self.shrink * geometry.stride, geometry.stride
-        first = (windows[:, :2].double() + 0.5) * factors - 0.5
-        last = (windows[:, 2:].double() - 0.5) * factors - 0.5
-        low = torch.floor((first - geometry.offset + shrink) / stride + 0.5)
-        high = torch.ceil((last - geometry.offset - shrink) / stride - 0.5)
-        middle, empty = torch.floor((low + high) / 2), low > high
-        low, high = (torch.where(empty, middle, x).clamp(min=0).minimum(limits) for x in (low, high))
-        return torch.cat([low, high + 1], dim=1).long()
 
 
 def _linear(weights: FloatArray, offsets: FloatArray) -> nn.Linear:

@@ -24,13 +24,11 @@ import numpy.typing as npt
 from platformdirs import user_cache_path
 
 from sppnet.arrays import Boxes, FloatArray, Pixels
-from sppnet.boxes import area, clip, nms
+from sppnet.boxes import Windows, area, clip, nms
 from sppnet.errors import SppnetError
-from sppnet.images import read_image
+from sppnet.features.encoded import EncodedImage
+from sppnet.images import pixels_of
 from sppnet.storage import atomic_path
-
-Windows = tuple[Boxes, npt.NDArray[np.float32]]
-"""Boxes and scores, best first."""
 
 _VERSION = 1  # to be raised whenever equal settings come to give other windows
 
@@ -51,14 +49,14 @@ class Proposer(Protocol):
         """Text that differs wherever the windows might: part of the key in the cache of `propose_all`."""
         return f"{self!r}, version {_VERSION}"
 
-    def __call__(self, image: Pixels) -> Windows:
+    def __call__(self, image: Pixels, encoded: EncodedImage | None = None) -> Windows:
         """Return (R, 4) boxes and (R,) scores, best first, of an (H, W, 3) uint8 RGB image."""
         ...
 
 
 @dataclass(frozen=True)
 class SelectiveSearch(Proposer):
-    """Selective search: segments of the image, merged by likeness until one is left (Uijlings et al., 2013).
+    """Selective search: segments of the image, merged by similarity until one is left (Uijlings et al., 2013).
 
     The defaults search a small copy of the image in many ways, which finds more objects and sooner than a
     large one in few ways (measured by ``benchmarks/proposals.py``). The windows come shuffled, always the
@@ -76,8 +74,8 @@ class SelectiveSearch(Proposer):
         Pixels of the smallest segment, in the shrunk image.
     sigma : float
         Blur before the segmentation, in pixels of the shrunk image.
-    likeness : tuple of str
-        What decides the next merge: the mean of some of the likenesses of colour (C), texture (T), size (S)
+    similarity : tuple of str
+        What decides the next merge: the mean of some of the similarityes of colour (C), texture (T), size (S)
         and fill (F).
     min_side : int
         Lower or narrower windows are dropped; pixels of the original image.
@@ -90,11 +88,11 @@ class SelectiveSearch(Proposer):
     k: tuple[float, ...] = (150,)
     min_segment: int = 30
     sigma: float = 0.5
-    likeness: tuple[str, ...] = ("CTSF", "TSF", "F", "S")
+    similarity: tuple[str, ...] = ("CTSF", "TSF", "F", "S")
     min_side: int = 20
     max_overlap: float = 0.9
 
-    def __call__(self, image: Pixels) -> Windows:
+    def __call__(self, image: Pixels, encoded: EncodedImage | None = None) -> Windows:
         """Return (R, 4) boxes and (R,) scores, best first, of an (H, W, 3) uint8 RGB image."""
         segmentation = _ximgproc().segmentation
         small = _shrink(image, self.side)
@@ -109,7 +107,7 @@ class SelectiveSearch(Proposer):
             "S": segmentation.createSelectiveSearchSegmentationStrategySize(),
             "F": segmentation.createSelectiveSearchSegmentationStrategyFill(),
         }
-        for letters in self.likeness:
+        for letters in self.similarity:
             together = segmentation.createSelectiveSearchSegmentationStrategyMultiple()
             for letter in letters:
                 together.addStrategy(measures[letter], 1 / len(letters))
@@ -154,7 +152,7 @@ class EdgeBoxes(Proposer):
     eta: float = 0.9993
     min_side: int = 20
 
-    def __call__(self, image: Pixels) -> Windows:
+    def __call__(self, image: Pixels, encoded: EncodedImage | None = None) -> Windows:
         """Return (R, 4) boxes and (R,) scores, best first, of an (H, W, 3) uint8 RGB image."""
         small = _shrink(image, self.side)
         search = _ximgproc().createEdgeBoxes(
@@ -194,7 +192,7 @@ class DenseWindows(Proposer):
     step: float = 0.4
     min_side: int = 20
 
-    def __call__(self, image: Pixels) -> Windows:
+    def __call__(self, image: Pixels, encoded: EncodedImage | None = None) -> Windows:
         """Return (R, 4) boxes and (R,) scores, best first, of an (H, W, 3) uint8 RGB image."""
         boxes = [np.zeros((0, 4))]
         for scale in sorted(self.scales, reverse=True):
@@ -222,7 +220,7 @@ class Combined(Proposer):
 
     methods: tuple[Proposer, ...]
 
-    def __call__(self, image: Pixels) -> Windows:
+    def __call__(self, image: Pixels, encoded: EncodedImage | None = None) -> Windows:
         """Return (R, 4) boxes and (R,) scores, best first, of an (H, W, 3) uint8 RGB image."""
         boxes, scores = zip(*(method(image) for method in self.methods), strict=True)
         order = np.argsort(-np.concatenate(scores), kind="stable")
@@ -247,7 +245,7 @@ class WindowsFromFile(Proposer):
     digest: str
     windows: Mapping[str, Windows] = field(repr=False, compare=False)
 
-    def __call__(self, image: Pixels) -> Windows:
+    def __call__(self, image: Pixels, encoded: EncodedImage | None = None) -> Windows:
         """Return (R, 4) boxes and (R,) scores, best first, of an (H, W, 3) uint8 RGB image of the file."""
         key = image_key(image)
         if key not in self.windows:
@@ -357,7 +355,7 @@ def read_windows(path: str | Path) -> WindowsFromFile:
             boxes, scores = file["boxes"].astype(np.float32), file["scores"].astype(np.float32)
         ends = np.cumsum(counts)[:-1]
         parts = zip(keys, np.split(boxes, ends), np.split(scores, ends), strict=True)
-        windows = {str(key): (b, s) for key, b, s in parts} if len(keys) else {}
+        windows = {str(key): Windows(b, s) for key, b, s in parts} if len(keys) else {}
     except Exception as error:  # a damaged archive can make zipfile raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise SppnetError(f"{path}: found {reason}, expected a file that sppnet propose wrote") from None
@@ -381,27 +379,29 @@ def cache_folder() -> Path:
 
 
 def propose_all(
-    paths: Sequence[str | Path],
+    images: Sequence[str | Path | Pixels],
     method: Proposer,
     cache: str | Path | None = None,
     workers: int | None = None,
-) -> Iterator[tuple[int, Boxes, npt.NDArray[np.float32]]]:
-    """Propose windows for many image files, several at a time.
+) -> Iterator[Windows]:
+    """Propose windows for many images, several at a time.
 
     Parameters
     ----------
-    paths : sequence of paths
+    images : sequence of path, str or (H, W, 3) uint8 RGB
+        The images.
     method : Proposer
+        What proposes the windows, from the pixels alone.
     cache : path, optional
-        Folder to keep windows in, made if missing. They are found again by the bytes of the image file,
+        Folder to keep windows in, made if missing. They are found again by the bytes of the image,
         whatever its name, and the `Proposer.signature` of the method; a damaged entry is computed again.
     workers : int, optional
         Number of threads; by default one for each core. (OpenCV works without holding Python's lock.)
 
     Yields
     ------
-    (int, (R, 4) float32, (R,) float32)
-        Index of the path, boxes and scores; in the order of `paths`.
+    Windows
+        In the order of the images.
 
     Raises
     ------
@@ -412,33 +412,35 @@ def propose_all(
         Path(cache).mkdir(parents=True, exist_ok=True)
     pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
-        for i, windows in enumerate(pool.map(lambda path: _propose(Path(path), method, cache), paths)):
-            yield i, *windows
+        yield from pool.map(lambda image: _propose(image, method, cache), images)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _propose(path: Path, method: Proposer, cache: str | Path | None) -> Windows:
+def _propose(image: str | Path | Pixels, method: Proposer, cache: str | Path | None) -> Windows:
     if cache is None:
-        return _propose_now(path, method)
+        return _propose_now(image, method)
     key = hashlib.blake2b(method.signature.encode(), digest_size=16)
-    key.update(path.read_bytes())
+    if isinstance(image, np.ndarray):
+        key.update(image_key(image).encode())
+    else:
+        key.update(Path(image).read_bytes())
     entry = Path(cache) / f"{key.hexdigest()}.windows"
     windows = _read_entry(entry)
     if windows is None:
-        windows = _propose_now(path, method)
+        windows = _propose_now(image, method)
         table = np.column_stack(windows).tobytes()
         with atomic_path(entry) as temporary:
             temporary.write_bytes(_checksum(table) + table)
     return windows
 
 
-def _propose_now(path: Path, method: Proposer) -> Windows:
-    image = read_image(path)
+def _propose_now(image: str | Path | Pixels, method: Proposer) -> Windows:
+    pixels = pixels_of(image)
     try:
-        return method(image)
-    except ValueError as error:
-        raise SppnetError(f"{path}: {error}") from None
+        return method(pixels)
+    except SppnetError as error:
+        raise error if isinstance(image, np.ndarray) else SppnetError(f"{image}: {error}") from None
 
 
 def _read_entry(entry: Path) -> Windows | None:
@@ -450,7 +452,7 @@ def _read_entry(entry: Path) -> Windows | None:
     if checksum != _checksum(table):
         return None
     columns = np.frombuffer(table, np.float32).reshape(-1, 5)
-    return columns[:, :4].copy(), columns[:, 4].copy()
+    return Windows(columns[:, :4].copy(), columns[:, 4].copy())
 
 
 def _checksum(content: bytes) -> bytes:
@@ -523,4 +525,4 @@ def _ranked(boxes: FloatArray, image: Pixels) -> Windows:
     inside = inside[area(inside) > 0]
     _, first = np.unique(inside, axis=0, return_index=True)
     unique = inside[np.sort(first)]
-    return unique, np.linspace(1, 0, len(unique), endpoint=False, dtype=np.float32)
+    return Windows(unique, np.linspace(1, 0, len(unique), endpoint=False, dtype=np.float32))

@@ -4,13 +4,6 @@ Two steps, the first as in Faster R-CNN's region proposals (Ren et al., arXiv 15
 A small network looks at every cell of every scale and says of each anchor, a box of one size and shape about
 the cell, how likely it is an object and how it is to be moved. The best are pooled from the few channels of
 that network, then moved and scored once more by ridge regressions: two convex fits.
-
-Use it with maps from `sppnet.features.windows.encode` or `sppnet.features.windows.MapCache`::
-
-    objectness = Objectness().fit(lambda i: cache(images[i], timer), targets)
-    boxes, scores = objectness(maps, shape)
-    write_tensors(path, objectness.state(), {"objectness": json.dumps(objectness.settings)})
-    again = Objectness.from_state(load_file(path), settings)
 """
 
 from __future__ import annotations
@@ -26,15 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from sppnet.arrays import Boxes, FloatArray
-from sppnet.boxes import Target, area, clip, intersection, iou, nms
+from sppnet.arrays import Boxes, FloatArray, Pixels
+from sppnet.boxes import Target, Windows, area, clip, intersection, iou, nms
 from sppnet.errors import SppnetError
-from sppnet.features.geometry import FeatureMaps, choose_scale
+from sppnet.estimator import Estimator
+from sppnet.features.encoded import EncodedImage, FeatureMaps
+from sppnet.features.projection import choose_scale
 from sppnet.progress import Track, no_track
 from sppnet.regression import decode_deltas, encode_deltas, fit_ridge
-
-Encoded = tuple[Sequence[FeatureMaps], tuple[int, int]]
-"""The maps of an image at every scale, and its height and width."""
 
 # Overlap with an object from which an anchor is one, and below which it is none (Ren et al.: 0.7 and 0.3). At
 # 0.5 more anchors teach the regression, and the second step ranks what they give.
@@ -55,8 +47,8 @@ _NORM = 20.0
 _LEAST_SIDE = 4.0
 
 
-class Objectness:
-    """Class-agnostic windows from feature maps; a scikit-learn-like estimator.
+class Objectness(Estimator):
+    """Class-agnostic windows from feature maps.
 
     Parameters
     ----------
@@ -66,7 +58,7 @@ class Objectness:
     aspects : tuple of float
         Widths of the anchors over their heights.
     reference : float
-        Side in pixels that a window should have at its scale; see `sppnet.features.geometry.choose_scale`.
+        Side in pixels that a window should have at its scale; see `sppnet.features.projection.choose_scale`.
     width : int
         Channels of the network.
     kernel : int
@@ -80,10 +72,10 @@ class Objectness:
         Penalty of the second step's regressions.
     steps : int
         Of training, each on a few images.
-    rate : float
+    lr : float
         Highest learning rate (Adam).
     seed : int
-        Of every random draw.
+        Seed of every random draw.
 
     Attributes
     ----------
@@ -109,27 +101,16 @@ class Objectness:
         nms_iou: float = 0.85,
         ridge: float = 1000,
         steps: int = 2000,
-        rate: float = 2e-3,
+        lr: float = 2e-3,
         seed: int = 0,
     ) -> None:
-        self.sizes, self.aspects, self.reference = tuple(sizes), tuple(aspects), reference
+        self.sizes, self.aspects, self.reference = sizes, aspects, reference
         self.width, self.kernel, self.limit, self.nms_iou = width, kernel, limit, nms_iou
-        self.ridge, self.steps, self.rate, self.seed = ridge, steps, rate, seed
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The arguments that it was made with; JSON keeps them."""
-        return {
-            name: getattr(self, name)
-            for name in (
-                *("sizes", "aspects", "reference", "width", "kernel", "limit", "nms_iou"),
-                *("ridge", "steps", "rate", "seed"),
-            )
-        }
+        self.ridge, self.steps, self.lr, self.seed = ridge, steps, lr, seed
 
     def fit(
         self,
-        read: Callable[[int], Encoded],
+        read: Callable[[int], EncodedImage],
         targets: Sequence[Target],
         classes: Sequence[str] | None = None,
         *,
@@ -140,8 +121,8 @@ class Objectness:
         Parameters
         ----------
         read : callable
-            ``read(i)`` returns the maps of image i at every scale, and its height and width; called whenever
-            an image's turn comes, so that memory does not grow with the number of images.
+            ``read(i)`` returns what the network made of image i; called whenever an image's turn comes, so that
+            memory does not grow with the number of images.
         targets : sequence of Target
             Annotations of each image. Anchors on difficult and crowd boxes teach nothing.
         classes : sequence of str, optional
@@ -178,35 +159,46 @@ class Objectness:
         self.weights_, self.offsets_ = weights * scale, offsets
         return self
 
-    def __call__(
-        self, maps: Sequence[FeatureMaps], shape: tuple[int, int]
-    ) -> tuple[Boxes, npt.NDArray[np.float32]]:
-        """Propose windows.
-
-        Parameters
-        ----------
-        maps : sequence of FeatureMaps
-            One per scale, on any device. Of several stages the last is used.
-        shape : (int, int)
-            Height and width of the original image.
-
-        Returns
-        -------
-        boxes : (R, 4) float32
-            At most `limit`, best first, inside the image.
-        scores : (R,) float32
-            Predicted overlap with an object; unbounded, falling.
+    def __call__(self, image: Pixels | None, encoded: EncodedImage | None = None) -> Windows:
+        """Propose windows, as every method of `sppnet.proposals` does; see `propose`.
 
         Raises
         ------
         SppnetError
-            If it is not fitted, or the maps are of another backbone.
+            If there is no encoded image.
+        """
+        if encoded is None:
+            raise SppnetError(
+                "found an image without its maps, expected an encoded one to propose windows from"
+            )
+        return self.propose(encoded)
+
+    def propose(self, encoded: EncodedImage) -> Windows:
+        """Propose windows.
+
+        Parameters
+        ----------
+        encoded : EncodedImage
+            What the network made of the image, on any device. Of several stages the last is used.
+
+        Returns
+        -------
+        Windows
+            At most `limit`, best first, inside the image; the scores are the predicted overlaps with an object,
+            unbounded.
+
+        Raises
+        ------
+        NotFittedError
+            If it is not fitted.
+        SppnetError
+            If the maps are of another backbone.
         """
         self._check_fitted()
-        boxes, hidden = self._first(maps, shape)
-        answers = (self._pool(hidden, maps, boxes, shape) @ self.weights_.T.to(hidden[0].device)).cpu()
+        boxes, hidden = self._first(encoded)
+        answers = (self._pool(hidden, encoded, boxes) @ self.weights_.T.to(hidden[0].device)).cpu()
         answers += self.offsets_
-        moved = clip(_moved(boxes, answers[:, 1:]), shape[1], shape[0])
+        moved = clip(_moved(boxes, answers[:, 1:]), encoded.size[1], encoded.size[0])
         return self._best(moved, answers[:, 0].numpy(), self.nms_iou)
 
     def state(self) -> dict[str, Tensor]:
@@ -217,7 +209,13 @@ class Objectness:
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Objectness:
-        """Return the objectness whose `state` and `settings` these are; ValueError if they do not fit."""
+        """Return the objectness whose `state` and settings these are.
+
+        Raises
+        ------
+        SppnetError
+            If the two do not fit.
+        """
         result = cls(**dict(settings))
         anchors = len(result.sizes) * len(result.aspects)
         first = tensors.get("network.reduce.weight", torch.zeros(result.width, 1))
@@ -237,30 +235,26 @@ class Objectness:
         result.weights_, result.offsets_ = tensors["weights"].float(), tensors["offsets"].float()
         return result
 
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "weights_"):
-            raise SppnetError("the objectness is not fitted yet; call fit, or from_state")
-
-    def _train(self, read: Callable[[int], Encoded], truths: Sequence[_Truth], track: Track) -> _Network:
+    def _train(self, read: Callable[[int], EncodedImage], truths: Sequence[_Truth], track: Track) -> _Network:
         """Fit the network that scores and moves anchors."""
         rng = np.random.default_rng(self.seed)
-        maps, _ = read(0)
-        channels = maps[0].stages[-1].shape[0]
+        encoded = read(0)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            network = _Network(channels, self.width, self.kernel, len(self.sizes) * len(self.aspects))
-        network.to(maps[0].stages[-1].device)
-        optimizer = torch.optim.AdamW(network.parameters(), self.rate, weight_decay=1e-4)
+            network = _Network(
+                encoded.channels[-1], self.width, self.kernel, len(self.sizes) * len(self.aspects)
+            )
+        network.to(encoded.device)
+        optimizer = torch.optim.AdamW(network.parameters(), self.lr, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.rate, total_steps=self.steps + 1, pct_start=0.1
+            optimizer, self.lr, total_steps=self.steps + 1, pct_start=0.1
         )
         epochs = -(-self.steps * _IMAGES_PER_STEP // len(truths))
         order = np.concatenate([rng.permutation(len(truths)) for _ in range(epochs)])
         for step in track(range(self.steps), "Fitting objectness"):
             optimizer.zero_grad()
             for i in order[step * _IMAGES_PER_STEP : (step + 1) * _IMAGES_PER_STEP]:
-                maps, _ = read(int(i))
-                loss = self._loss(network, maps, truths[i], rng) / _IMAGES_PER_STEP
+                loss = self._loss(network, read(int(i)).scales, truths[i], rng) / _IMAGES_PER_STEP
                 if not math.isfinite(loss.item()):
                     raise SppnetError(
                         f"found the loss {loss.item()} at image {i} and the learning rate "
@@ -292,7 +286,7 @@ class Objectness:
         return loss / _SAMPLED
 
     def _second_examples(
-        self, read: Callable[[int], Encoded], truths: Sequence[_Truth], track: Track
+        self, read: Callable[[int], EncodedImage], truths: Sequence[_Truth], track: Track
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Boxes]:
         """Return features, with a constant 1, overlaps and deltas of windows that the first step proposes."""
         rng = np.random.default_rng(self.seed)
@@ -302,8 +296,8 @@ class Objectness:
             truth = truths[i]
             if not len(truth.boxes):
                 continue
-            maps, shape = read(i)
-            boxes, hidden = self._first(maps, shape)
+            encoded = read(i)
+            boxes, hidden = self._first(encoded)
             # The objects themselves teach, too, so that there are close windows even where none was found.
             boxes = np.concatenate([truth.boxes, boxes])
             overlap = iou(boxes, truth.boxes)
@@ -311,34 +305,32 @@ class Objectness:
             known = np.flatnonzero((best > _POSITIVE) | ~truth.ignores(boxes))
             close = known[best[known] > _POSITIVE]
             taught = np.union1d(*(rng.choice(s, min(len(s), most), replace=False) for s in (known, close)))
-            features.append(F.pad(self._pool(hidden, maps, boxes[taught], shape), (0, 1), value=1.0).cpu())
+            features.append(F.pad(self._pool(hidden, encoded, boxes[taught]), (0, 1), value=1.0).cpu())
             overlaps.append(best[taught])
             deltas.append(encode_deltas(boxes[taught], truth.boxes[nearest[taught]]))
         return torch.cat(features).numpy(), np.concatenate(overlaps), np.concatenate(deltas)
 
-    def _first(self, maps: Sequence[FeatureMaps], shape: tuple[int, int]) -> tuple[Boxes, list[Tensor]]:
+    def _first(self, encoded: EncodedImage) -> tuple[Boxes, list[Tensor]]:
         """Return the best anchors of all scales, moved, best first; and the network's own maps."""
         boxes, scores, hidden = [], [], []
-        network = self.network_.to(maps[0].stages[-1].device)
+        network = self.network_.to(encoded.device)
         with torch.inference_mode():
-            for scale in maps:
+            for scale in encoded.scales:
                 answers, inner = network(_cells(network, scale))
                 top = answers[:, 0].topk(min(_ANCHORS, len(answers))).indices
                 answers, top = answers[top].cpu(), top.cpu()
                 boxes.append(_moved(self._anchors(scale)[top.numpy()], answers[:, 1:]))
                 scores.append(answers[:, 0].numpy())
                 hidden.append(inner)
-        moved, score = clip(np.concatenate(boxes), shape[1], shape[0]), np.concatenate(scores)
+        moved, score = clip(np.concatenate(boxes), encoded.size[1], encoded.size[0]), np.concatenate(scores)
         first = np.argsort(-score, kind="stable")[:_ANCHORS]
-        return self._best(moved[first], score[first], _ANCHOR_IOU)[0], hidden
+        return self._best(moved[first], score[first], _ANCHOR_IOU).boxes, hidden
 
-    def _best(
-        self, boxes: Boxes, scores: npt.NDArray[np.float32], threshold: float
-    ) -> tuple[Boxes, npt.NDArray[np.float32]]:
+    def _best(self, boxes: Boxes, scores: npt.NDArray[np.float32], threshold: float) -> Windows:
         """Drop what is too small or overlaps a better box by more than `threshold`; best first."""
         large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= _LEAST_SIDE).all(axis=1))
         kept = large[nms(boxes[large], scores[large], threshold)[: self.limit]]
-        return boxes[kept], scores[kept]
+        return Windows(boxes[kept], scores[kept])
 
     def _anchors(self, maps: FeatureMaps) -> Boxes:
         """Return the (h * w * A, 4) anchors of a map in pixels of the original image, row by row."""
@@ -355,17 +347,14 @@ class Objectness:
         half = self.reference * np.array(shapes) / factors / 2
         return np.concatenate([centres - half, centres + half], axis=-1).reshape(-1, 4).astype(np.float32)
 
-    def _pool(
-        self, hidden: Sequence[Tensor], maps: Sequence[FeatureMaps], boxes: Boxes, shape: tuple[int, int]
-    ) -> Tensor:
+    def _pool(self, hidden: Sequence[Tensor], encoded: EncodedImage, boxes: Boxes) -> Tensor:
         """Return the (R, D) features of windows, each from the scale where its size suits the backbone best."""
-        sides = [round(min(shape[0] * m.factors[1], shape[1] * m.factors[0])) for m in maps]
-        which = choose_scale(boxes, *shape, sides, self.reference)
+        which = choose_scale(boxes, min(encoded.size), encoded.sides, self.reference, "released")
         pooled = hidden[0].new_zeros(len(boxes), hidden[0].shape[1] * _BINS**2)
         grown = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * _GROWTH
         for s in np.unique(which):
-            mine, geometry = np.flatnonzero(which == s), maps[s].geometry[-1]
-            centre, half = (part[mine] * np.array(maps[s].factors) for part in grown)
+            mine, geometry = np.flatnonzero(which == s), encoded.scales[s].geometry[-1]
+            centre, half = (part[mine] * np.array(encoded.scales[s].factors) for part in grown)
             corners = np.concatenate([centre - half, centre + half], axis=1)
             # roi_align takes the centre of cell u to be at u + 1/2.
             cells = torch.from_numpy((corners - geometry.offset - 0.5) / geometry.stride + 0.5).to(pooled)

@@ -18,22 +18,21 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from sppnet.arrays import Boxes, Pixels
-from sppnet.boxes import area, flip
-from sppnet.errors import SppnetError
+from sppnet.arrays import Boxes, Image
+from sppnet.boxes import area
+from sppnet.errors import SppnetError, check_choice
+from sppnet.estimator import Estimator
 from sppnet.features.backbone import Backbone
-from sppnet.features.geometry import FeatureMaps
-from sppnet.features.windows import encode, mirror_bins, pool_windows, side_by_side
-from sppnet.images import read_image, resize
+from sppnet.features.encoded import EncodedImage
+from sppnet.features.windows import WindowPooling, side_by_side
+from sppnet.images import pixels_of, resize
 from sppnet.parallel import in_order
 from sppnet.pooling import pyramid_length
-from sppnet.pooling.bins import valid_levels, valid_mode
 from sppnet.storage import write_tensors
 
-FORMAT, VERSION = "sppnet-embedder", "1"
+FORMAT, VERSION = "sppnet-embedder", "2"
 VIEWS = ("full", "crop", "warp")
 NORMS = ("l2", "none")
 _FACTS = "embedder"
@@ -41,10 +40,9 @@ _FACTS = "embedder"
 SAMPLE = 4096
 
 Vectors = npt.NDArray[np.float32]
-Image = str | Path | Pixels
 
 
-class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class Embedder(Estimator):
     """Vectors of images, and of boxes in them, on frozen features; a scikit-learn transformer.
 
     Parameters
@@ -59,7 +57,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Weights file of the backbone, or ``"random"``; by default the installed ones.
     device : str
         ``"cpu"``, or a PyTorch device.
-    sides : tuple of int
+    scales : tuple of int
         Shorter sides in pixels to which images are resized. Of several, each box takes the one at which its
         own side is nearest to 208 pixels (section 4.1), unless `join_scales`.
     join_scales : bool
@@ -93,11 +91,11 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     Examples
     --------
-    >>> from skimage.data import chelsea
+    >>> photo = np.zeros((300, 451, 3), np.uint8)
     >>> embed = Embedder(levels=(2, 1), weights="random")
-    >>> embed(chelsea()).shape
+    >>> embed(photo).shape
     (6400,)
-    >>> embed(chelsea(), np.array([[140, 30, 440, 290], [200, 90, 250, 130]])).shape
+    >>> embed(photo, np.array([[140, 30, 440, 290], [200, 90, 250, 130]])).shape
     (2, 6400)
     """
 
@@ -112,7 +110,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         output_stride: int = 32,
         weights: str | None = None,
         device: str = "cpu",
-        sides: tuple[int, ...] = (224,),
+        scales: tuple[int, ...] = (224,),
         join_scales: bool = False,
         levels: tuple[int, ...] = (3, 2, 1),
         mode: str = "max",
@@ -125,22 +123,24 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.backbone, self.stages, self.output_stride = backbone, stages, output_stride
         self.weights, self.device = weights, device
-        self.sides, self.join_scales, self.levels, self.mode = sides, join_scales, levels, mode
+        self.scales, self.join_scales, self.levels, self.mode = scales, join_scales, levels, mode
         self.view, self.flip = view, flip
         self.power, self.norm, self.pca, self.seed = power, norm, pca, seed
 
     @property
     def network(self) -> Backbone:
         """The backbone; embedders of equal settings share it."""
-        valid_levels(self.levels), valid_mode(self.mode)
-        if self.view not in VIEWS or self.norm not in NORMS or not self.power > 0:
-            raise SppnetError(
-                f"found view {self.view!r}, norm {self.norm!r} and power {self.power}, "
-                f"expected one of {', '.join(VIEWS)}, one of {', '.join(NORMS)}, and above 0"
-            )
-        if not self.sides or min(self.sides) < 1 or (self.pca is not None and self.pca < 1):
-            raise SppnetError(f"found sides {self.sides} and pca {self.pca}, expected numbers from 1 up")
-        return _backbone(self.backbone, tuple(self.stages), self.output_stride, self.weights, self.device)
+        self.pooling  # noqa: B018  (says now what is wrong with the settings)
+        check_choice("view", self.view, VIEWS)
+        check_choice("norm", self.norm, NORMS)
+        if not self.power > 0 or (self.pca is not None and self.pca < 1):
+            raise SppnetError(f"found power {self.power} and pca {self.pca}, expected above 0 and from 1 up")
+        return Backbone.shared(self.backbone, self.stages, self.output_stride, self.weights, self.device)
+
+    @property
+    def pooling(self) -> WindowPooling:
+        """How boxes become vectors."""
+        return WindowPooling(self.scales, self.levels, self.mode)
 
     @property
     def kind(self) -> str:
@@ -160,14 +160,15 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Numbers in a vector."""
         return self.pca or sum(self._lengths)
 
-    def __call__(self, image: Image, boxes: npt.ArrayLike | None = None) -> Vectors:
+    def __call__(self, image: Image | EncodedImage, boxes: npt.ArrayLike | None = None) -> Vectors:
         """Embed an image, or boxes in it.
 
         Parameters
         ----------
-        image : path or (H, W, 3) uint8 RGB
+        image : path, str, PIL.Image.Image, (H, W, 3) uint8 RGB, or EncodedImage
+            See `sppnet.images.pixels_of`. Any number of sets of boxes can be asked of what `encode` gave.
         boxes : (R, 4) float, optional
-            Pixels of the original image, 0-based and half-open.
+            Boxes in pixels of the original image, 0-based and half-open.
 
         Returns
         -------
@@ -182,90 +183,58 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         vectors = self._embed(self.network, image, boxes)
         return vectors[0] if boxes is None else vectors
 
-    def maps(self, image: Pixels) -> tuple[FeatureMaps, ...]:
+    def encode(self, image: Image) -> EncodedImage:
         """Compute the maps of an image, the expensive step, once for any number of boxes.
 
         Parameters
         ----------
-        image : (H, W, 3) uint8 RGB
+        image : path, str, PIL.Image.Image or (H, W, 3) uint8 RGB
+            See `sppnet.images.pixels_of`.
 
         Returns
         -------
-        tuple of FeatureMaps
-            One per side, with `flip` followed by those of the mirror image.
+        EncodedImage
+            The maps of what the view shows; with `flip`, of the flipped image, too.
         """
-        return self._maps(self.network, image)
+        return self._encode(self.network, image)
 
-    def _embed(self, backbone: Backbone, image: Image, boxes: npt.ArrayLike | None) -> Vectors:
-        pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        asked = None if boxes is None else self._checked(boxes, pixels.shape[:2])
-        return self.embed_maps(self._maps(backbone, pixels), pixels.shape[:2], asked)
-
-    def _seen(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Return height and width of what the view shows of an image."""
-        if self.view == "full":
-            return shape
-        side = min(shape) if self.view == "crop" else max(self.sides)
-        return side, side
-
-    def _maps(self, backbone: Backbone, image: Pixels) -> tuple[FeatureMaps, ...]:
-        height, width = self._seen(image.shape[:2])
-        if self.view == "crop":
-            y, x = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-            image = image[y : y + height, x : x + width]
-        elif self.view == "warp":
-            image = resize(image, height, width)
-        maps = encode(backbone, image, self.sides)
-        return (
-            maps + encode(backbone, np.ascontiguousarray(image[:, ::-1]), self.sides) if self.flip else maps
-        )
-
-    def embed_maps(
-        self, maps: Sequence[FeatureMaps], shape: tuple[int, int], boxes: Boxes | None = None
-    ) -> Vectors:
-        """Embed boxes, or the whole image, from maps that `maps` gave.
-
-        Parameters
-        ----------
-        maps : sequence of FeatureMaps
-        shape : (int, int)
-            Height and width of the original image.
-        boxes : (R, 4) float32, optional
-            By default the whole image.
-
-        Returns
-        -------
-        (R, D) float32
-
-        Raises
-        ------
-        SppnetError
-            If there are more or fewer maps than `maps` gives.
-        """
-        count = len(self.sides)
-        if len(maps) != (2 if self.flip else 1) * count:
-            raise SppnetError(
-                f"found maps at {len(maps)} scales, expected {count}"
-                + " and as many of the mirror image" * self.flip
-            )
-        if boxes is None:
-            shape = self._seen(shape)
-            boxes = np.array([[0, 0, shape[1], shape[0]]], np.float32)
-        together = [slice(i, i + 1) for i in range(count)] if self.join_scales else [slice(count)]
-        pooled = [self._pooled(maps, shape, boxes, scales).cpu() for scales in together]
+    def _embed(self, backbone: Backbone, image: Image | EncodedImage, boxes: npt.ArrayLike | None) -> Vectors:
+        if isinstance(image, EncodedImage):
+            self._check_encoded(image)
+            encoded, asked = image, None if boxes is None else self._checked(boxes, image.size)
+        else:
+            pixels = pixels_of(image)
+            # Before the expensive step.
+            asked = None if boxes is None else self._checked(boxes, pixels.shape[:2])
+            encoded = self._encode(backbone, pixels)
+        if asked is None:
+            height, width = encoded.size
+            asked = np.array([[0, 0, width, height]], np.float32)
+        parts = [encoded.at(s) for s in range(len(self.scales))] if self.join_scales else [encoded]
+        pooled = [self.pooling(part, asked).cpu() for part in parts]
         return self._projected(self._normalised(side_by_side(pooled)))
 
-    def _pooled(
-        self, maps: Sequence[FeatureMaps], shape: tuple[int, int], boxes: Boxes, scales: slice
-    ) -> Tensor:
-        """Pool every box at that one of some of the scales which suits it."""
-        sides, count = self.sides[scales], len(self.sides)
-        pool = partial(pool_windows, shape=shape, sides=sides, levels=self.levels, mode=self.mode)
-        pooled = pool(maps[:count][scales], boxes)
-        if not self.flip:
-            return pooled
-        other = pool(maps[count:][scales], flip(boxes, shape[1]))
-        return (pooled + mirror_bins(other, self.network.channels, self.levels)) / 2
+    def _encode(self, backbone: Backbone, image: Image) -> EncodedImage:
+        pixels = pixels_of(image)
+        if self.view == "crop":
+            side = min(pixels.shape[:2])
+            y, x = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+            pixels = pixels[y : y + side, x : x + side]
+        elif self.view == "warp":
+            pixels = resize(pixels, max(self.scales), max(self.scales))
+        return backbone.encode(pixels, self.scales, flip=self.flip)
+
+    def _check_encoded(self, encoded: EncodedImage) -> None:
+        """Raise an error for maps of other scales, or with or without the flipped image."""
+        if len(encoded.scales) != len(self.scales) or (encoded.flipped is not None) != self.flip:
+            found = f"{len(encoded.scales)} scales" + " and the flipped image" * (encoded.flipped is not None)
+            expected = f"{len(self.scales)}" + " and the flipped image" * self.flip
+            raise SppnetError(f"found maps at {found}, expected {expected}: those that encode gives")
+
+    def fit_transform(self, images: Iterable[Image], labels: object = None) -> Vectors:
+        """Learn the projection from images, and embed them; see `fit` and `transform`."""
+        images = list(images)
+        return self.fit(images, labels).transform(images)
 
     def fit(self, images: Iterable[Image], labels: object = None) -> Embedder:
         """Learn the projection from images; without `pca` there is nothing to learn.
@@ -418,7 +387,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self.pca is None or hasattr(self, "pca_components_")
 
     def _settings(self) -> dict[str, Any]:
-        names = ("sides", "levels", "mode", "view", "flip", "power", "norm", "pca")
+        names = ("scales", "levels", "mode", "view", "flip", "power", "norm", "pca")
         settings = {name: getattr(self, name) for name in names}
         # Named only where it is set: files from before there was a choice keep their signature.
         return settings | ({"join_scales": True} if self.join_scales else {})
@@ -467,23 +436,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _lengths(self) -> list[int]:
         """Of what is joined to a vector: the pyramid of each stage, at each scale."""
         stages = [pyramid_length(c, self.levels) for c in self.network.channels]
-        return stages * (len(self.sides) if self.join_scales else 1)
-
-    def _check_fitted(self) -> None:
-        if not self.__sklearn_is_fitted__():
-            raise SppnetError(
-                f"the projection to {self.pca} components is not learnt yet; call fit, or load one"
-            )
-
-
-@lru_cache(maxsize=8)
-def _backbone(
-    name: str, stages: tuple[str, ...], output_stride: int, weights: str | None, device: str
-) -> Backbone:
-    # Random weights are the same ones whenever they are drawn: a backbone may be built again.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Backbone(name, stages, output_stride, weights, device)
+        return stages * (len(self.scales) if self.join_scales else 1)
 
 
 def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Vectors]]:

@@ -25,7 +25,7 @@ from sppnet.retrieval.embedder import Embedder, Vectors
 from sppnet.retrieval.vectors import pack_names, unpack_names
 from sppnet.storage import atomic_path, read_json, write_tensors
 
-FORMAT, VERSION = "sppnet-index", "1"
+FORMAT, VERSION = "sppnet-index", "2"
 MANIFEST = "index.json"
 
 # Neighbours per vector, and how many candidates are kept while adding and searching: recall@10 of 0.95 and

@@ -23,7 +23,7 @@ from sppnet.errors import SppnetError
 from sppnet.retrieval.embedder import Embedder
 from sppnet.storage import read_metadata, write_tensors
 
-FORMAT, VERSION = "sppnet-vectors", "1"
+FORMAT, VERSION = "sppnet-vectors", "2"
 
 # Bytes of vectors after which a part is written.
 _PART = 1 << 26

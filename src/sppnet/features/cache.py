@@ -1,0 +1,96 @@
+"""Encoded images on disk in half precision: computed once, read whenever a fit comes back to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from sppnet.arrays import Pixels
+from sppnet.features.backbone import Backbone
+from sppnet.features.encoded import EncodedImage, FeatureMaps
+from sppnet.progress import StageTimer
+from sppnet.storage import write_tensors
+
+
+class MapCache:
+    """A folder of encoded images, keyed by the image's content, the backbone and the scales.
+
+    Parameters
+    ----------
+    folder : Path
+        Created if missing. Entries that are damaged are computed anew.
+    backbone : Backbone
+        What computes the maps that are not there yet.
+    scales : sequence of int
+        Shorter sides of the resized image, in pixels.
+    """
+
+    def __init__(self, folder: Path, backbone: Backbone, scales: Sequence[int]) -> None:
+        self.folder, self.backbone, self.scales = folder, backbone, tuple(scales)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, image: Path | Pixels, timer: StageTimer) -> EncodedImage:
+        """Return the maps of an image, rounded to half precision, as float32."""
+        path = self.folder / f"{self._key(image)}.safetensors"
+        with timer("maps from cache"):
+            cached = self._read(path)
+        if cached is not None:
+            return cached
+        with timer("backbone"):
+            encoded = self.backbone.encode(image, self.scales)
+        with timer("maps to cache"):
+            # Rounded as they will be read: a fit that goes on with maps of the disk gives the same detector.
+            rounded = tuple(
+                replace(maps, stages=tuple(stage.half().float() for stage in maps.stages))
+                for maps in encoded.scales
+            )
+            encoded = replace(encoded, scales=rounded)
+            self._write(path, encoded)
+        return encoded
+
+    def _key(self, image: Path | Pixels) -> str:
+        key = hashlib.sha256(repr((self.backbone.signature, self.scales)).encode())
+        if isinstance(image, Path):
+            key.update(image.read_bytes())
+        else:
+            key.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
+        return key.hexdigest()
+
+    def _write(self, path: Path, encoded: EncodedImage) -> None:
+        tensors = {
+            f"{s}.{t}": stage.permute(1, 2, 0).half().cpu().contiguous()
+            for s, maps in enumerate(encoded.scales)
+            for t, stage in enumerate(maps.stages)
+        }
+        scales = [{"factors": maps.factors, "side": maps.side} for maps in encoded.scales]
+        write_tensors(path, tensors, {"encoded": json.dumps({"size": encoded.size, "scales": scales})})
+
+    def _read(self, path: Path) -> EncodedImage | None:
+        """Return what an entry holds; None if it is missing or damaged."""
+        if not path.is_file():
+            return None
+        geometry, device = self.backbone.geometry, self.backbone.device
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["encoded"])
+                scales = tuple(
+                    FeatureMaps(
+                        tuple(
+                            file.get_tensor(f"{s}.{t}").to(device).float().permute(2, 0, 1)
+                            for t in range(len(geometry))
+                        ),
+                        geometry,
+                        (scale["factors"][0], scale["factors"][1]),
+                        scale["side"],
+                    )
+                    for s, scale in enumerate(facts["scales"])
+                )
+            return EncodedImage((facts["size"][0], facts["size"][1]), scales)
+        except (SafetensorError, KeyError, TypeError, ValueError, IndexError):
+            return None

@@ -1,0 +1,45 @@
+"""The models that come with sppnet, by name."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+
+from sppnet.errors import SppnetError
+
+
+def model_path(name: str | Path, *, others: tuple[str, ...] = ()) -> Path:
+    """Return the file of a model that is given by its path or, if it came with sppnet, by its name.
+
+    Parameters
+    ----------
+    name : str or path
+        A file, or the name of a shipped model, such as ``"animals"``.
+    others : tuple of str
+        Names that mean something where they are asked for and are no files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it looks like a path, and there is no such file.
+    SppnetError
+        If it looks like a name, and no shipped model has it; the message names those that are near.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = Path(str(resources.files("sppnet.models")))
+    shipped = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    known = [*shipped, *others]
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(
+            f"{path}: found no such file, expected a model file, or one of {', '.join(known)}"
+        )
+    near = difflib.get_close_matches(str(name), known, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise SppnetError(
+        f"found no model {str(name)!r}, expected a model file, or one of {', '.join(known)}{hint}"
+    )
