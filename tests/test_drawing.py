@@ -110,7 +110,7 @@ def test_contact_sheet_of_one_pixel_and_of_nothing():
 
 def result(ap, points):
     recall, precision = np.array(points, float).reshape(-1, 2).T
-    return ClassResult(ap, precision, recall, np.zeros(len(recall), np.float32), 0 if np.isnan(ap) else 3)
+    return ClassResult(ap, ap, precision, recall, np.zeros(len(recall), np.float32), 0 if np.isnan(ap) else 3)
 
 
 @pytest.mark.parametrize(

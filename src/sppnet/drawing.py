@@ -1,11 +1,14 @@
-"""Pictures of results: detections on an image, contact sheets, curves, confusion."""
+"""Pictures of results: detections on an image, contact sheets, curves, confusion, whole reports.
+
+Pictures are (H, W, 3) uint8 RGB; what draws into a file replaces it whole or not at all.
+"""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +16,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sppnet.arrays import Boxes, Pixels
 from sppnet.boxes import Detections, Target
-from sppnet.evaluation.detection import ClassResult
+from sppnet.evaluation.classification import ClassificationReport
+from sppnet.evaluation.detection import ClassResult, DetectionReport, image_f1
+from sppnet.images import read_image, write_image
 from sppnet.storage import atomic_path
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from sppnet.classification.training import EpochRecord
+    from sppnet.datasets import Dataset
 
 Colour = tuple[int, int, int]
 # A confusion matrix of more classes shows no names, and no numbers, that could be read.
@@ -25,7 +34,7 @@ _NAMED, _COUNTED = 60, 25
 
 
 def class_colour(name: str, names: Sequence[str]) -> Colour:
-    """Return the RGB colour of a class: hues spread over the sorted `names`."""
+    """Return the RGB colour of a class, one of `names`: their hues are spread evenly, in sorted order."""
     order = sorted(set(names))
     hue = order.index(name) / max(len(order), 1)
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
@@ -40,11 +49,13 @@ def draw_detections(
     Parameters
     ----------
     image : (H, W, 3) uint8 RGB
+        Left as it is.
     detections : Detections
+        Drawn each in the colour of its class, the best on top.
     names : sequence of str
-        All classes, so that a class has one colour on every picture.
+        Names of all classes, so that a class has one colour on every picture.
     target : Target, optional
-        Ground truth, drawn as thin white boxes.
+        What is annotated, drawn as thin white boxes.
 
     Returns
     -------
@@ -73,7 +84,19 @@ def draw_detections(
 
 
 def draw_region(image: Pixels, box: Boxes) -> Pixels:
-    """Return a copy of an image with a (4,) box drawn on it."""
+    """Draw one box on a copy of an image.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 RGB
+        Left as it is.
+    box : (4,) float32
+        x1, y1, x2, y2 in pixels, 0-based and half-open.
+
+    Returns
+    -------
+    (H, W, 3) uint8 RGB
+    """
     picture = Image.fromarray(image)
     pen, unit = ImageDraw.Draw(picture), max(2, round(min(picture.size) / 80))
     pen.rectangle(_corners(box), outline=(0, 0, 0), width=2 * unit)
@@ -94,7 +117,23 @@ def _corners(box: Boxes) -> tuple[float, float, float, float]:
 def contact_sheet(
     pictures: Sequence[Pixels], titles: Sequence[str], columns: int = 4, side: int = 320
 ) -> Pixels:
-    """Lay pictures out in rows, each shrunk into a `side` x `side` square above its title."""
+    """Lay pictures out in rows, each shrunk into a square above its title.
+
+    Parameters
+    ----------
+    pictures : sequence of (H, W, 3) uint8 RGB
+        Of any sizes; those that are smaller than the square stay as they are.
+    titles : sequence of str
+        One for each picture.
+    columns : int
+        Pictures in a row.
+    side : int
+        Side of the square in pixels.
+
+    Returns
+    -------
+    (rows * (side + 18), columns * side, 3) uint8 RGB
+    """
     line = 18
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * side, rows * (side + line)), (24, 24, 24))
@@ -108,8 +147,75 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
+def draw_detection_report(
+    report: DetectionReport,
+    dataset: Dataset,
+    detections: Sequence[Detections],
+    folder: Path,
+    *,
+    threshold: float = -0.5,
+    count: int = 12,
+) -> None:
+    """Draw the curves of a report, and the images on which the detections are best and worst.
+
+    Written are ``precision-recall.png``, and the contact sheets ``best.png`` and ``worst.png``. Images are
+    judged by `sppnet.evaluation.detection.image_f1` of the detections that are drawn on them; of equals the
+    one with the higher best score is the better.
+
+    Parameters
+    ----------
+    report : DetectionReport
+        From these detections.
+    dataset : Dataset
+        The images and what is there.
+    detections : sequence of Detections
+        What was found, one for each image of `dataset`.
+    folder : Path
+        An existing folder; files of the names above are replaced.
+    threshold : float
+        Least score of the detections to draw; the default is a little below 0, where an SVM is undecided.
+    count : int
+        Most images on a sheet.
+    """
+    classes = list(report.classes)
+    plot_precision_recall(report.classes, folder / "precision-recall.png")
+    shown = [found.above(threshold) for found in detections]
+    quality = [image_f1(f, sample.target, classes) for f, sample in zip(shown, dataset, strict=True)]
+    order = sorted(range(len(dataset)), key=lambda i: (-quality[i], -float(detections[i].scores[:1].sum())))
+    for name, chosen in (("best", order[:count]), ("worst", order[::-1][:count])):
+        pictures = [
+            draw_detections(read_image(dataset[i].path), shown[i], classes, dataset[i].target) for i in chosen
+        ]
+        titles = [f"{dataset[i].name}  F1 {quality[i]:.2f}" for i in chosen]
+        write_image(folder / f"{name}.png", contact_sheet(pictures, titles))
+
+
+def draw_classification_report(
+    report: ClassificationReport, folder: Path, titles: Sequence[str] | None = None
+) -> None:
+    """Draw what is taken for what into ``confusion.png``.
+
+    Parameters
+    ----------
+    report : ClassificationReport
+    folder : Path
+        An existing folder; a file of the name above is replaced.
+    titles : sequence of K str, optional
+        What to call the classes, by default their names.
+    """
+    plot_confusion(report.confusion, report.classes if titles is None else titles, folder / "confusion.png")
+
+
 def plot_precision_recall(results: Mapping[str, ClassResult], path: Path) -> None:
-    """Draw one precision-recall curve per class into a picture file, best average precision first."""
+    """Draw one precision-recall curve per class into a picture file, best average precision first.
+
+    Parameters
+    ----------
+    results : mapping of str to ClassResult
+        Classes without objects are left out.
+    path : Path
+        PNG file to write.
+    """
     figure, axes = _axes(7, 5.5)
     drawn = {name: r for name, r in results.items() if r.positives}
     for name, result in sorted(drawn.items(), key=lambda item: -item[1].average_precision):
@@ -130,7 +236,15 @@ def plot_precision_recall(results: Mapping[str, ClassResult], path: Path) -> Non
 
 
 def plot_curves(records: Sequence[EpochRecord], path: Path) -> None:
-    """Draw loss and errors over the epochs of a training into a picture file."""
+    """Draw loss and errors over the epochs of a training into a picture file.
+
+    Parameters
+    ----------
+    records : sequence of EpochRecord
+        In the order of the epochs; errors in validation are drawn where there are some.
+    path : Path
+        PNG file to write.
+    """
     figure, axes = _axes(8, 4.5)
     epochs = [record.epoch + 1 for record in records]
     loss = axes.plot(epochs, [r.loss for r in records], color="0.6", label="loss in training")
@@ -146,7 +260,17 @@ def plot_curves(records: Sequence[EpochRecord], path: Path) -> None:
 
 
 def plot_confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], path: Path) -> None:
-    """Draw how often each class (rows) is taken for each (columns), in percent of the row."""
+    """Draw how often each class (rows) is taken for each (columns), in percent of the row.
+
+    Parameters
+    ----------
+    matrix : (K, K) int64
+        Numbers of images; rows without any are drawn as 0 percent.
+    names : sequence of K str
+        Names of the classes, shown of up to 60; the percentages are written of up to 25.
+    path : Path
+        PNG file to write.
+    """
     counts = matrix.sum(axis=1, keepdims=True)
     shares = 100 * matrix / np.maximum(counts, 1)
     side = min(12.0, 3.5 + 0.35 * len(names))
@@ -164,14 +288,14 @@ def plot_confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], path: Pa
     _print_figure(figure, path)
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _print_figure(figure: Any, path: Path) -> None:
+def _print_figure(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with atomic_path(path) as temporary:

@@ -131,8 +131,9 @@ def test_voc_detection_by_hand():
     assert np.isnan(results["bird"].recall).all()
     assert results["bird"].scores.tolist() == [0.5]
     assert mean_average_precision(results) == pytest.approx(cat.average_precision / 2)
-    by_area = voc_detection(found, targets, ["cat"], method="area")["cat"]
-    assert by_area.average_precision == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert cat.area == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert results["dog"].area == 0
+    assert math.isnan(results["bird"].area)
 
 
 def test_equal_scores_keep_the_order_of_the_images():

@@ -227,8 +227,8 @@ def evaluate(
     import numpy as np
     from rich.table import Table
 
-    from sppnet.drawing import plot_confusion
-    from sppnet.evaluation.detection import classification
+    from sppnet.drawing import draw_classification_report
+    from sppnet.evaluation.classification import evaluate_classification
 
     check_places(json_file, out, [model, data])
     network, settings = _load(model, device)
@@ -249,37 +249,26 @@ def evaluate(
     print_failures(failures, len(images))
     if not scores:
         raise typer.Exit(1)
-    measured = classification(np.stack([s.numpy() for s in scores]), np.array(labels))
+    report = evaluate_classification(
+        np.stack([s.numpy() for s in scores]), np.array(labels), settings.classes
+    )
     titles = _titles(settings.classes)
     table = Table("class", "images", "right", title=f"{len(labels)} images, views {chosen}")
-    for title, count, right in zip(titles, measured.images, measured.right, strict=True):
+    for title, count, right in zip(titles, report.images, report.right, strict=True):
         if count:
             table.add_row(title, str(count), f"{100 * right / count:.1f} %")
     table.add_section()
-    table.add_row("top-1", str(len(labels)), f"{100 * measured.top1:.2f} %")
-    table.add_row("top-5", str(len(labels)), f"{100 * measured.top5:.2f} %")
-    table.add_row("mean of classes", "", f"{100 * measured.mean_class:.2f} %")
+    table.add_row("top-1", str(len(labels)), f"{100 * report.top1:.2f} %")
+    table.add_row("top-5", str(len(labels)), f"{100 * report.top5:.2f} %")
+    table.add_row("mean of classes", "", f"{100 * report.mean_class:.2f} %")
     print_table(table)
     print(f"{seconds:.3g} s per image")
     if json_file is not None:
-        content = {
-            "top1": measured.top1,
-            "top5": measured.top5,
-            "mean_class": measured.mean_class,
-            "classes": {
-                name: {"images": int(n), "right": int(r)}
-                for name, n, r in zip(settings.classes, measured.images, measured.right, strict=True)
-            },
-            "confusion": measured.confusion.tolist(),
-            "images": len(labels),
-            "unreadable": failures,
-            "views": chosen,
-            "seconds_per_image": seconds,
-        }
-        write_json(json_file, content)
+        found = {"unreadable": failures, "views": chosen, "seconds_per_image": seconds}
+        write_json(json_file, {**report.facts(), **found})
     if out is not None:
         make_folder(out)
-        plot_confusion(measured.confusion, titles, out / "confusion.png")
+        draw_classification_report(report, out, titles)
         print(f"confusion matrix in {out}")
     raise typer.Exit(int(bool(failures)))
 

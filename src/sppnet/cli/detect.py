@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -33,11 +32,10 @@ from sppnet.cli.console import (
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
-    from sppnet.boxes import Detections, Target
+    from sppnet.boxes import Detections
     from sppnet.datasets import Dataset
     from sppnet.detection.detector import Detector
     from sppnet.detection.ensemble import Ensemble
-    from sppnet.evaluation.detection import ClassResult
 
 Result = TypeVar("Result")
 
@@ -418,76 +416,24 @@ def _report(
     """Print, write and draw how good detections are."""
     from rich.table import Table
 
-    from sppnet.evaluation.detection import average_precision, mean_average_precision, voc_detection
+    from sppnet.drawing import draw_detection_report
+    from sppnet.evaluation.detection import evaluate_detections
 
-    targets = [s.target for s in dataset]
-    results = voc_detection(detections, targets, classes)
-    areas = {
-        name: replace(r, average_precision=average_precision(r.recall, r.precision, "area"))
-        if r.positives
-        else r
-        for name, r in results.items()
-    }
-    table = Table("class", "objects", "AP (11-point)", "AP (area)", title=f"{len(dataset)} images, IoU 0.5")
-    for name, result in results.items():
-        values = (result.average_precision, areas[name].average_precision)
+    report = evaluate_detections(detections, [s.target for s in dataset], classes)
+    if report.coco is None:
+        print('note: COCO metrics need pip install "sppnet[coco]"', file=sys.stderr)
+    table = Table("class", "objects", "AP (11-point)", "AP (area)", title=f"{report.images} images, IoU 0.5")
+    for name, result in report.classes.items():
+        values = (result.average_precision, result.area)
         shown = [f"{100 * v:.1f}" if result.positives else "no objects" for v in values]
         table.add_row(name, str(result.positives), *shown)
-    means = mean_average_precision(results), mean_average_precision(areas)
     table.add_section()
-    table.add_row("mean", str(sum(r.positives for r in results.values())), *(f"{100 * m:.1f}" for m in means))
+    means = (report.mean_ap, report.mean_ap_area)
+    table.add_row("mean", str(report.objects), *(f"{100 * mean:.1f}" for mean in means))
     print_table(table)
-    content = {
-        "mAP": means[0],
-        "AP": {n: r.average_precision for n, r in results.items()},
-        "mAP_area": means[1],
-        "AP_area": {n: r.average_precision for n, r in areas.items()},
-        "images": len(dataset),
-        "split": dataset.split,
-        **_coco_metrics(detections, targets, classes),
-        **facts,
-    }
     if json_file is not None:
-        write_json(json_file, content)
+        write_json(json_file, {**report.facts(), "split": dataset.split, **facts})
     if out is not None:
         make_folder(out)
-        _draw_report(dataset, detections, classes, results, out)
+        draw_detection_report(report, dataset, detections, out, threshold=SHOWN)
         print(f"curves, best and worst images in {out}")
-
-
-def _coco_metrics(
-    detections: Sequence[Detections], targets: Sequence[Target], classes: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Return COCO's metrics where pycocotools is installed; nothing otherwise."""
-    from importlib.util import find_spec
-
-    from sppnet.evaluation.detection import coco_detection
-
-    if find_spec("pycocotools") is None:
-        print('note: COCO metrics need pip install "sppnet[coco]"', file=sys.stderr)
-        return {}
-    return {"coco": coco_detection(detections, targets, classes)}
-
-
-def _draw_report(
-    dataset: Dataset,
-    detections: Sequence[Detections],
-    classes: Sequence[str],
-    results: Mapping[str, ClassResult],
-    out: Path,
-) -> None:
-    """Draw the curves, and the images on which the detections that are shown are best and worst by F1."""
-    from sppnet.drawing import contact_sheet, draw_detections, plot_precision_recall
-    from sppnet.evaluation.detection import image_f1
-    from sppnet.images import read_image, write_image
-
-    plot_precision_recall(results, out / "precision-recall.png")
-    shown = [d.above(SHOWN) for d in detections]
-    quality = [image_f1(d, s.target, classes) for d, s in zip(shown, dataset, strict=True)]
-    order = sorted(range(len(dataset)), key=lambda i: (-quality[i], -float(detections[i].scores[:1].sum())))
-    for name, chosen in (("best", order[:12]), ("worst", order[::-1][:12])):
-        pictures = [
-            draw_detections(read_image(dataset[i].path), shown[i], classes, dataset[i].target) for i in chosen
-        ]
-        titles = [f"{dataset[i].name}  F1 {quality[i]:.2f}" for i in chosen]
-        write_image(out / f"{name}.png", contact_sheet(pictures, titles))

@@ -1,4 +1,4 @@
-"""How good are detections, candidate windows and classes: average precision, recall, shares of right answers.
+"""How good detections and candidate windows are: average precision as VOC and COCO have it, F1, recall.
 
 Everything here takes plain records and arrays, one per image, and knows no model. Boxes are 0-based and
 half-open, so ``x2 - x1`` is the width that VOC's code writes as ``x2 - x1 + 1`` for its inclusive pixels: the
@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,9 @@ COCO_IOUS: tuple[float, ...] = tuple((50 + 5 * i) / 100 for i in range(10))
 TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1
 """What `match` says of a detection."""
 
+Method = Literal["11point", "area"]
+_METHODS: tuple[Method, ...] = ("11point", "area")
+
 
 @dataclass(frozen=True)
 class ClassResult:
@@ -37,9 +41,12 @@ class ClassResult:
     Attributes
     ----------
     average_precision : float
-        In [0, 1]; nan if the class has no positives.
+        VOC 2007's mean of the precision at eleven recalls, in [0, 1]; nan if the class has no positives.
+    area : float
+        Area under the curve of precision over recall (VOC 2010 and later), in [0, 1]; nan likewise.
     precision, recall : (N,) float64
-        After each counted detection, by falling score. Recall is nan throughout if there are no positives.
+        Both after each counted detection, by falling score. Recall is nan throughout if there are no
+        positives.
     scores : (N,) float32
         Scores of the counted detections: those that matched a difficult or crowd box are not among them.
     positives : int
@@ -47,10 +54,57 @@ class ClassResult:
     """
 
     average_precision: float
+    area: float
     precision: Float64Array
     recall: Float64Array
     scores: npt.NDArray[np.float32]
     positives: int
+
+
+@dataclass(frozen=True)
+class DetectionReport:
+    """How good the detections on a data set are, from `evaluate_detections`.
+
+    Attributes
+    ----------
+    classes : mapping of str to ClassResult
+        What VOC's evaluation at an overlap of 0.5 gave for each class.
+    images : int
+        Number of images.
+    coco : mapping of str to float, or None
+        COCO's metrics, see `coco_detection`; None where pycocotools is not installed.
+    """
+
+    classes: Mapping[str, ClassResult]
+    images: int
+    coco: Mapping[str, float] | None
+
+    @property
+    def mean_ap(self) -> float:
+        """Mean of the classes' 11-point average precisions; nan if there is no object."""
+        return mean_average_precision(self.classes)
+
+    @property
+    def mean_ap_area(self) -> float:
+        """Mean of the areas under the classes' precision-recall curves; nan if there is no object."""
+        return _mean_of_known([result.area for result in self.classes.values()])
+
+    @property
+    def objects(self) -> int:
+        """Number of objects to find, difficult ones and crowds aside."""
+        return sum(result.positives for result in self.classes.values())
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers as JSON has them, curves aside; those that are not known are nan."""
+        facts: dict[str, Any] = {
+            "mAP": self.mean_ap,
+            "AP": {name: result.average_precision for name, result in self.classes.items()},
+            "mAP_area": self.mean_ap_area,
+            "AP_area": {name: result.area for name, result in self.classes.items()},
+            "objects": {name: result.positives for name, result in self.classes.items()},
+            "images": self.images,
+        }
+        return facts if self.coco is None else facts | {"coco": dict(self.coco)}
 
 
 @dataclass(frozen=True)
@@ -76,68 +130,6 @@ class ProposalRecall:
     average_recall: float
     mean_windows: float
     positives: int
-
-
-@dataclass(frozen=True)
-class Classification:
-    """How well images were classified.
-
-    Attributes
-    ----------
-    top1, top5 : float
-        Share of the images whose class is the most probable one, or among the five.
-    mean_class : float
-        Mean over the classes that have images of the share of their images that are right.
-    confusion : (K, K) int64
-        Images of each class (rows) by the class they are taken for (columns).
-    """
-
-    top1: float
-    top5: float
-    mean_class: float
-    confusion: npt.NDArray[np.int64]
-
-    @property
-    def images(self) -> npt.NDArray[np.int64]:
-        """Images of each class, (K,)."""
-        return np.asarray(self.confusion.sum(axis=1))
-
-    @property
-    def right(self) -> npt.NDArray[np.int64]:
-        """Images of each class that are taken for it, (K,)."""
-        return np.asarray(self.confusion.diagonal())
-
-
-def classification(scores: FloatArray, labels: npt.NDArray[np.integer[Any]]) -> Classification:
-    """Measure class scores.
-
-    Parameters
-    ----------
-    scores : (N, K) float array
-        The higher, the more probable; of equal scores the first class is taken.
-    labels : (N,) integers
-        The right classes, 0 to K - 1.
-
-    Raises
-    ------
-    SppnetError
-        If there is no image, or the shapes or labels do not fit.
-    """
-    from sklearn.metrics import confusion_matrix
-
-    count, classes = scores.shape if scores.ndim == 2 else (0, 0)
-    if not count or labels.shape != (count,) or labels.min() < 0 or labels.max() >= classes:
-        raise SppnetError(
-            f"expected scores (N, K) and labels (N,) below K, found {scores.shape} and {labels.shape}"
-        )
-    order = np.argsort(-scores, axis=1, kind="stable")
-    found = order[:, :5] == labels[:, None]
-    confusion = confusion_matrix(labels, order[:, 0], labels=range(classes))
-    images = confusion.sum(axis=1)
-    shares = confusion.diagonal()[images > 0] / images[images > 0]
-    return Classification(
-        float(found[:, 0].mean()), float(found.any(axis=1).mean()), float(shares.mean()), confusion
-    )
 
 
 def match(boxes: FloatArray, target: Target, threshold: float = 0.5) -> npt.NDArray[np.int8]:
@@ -180,9 +172,7 @@ def match(boxes: FloatArray, target: Target, threshold: float = 0.5) -> npt.NDAr
     return verdict
 
 
-def average_precision(
-    recall: FloatArray, precision: FloatArray, method: Literal["11point", "area"] = "11point"
-) -> float:
+def average_precision(recall: FloatArray, precision: FloatArray, method: Method = "11point") -> float:
     """Summarise a precision-recall curve in one number.
 
     Parameters
@@ -211,12 +201,46 @@ def average_precision(
     raise SppnetError(f"method must be '11point' or 'area', got {method!r}")
 
 
+def evaluate_detections(
+    detections: Sequence[Detections], targets: Sequence[Target], classes: Sequence[str]
+) -> DetectionReport:
+    """Evaluate detections in every way there is: VOC's two average precisions, and COCO's metrics.
+
+    Parameters
+    ----------
+    detections, targets : sequences of one length
+        What was found and what is there, image by image.
+    classes : sequence of str
+        The classes to evaluate; detections and boxes of others are passed over.
+
+    Returns
+    -------
+    DetectionReport
+        Its ``coco`` is None where pycocotools is not installed.
+
+    Raises
+    ------
+    SppnetError
+        If the two sequences differ in length.
+
+    Examples
+    --------
+    >>> target = Target.of([[0, 0, 10, 10], [20, 0, 30, 10]], ["cat", "cat"])
+    >>> found = Detections(target.boxes[:1], np.array([0.9], np.float32), ("cat",))
+    >>> report = evaluate_detections([found], [target], ["cat"])
+    >>> report.objects, round(report.mean_ap, 3), report.mean_ap_area
+    (2, 0.545, 0.5)
+    """
+    results = voc_detection(detections, targets, classes)
+    coco = coco_detection(detections, targets, classes) if find_spec("pycocotools") else None
+    return DetectionReport(results, len(targets), coco)
+
+
 def voc_detection(
     detections: Sequence[Detections],
     targets: Sequence[Target],
     classes: Iterable[str],
     iou: float = 0.5,
-    method: Literal["11point", "area"] = "11point",
 ) -> dict[str, ClassResult]:
     """Evaluate detections as VOCdevkit's ``VOCevaldet`` does; `match` has the rules.
 
@@ -230,22 +254,24 @@ def voc_detection(
         The classes to evaluate; detections and boxes of others are passed over.
     iou : float
         Least IoU of a hit.
-    method : {"11point", "area"}
-        See `average_precision`.
 
     Returns
     -------
     dict of str to ClassResult
         In the order of `classes`. See `mean_average_precision` for one number.
+
+    Raises
+    ------
+    SppnetError
+        If the two sequences differ in length.
     """
     _check_lengths("detections", detections, targets)
-    return {name: _evaluate_class(name, detections, targets, iou, method) for name in classes}
+    return {name: _evaluate_class(name, detections, targets, iou) for name in classes}
 
 
 def mean_average_precision(results: Mapping[str, ClassResult]) -> float:
-    """Return the mean AP over the classes that have positives; nan if none has."""
-    values = [r.average_precision for r in results.values() if r.positives]
-    return math.fsum(values) / len(values) if values else math.nan
+    """Return the mean 11-point AP over the classes that have positives; nan if none has."""
+    return _mean_of_known([result.average_precision for result in results.values()])
 
 
 def coco_detection(
@@ -401,7 +427,6 @@ def _evaluate_class(
     detections: Sequence[Detections],
     targets: Sequence[Target],
     threshold: float,
-    method: Literal["11point", "area"],
 ) -> ClassResult:
     scores, verdicts, positives = [np.zeros(0, np.float32)], [np.zeros(0, np.int8)], 0
     for detection, target in zip(detections, targets, strict=True):
@@ -415,8 +440,16 @@ def _evaluate_class(
     hits = np.cumsum(verdict[order] == TRUE_POSITIVE)
     precision = hits / np.arange(1, len(order) + 1)
     recall = hits / positives if positives else np.full(len(order), np.nan)
-    ap = average_precision(recall, precision, method) if positives else math.nan
-    return ClassResult(ap, precision, recall, joined[order], positives)
+    eleven, area = (
+        average_precision(recall, precision, method) if positives else math.nan for method in _METHODS
+    )
+    return ClassResult(eleven, area, precision, recall, joined[order], positives)
+
+
+def _mean_of_known(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not nan; nan if there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _check_lengths(name: str, per_image: Sequence[object], targets: Sequence[Target]) -> None:

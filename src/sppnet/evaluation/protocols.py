@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from sppnet.arrays import FloatArray, IntArray
 from sppnet.errors import SppnetError
-from sppnet.evaluation.detection import average_precision, classification
+from sppnet.evaluation.classification import evaluate_classification
+from sppnet.evaluation.detection import average_precision
 
 COSTS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """The values of C that cross-validation chooses from."""
@@ -121,16 +122,17 @@ def caltech101(
     _check(gram, len(labels))
     classes = np.unique(labels)
     signs = np.where(labels[:, None] == classes, 1, -1)
-    positions = np.searchsorted(classes, labels)
+    positions, names = np.searchsorted(classes, labels), [str(label) for label in classes]
     for seen, unseen in caltech101_splits(labels, splits, train, test, seed):
         # Each class in turn, so that every fold has equally many of every class.
         folds = np.tile(np.arange(train) % _FOLDS, len(classes))
         held = _held_out_scores(gram, seen, signs[seen], folds, costs)
-        quality = [classification(scores, positions[seen]).mean_class for scores in held]
+        quality = [evaluate_classification(scores, positions[seen], names).mean_class for scores in held]
         best = int(np.argmax(quality))
         cost = costs[best]
         scores = svm_scores(gram, seen, unseen, signs[seen], [cost] * len(classes))
-        yield SplitResult(classification(scores, positions[unseen]).mean_class, cost, quality[best])
+        accuracy = evaluate_classification(scores, positions[unseen], names).mean_class
+        yield SplitResult(accuracy, cost, quality[best])
 
 
 def caltech101_splits(
