@@ -150,7 +150,6 @@ def contact_sheet(
 def draw_detection_report(
     report: DetectionReport,
     dataset: Dataset,
-    detections: Sequence[Detections],
     folder: Path,
     *,
     threshold: float = -0.5,
@@ -165,11 +164,9 @@ def draw_detection_report(
     Parameters
     ----------
     report : DetectionReport
-        From these detections.
+        How good the detections in these images are.
     dataset : Dataset
         The images and what is there.
-    detections : sequence of Detections
-        What was found, one for each image of `dataset`.
     folder : Path
         An existing folder; files of the names above are replaced.
     threshold : float
@@ -177,11 +174,11 @@ def draw_detection_report(
     count : int
         Most images on a sheet.
     """
-    classes = list(report.classes)
+    classes, found = list(report.classes), report.detections
     plot_precision_recall(report.classes, folder / "precision-recall.png")
-    shown = [found.above(threshold) for found in detections]
-    quality = [image_f1(f, sample.target, classes) for f, sample in zip(shown, dataset, strict=True)]
-    order = sorted(range(len(dataset)), key=lambda i: (-quality[i], -float(detections[i].scores[:1].sum())))
+    shown = [detections.above(threshold) for detections in found]
+    quality = [image_f1(d, sample.target, classes) for d, sample in zip(shown, dataset, strict=True)]
+    order = sorted(range(len(dataset)), key=lambda i: (-quality[i], -float(found[i].scores[:1].sum())))
     for name, chosen in (("best", order[:count]), ("worst", order[::-1][:count])):
         pictures = [
             draw_detections(read_image(dataset[i].path), shown[i], classes, dataset[i].target) for i in chosen

@@ -435,5 +435,5 @@ def _report(
         write_json(json_file, {**report.facts(), "split": dataset.split, **facts})
     if out is not None:
         make_folder(out)
-        draw_detection_report(report, dataset, detections, out, threshold=SHOWN)
+        draw_detection_report(report, dataset, out, threshold=SHOWN)
         print(f"curves, best and worst images in {out}")

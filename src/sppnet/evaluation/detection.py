@@ -69,15 +69,24 @@ class DetectionReport:
     ----------
     classes : mapping of str to ClassResult
         What VOC's evaluation at an overlap of 0.5 gave for each class.
-    images : int
-        Number of images.
+    detections : tuple of Detections
+        What was found, image by image: what is measured here.
     coco : mapping of str to float, or None
         COCO's metrics, see `coco_detection`; None where pycocotools is not installed.
+    seen : int
+        Number of the images that are known to be among those the detector was fitted on: if there are any,
+        the figures say little about new images.
     """
 
     classes: Mapping[str, ClassResult]
-    images: int
+    detections: tuple[Detections, ...]
     coco: Mapping[str, float] | None
+    seen: int = 0
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.detections)
 
     @property
     def mean_ap(self) -> float:
@@ -103,6 +112,7 @@ class DetectionReport:
             "AP_area": {name: result.area for name, result in self.classes.items()},
             "objects": {name: result.positives for name, result in self.classes.items()},
             "images": self.images,
+            "seen": self.seen,
         }
         return facts if self.coco is None else facts | {"coco": dict(self.coco)}
 
@@ -202,7 +212,7 @@ def average_precision(recall: FloatArray, precision: FloatArray, method: Method 
 
 
 def evaluate_detections(
-    detections: Sequence[Detections], targets: Sequence[Target], classes: Sequence[str]
+    detections: Sequence[Detections], targets: Sequence[Target], classes: Sequence[str], seen: int = 0
 ) -> DetectionReport:
     """Evaluate detections in every way there is: VOC's two average precisions, and COCO's metrics.
 
@@ -212,6 +222,8 @@ def evaluate_detections(
         What was found and what is there, image by image.
     classes : sequence of str
         The classes to evaluate; detections and boxes of others are passed over.
+    seen : int
+        Number of the images that the detector was fitted on, for the report.
 
     Returns
     -------
@@ -233,7 +245,7 @@ def evaluate_detections(
     """
     results = voc_detection(detections, targets, classes)
     coco = coco_detection(detections, targets, classes) if find_spec("pycocotools") else None
-    return DetectionReport(results, len(targets), coco)
+    return DetectionReport(results, tuple(detections), coco, seen)
 
 
 def voc_detection(
