@@ -3,8 +3,8 @@
 "AR" is the mean recall over the overlaps 0.5, 0.55 ... 0.95, and "AR 300" that of the first 300 windows of
 each image. Difficult objects do not count. The seconds are of processor time, without reading the image.
 
-With ``--maps`` also the windows of `sppnet.proposals.maps`, fitted to images of the split that are not measured;
-their seconds are those beyond the maps, which the detector computes anyway.
+With ``--maps`` also the windows of `sppnet.proposals.maps`, fitted to images of the split that are not
+measured; their seconds are those beyond the maps, which the detector computes anyway.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pooling import commit, machine
 from sppnet.datasets import read_dataset
 from sppnet.evaluation.detection import proposal_recall
 from sppnet.features.backbone import Backbone
-from sppnet.features.windows import MapCache
+from sppnet.features.cache import MapCache
 from sppnet.images import read_image
 from sppnet.progress import StageTimer
 from sppnet.proposals import METHODS, SelectiveSearch, parse
@@ -42,7 +42,7 @@ def measure(method, source, samples, classes):
     for sample in samples:
         inputs = source(sample)
         start = time.thread_time()
-        windows.append(method(*inputs)[0])
+        windows.append(method(*inputs).boxes)
         seconds += time.thread_time() - start
     targets = [sample.target for sample in samples]
     recall = proposal_recall(windows, targets, classes=classes)
@@ -67,14 +67,14 @@ def fit_to_maps(sides, samples, folder):
     cache = MapCache(folder, Backbone(), sides)
 
     def maps(sample):
-        return cache(sample.path, StageTimer())
+        return (cache(sample.path, StageTimer()),)
 
     start = time.process_time()
-    fitted = Objectness().fit(lambda i: maps(samples[i]), [s.target for s in samples])
+    fitted = Objectness().fit(lambda i: maps(samples[i])[0], [s.target for s in samples])
     print(
         f"fitted to {len(samples)} images in {time.process_time() - start:.0f} s, maps included", flush=True
     )
-    return fitted, maps
+    return fitted.propose, maps
 
 
 def main():

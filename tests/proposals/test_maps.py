@@ -4,10 +4,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import (
+    check_estimator_cloneable,
+    check_estimator_repr,
+    check_get_params_invariance,
+    check_no_attributes_set_in_init,
+    check_parameters_default_constructible,
+    check_set_params,
+)
 
 from sppnet.boxes import Target, area, iou
+from sppnet.errors import NotFittedError, SppnetError
 from sppnet.evaluation.detection import proposal_recall
-from sppnet.features.geometry import FeatureMaps, Geometry
+from sppnet.features.encoded import EncodedImage, FeatureMaps
+from sppnet.features.geometry import Geometry
+from sppnet.proposals import Combined, DenseWindows
 from sppnet.proposals.maps import Objectness
 from sppnet.regression import decode_deltas, encode_deltas
 
@@ -18,11 +30,17 @@ CHANNELS = 6
 
 def blank(factor=1.0, channels=CHANNELS, shape=SHAPE):
     h, w = (GEOMETRY.cells(round(side * factor)) for side in shape)
-    return FeatureMaps((torch.zeros(channels, h, w),), (GEOMETRY,), (factor, factor))
+    return FeatureMaps(
+        (torch.zeros(channels, h, w),), (GEOMETRY,), (factor, factor), round(min(shape) * factor)
+    )
+
+
+def empty(channels=CHANNELS, factors=(1.0, 0.5), shape=SHAPE):
+    return EncodedImage(shape, tuple(blank(factor, channels, shape) for factor in factors))
 
 
 def scene(seed, factors=(1.0, 0.5)):
-    """Maps at two scales in which cells inside the one or two objects tell how far its sides are."""
+    """Return an image encoded at two scales, whose cells in the one or two objects tell how far the sides are."""
     rng = np.random.default_rng(seed)
     boxes = []
     for half in range(1 + seed % 2):
@@ -41,11 +59,11 @@ def scene(seed, factors=(1.0, 0.5)):
                         away = torch.tensor([x - x1, y - y1, x2 - x, y2 - y]) / 30
                         stage[:, v, u] += torch.cat([torch.ones(2), away.float()])
         maps.append(replace(m, stages=(stage,)))
-    return (maps, SHAPE), Target.of(boxes, ["thing"] * len(boxes))
+    return EncodedImage(SHAPE, tuple(maps)), Target.of(boxes, ["thing"] * len(boxes))
 
 
 def small(**changed):
-    settings = {"sizes": (0.5, 1.0), "reference": 40, "width": 16, "kernel": 3, "steps": 48, "rate": 0.01}
+    settings = {"sizes": (0.5, 1.0), "reference": 40, "width": 16, "kernel": 3, "steps": 48, "lr": 0.01}
     return Objectness(**settings | {"limit": 50, "ridge": 1.0} | changed)
 
 
@@ -63,7 +81,7 @@ def fitted(scenes):
 def test_anchors_stand_about_the_centres_of_the_cells(factors):
     objectness = Objectness(sizes=(0.5, 2.0), aspects=(0.5, 1.0, 2.0), reference=32)
     maps = FeatureMaps(
-        (torch.zeros(4, 3, 5), torch.zeros(2, 2, 3)), (Geometry(8, 3.5), Geometry(16, 7)), factors
+        (torch.zeros(4, 3, 5), torch.zeros(2, 2, 3)), (Geometry(8, 3.5), Geometry(16, 7)), factors, 32
     )
     expected = []
     for v in range(2):
@@ -91,7 +109,7 @@ def test_deltas_of_an_anchor_lead_back_to_the_object():
 
 def test_it_finds_what_it_has_not_seen(fitted):
     unseen = [scene(seed) for seed in range(100, 116)]
-    windows = [fitted(*encoded) for encoded, _ in unseen]
+    windows = [fitted.propose(encoded) for encoded, _ in unseen]
     recall = proposal_recall([boxes[:10] for boxes, _ in windows], [t for _, t in unseen])
     assert recall.recall[0] > 0.9
     # Anchors alone, unmoved and in their own order, are far worse.
@@ -100,8 +118,8 @@ def test_it_finds_what_it_has_not_seen(fitted):
 
 
 def test_windows_come_best_first_inside_the_image_and_apart(fitted, scenes):
-    for (maps, shape), _ in scenes[:4]:
-        boxes, scores = fitted(maps, shape)
+    for encoded, _ in scenes[:4]:
+        boxes, scores = fitted.propose(encoded)
         assert boxes.dtype == scores.dtype == np.float32
         assert boxes.shape == (len(scores), 4)
         assert 0 < len(boxes) <= fitted.limit
@@ -129,38 +147,120 @@ def test_equal_seeds_give_equal_windows_and_leave_other_draws_alone(scenes):
 
 
 def test_state_and_settings_give_the_same_windows(fitted, scenes):
-    again = Objectness.from_state(fitted.state(), fitted.settings)
-    assert again.settings == fitted.settings
-    for (maps, shape), _ in scenes[:3]:
-        for a, b in zip(fitted(maps, shape), again(maps, shape), strict=True):
+    again = Objectness.from_state(fitted.state(), fitted.get_params())
+    assert again.get_params() == fitted.get_params()
+    assert again.signature == fitted.signature
+    for encoded, _ in scenes[:3]:
+        for a, b in zip(fitted.propose(encoded), again.propose(encoded), strict=True):
             assert np.array_equal(a, b)
+
+
+def test_called_it_is_a_method_like_any_other(fitted, scenes):
+    encoded, image = scenes[1][0], np.zeros((*SHAPE, 3), np.uint8)
+    alone, whole = fitted.propose(encoded), [0, 0, 128, 96]
+    windows = fitted(image, encoded)
+    assert windows.boxes.tolist() == [whole, *(box for box in alone.boxes.tolist() if box != whole)]
+    assert windows.scores[0] == 1
+    assert (np.diff(windows.scores) < 0).all()
+    together = Combined((DenseWindows(), fitted))(image, encoded)
+    parts = (*DenseWindows()(image).boxes, *windows.boxes)
+    assert {tuple(b) for b in together.boxes} == {tuple(b) for b in parts}
+    with pytest.raises(SppnetError, match="found an image without its maps"):
+        fitted(image)
+    with pytest.raises(SppnetError, match="found an image without its maps"):
+        Combined((DenseWindows(), fitted))(image)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_parameters_default_constructible,
+        check_no_attributes_set_in_init,
+        check_get_params_invariance,
+        check_set_params,
+        check_estimator_repr,
+        check_estimator_cloneable,
+    ],
+)
+def test_it_is_an_estimator(check):
+    check("Objectness", small(steps=3))
+
+
+def test_a_clone_has_the_settings_and_not_what_was_fitted(fitted, scenes):
+    copy = clone(fitted)
+    assert copy.get_params() == fitted.get_params()
+    assert repr(copy) == repr(fitted)
+    assert "steps=48" in repr(copy)
+    with pytest.raises(NotFittedError):
+        copy.propose(scenes[0][0])
+
+
+def test_a_second_fit_starts_from_the_same_place(scenes):
+    read, targets = (lambda i: scenes[i][0]), [t for _, t in scenes]
+    objectness = small(steps=3)
+    settings = objectness.get_params()
+    first = {name: tensor.clone() for name, tensor in objectness.fit(read, targets).state().items()}
+    objectness.fit(lambda i: scenes[i + 4][0], targets[4:])
+    assert not torch.equal(objectness.weights_, first["weights"])
+    assert objectness.fit(read, targets) is objectness
+    assert objectness.get_params() == settings
+    again = objectness.state()
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_a_fit_that_fails_leaves_what_was_fitted(fitted, scenes):
+    objectness = Objectness.from_state(fitted.state(), fitted.get_params())
+
+    def read(i):
+        if objectness_is_trained:
+            raise OSError("gone")
+        return scenes[1][0]
+
+    def track(items, description):
+        nonlocal objectness_is_trained
+        yield from items
+        objectness_is_trained = True
+
+    objectness_is_trained = False
+    with pytest.raises(OSError, match="gone"):
+        objectness.set_params(steps=2).fit(read, [scenes[1][1]], track=track)
+    assert all(
+        torch.equal(a, b) for a, b in zip(objectness.state().values(), fitted.state().values(), strict=True)
+    )
+
+
+def test_signatures_tell_what_was_fitted(fitted):
+    state = fitted.state()
+    other = Objectness.from_state(state | {"weights": state["weights"] * 2}, fitted.get_params())
+    assert fitted.signature != other.signature
+    assert fitted.signature != Objectness.from_state(state, fitted.get_params() | {"limit": 51}).signature
 
 
 def test_a_state_that_does_not_fit_is_refused(fitted):
     state = fitted.state()
-    with pytest.raises(ValueError, match=r"weights is missing, expected one of shape \(5, 400\)"):
-        Objectness.from_state({k: v for k, v in state.items() if k != "weights"}, fitted.settings)
-    with pytest.raises(ValueError, match=r"network\.answer\.weight is of shape \(30, 16\)"):
-        Objectness.from_state(state, fitted.settings | {"sizes": (1.0,)})
-    with pytest.raises(ValueError, match=r"network\.reduce\.weight is missing"):
-        Objectness.from_state({}, fitted.settings)
+    with pytest.raises(SppnetError, match=r"weights is missing, expected one of shape \(5, 400\)"):
+        Objectness.from_state({k: v for k, v in state.items() if k != "weights"}, fitted.get_params())
+    with pytest.raises(SppnetError, match=r"network\.answer\.weight is of shape \(30, 16\)"):
+        Objectness.from_state(state, fitted.get_params() | {"sizes": (1.0,)})
+    with pytest.raises(SppnetError, match=r"network\.reduce\.weight is missing"):
+        Objectness.from_state({}, fitted.get_params())
 
 
 def test_a_map_may_be_a_single_cell(fitted):
-    tiny = blank(shape=(5, 7))
-    assert tiny.stages[0].shape == (CHANNELS, 1, 1)
-    boxes, scores = fitted([tiny], (5, 7))
+    tiny = empty(factors=(1.0,), shape=(5, 7))
+    assert tiny.scales[0].stages[0].shape == (CHANNELS, 1, 1)
+    boxes, scores = fitted.propose(tiny)
     assert len(boxes) == len(scores)
     assert (boxes[:, 2:] <= np.float32([7, 5])).all()
 
 
 def test_an_image_without_objects_teaches_background(scenes):
-    empty = ([blank(f) for f in (1.0, 0.5)], SHAPE)
-    encoded = [scenes[0][0], empty, scenes[1][0]]
+    encoded = [scenes[0][0], empty(), scenes[1][0]]
     targets = [scenes[0][1], Target.of([], []), scenes[1][1]]
     fitted = small(steps=20).fit(encoded.__getitem__, targets)
-    _, on_nothing = fitted(*empty)
-    _, on_something = fitted(*scenes[1][0])
+    _, on_nothing = fitted.propose(empty())
+    _, on_something = fitted.propose(scenes[1][0])
     assert on_something[0] > on_nothing.max(initial=-np.inf)
 
 
@@ -174,36 +274,38 @@ def test_no_objects_at_all_are_an_error(scenes):
         ([target], ["cat", "dog"], "no object of cat, dog in 1 images"),
         ([], None, "no object of any class in 0 images"),
     ]:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(SppnetError, match=said):
             small().fit(lambda i: scenes[1][0], targets, classes)
 
 
 def test_maps_of_another_backbone_are_an_error(fitted, scenes):
-    with pytest.raises(ValueError, match="found maps of 3 channels, expected 6"):
-        fitted([blank(channels=3)], SHAPE)
-    mixed = [scenes[1][0], ([blank(channels=3)], SHAPE)]
-    with pytest.raises(ValueError, match="found maps of 3 channels, expected 6"):
+    with pytest.raises(SppnetError, match="found maps of 3 channels, expected 6"):
+        fitted.propose(empty(channels=3))
+    mixed = [scenes[1][0], empty(channels=3)]
+    with pytest.raises(SppnetError, match="found maps of 3 channels, expected 6"):
         small().fit(mixed.__getitem__, [scenes[1][1]] * 2)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(scenes):
-    maps, shape = scenes[1][0]
-    broken = [replace(m, stages=(m.stages[0] * torch.nan,)) for m in maps]
-    with pytest.raises(ValueError, match="found the loss nan at image 0 and the learning rate"):
-        small().fit(lambda i: (broken, shape), [scenes[1][1]])
+    encoded = scenes[1][0]
+    scales = tuple(replace(m, stages=(m.stages[0] * torch.nan,)) for m in encoded.scales)
+    with pytest.raises(SppnetError, match="found the loss nan at image 0 and the learning rate"):
+        small().fit(lambda i: replace(encoded, scales=scales), [scenes[1][1]])
 
 
 def test_it_must_be_fitted_first(scenes):
-    for use in (lambda o: o(*scenes[0][0]), lambda o: o.state()):
-        with pytest.raises(ValueError, match="not fitted yet"):
+    encoded = scenes[0][0]
+    for use in (lambda o: o.propose(encoded), lambda o: o(None, encoded), lambda o: o.state()):
+        with pytest.raises(NotFittedError, match="this Objectness is not fitted yet"):
             use(small())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_maps_may_lie_on_a_gpu(fitted, scenes):
-    (maps, shape), _ = scenes[1]
-    there = [replace(m, stages=tuple(s.cuda() for s in m.stages)) for m in maps]
-    boxes, scores = fitted(there, shape)
-    expected, by = Objectness.from_state(fitted.state(), fitted.settings)(maps, shape)
+    encoded, _ = scenes[1]
+    scales = tuple(replace(m, stages=tuple(s.cuda() for s in m.stages)) for m in encoded.scales)
+    again = Objectness.from_state(fitted.state(), fitted.get_params())
+    boxes, scores = again.propose(replace(encoded, scales=scales))
+    expected, by = fitted.propose(encoded)
     np.testing.assert_allclose(scores[:5], by[:5], atol=1e-3)
     np.testing.assert_allclose(boxes[:5], expected[:5], atol=0.1)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.boxes import iou
-from sppnet.errors import ImageError
+from sppnet.boxes import Windows, iou
+from sppnet.errors import ImageError, SppnetError
 from sppnet.images import read_image
 from sppnet.proposals import (
     METHODS,
@@ -19,6 +19,7 @@ from sppnet.proposals import (
     cache_folder,
     image_key,
     parse,
+    propose,
     propose_all,
     read_windows,
     write_windows,
@@ -39,6 +40,7 @@ def scene(height=150, width=200, seed=0):
 
 def check_contract(windows, image):
     boxes, scores = windows
+    assert isinstance(windows, Windows)
     height, width = image.shape[:2]
     assert boxes.dtype == scores.dtype == np.float32
     assert boxes.shape == (len(scores), 4)
@@ -51,6 +53,12 @@ def check_contract(windows, image):
     assert scores[0] == 1
     assert (np.diff(scores) < 0).all()
     assert (scores > 0).all()
+
+
+def check_equal(found, expected):
+    assert isinstance(found, Windows)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +76,11 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("name", EVERY)
 def test_finds_drawn_objects(name):
     image = scene(300, 400)
-    boxes, scores = parse(name)(image)
-    check_contract((boxes, scores), image)
+    windows = parse(name)(image)
+    check_contract(windows, image)
     objects = np.array([[40, 90, 161, 211], [200, 75, 351, 226]], np.float32)
     wanted = 0.45 if name == "dense" else 0.8
-    assert (iou(objects, boxes).max(axis=1) > wanted).all()
+    assert (iou(objects, windows.boxes).max(axis=1) > wanted).all()
 
 
 SHAPES = [
@@ -164,7 +172,7 @@ def test_edge_boxes_settings():
 
 def test_dense_windows_by_hand():
     # One scale of half the side of a square image: 3 positions each way at steps of half a window.
-    boxes, _ = DenseWindows(scales=(0.5,), aspects=(1.0,), step=0.5)(np.zeros((80, 80, 3), np.uint8))
+    boxes, _ = DenseWindows(sizes=(0.5,), aspects=(1.0,), step=0.5)(np.zeros((80, 80, 3), np.uint8))
     corners = [[x, y, x + 40, y + 40] for y in (0, 20, 40) for x in (0, 20, 40)]
     assert boxes.tolist() == [[0, 0, 80, 80], *corners]
 
@@ -181,15 +189,15 @@ def test_combined_takes_turns():
         def __init__(self, *boxes):
             self.boxes = np.array(boxes, np.float32)
 
-        def __call__(self, image):
-            return self.boxes, np.linspace(1, 0, len(self.boxes), endpoint=False, dtype=np.float32)
+        def __call__(self, image, encoded=None):
+            return Windows(self.boxes, np.linspace(1, 0, len(self.boxes), endpoint=False, dtype=np.float32))
 
     image = np.zeros((50, 50, 3), np.uint8)
     whole, a, b, c = [0, 0, 50, 50], [0, 0, 10, 10], [0, 0, 20, 20], [0, 0, 30, 30]
-    boxes, scores = Combined((Fixed(whole, a), Fixed(whole, b, a, c)))(image)
+    windows = Combined((Fixed(whole, a), Fixed(whole, b, a, c)))(image)
     # Scores 1, 1/2 and 1, 3/4, 1/2, 1/4: the whole image, b, a, (a again), c.
-    assert boxes.tolist() == [whole, b, a, c]
-    check_contract((boxes, scores), image)
+    assert windows.boxes.tolist() == [whole, b, a, c]
+    check_contract(windows, image)
 
 
 def test_combined_has_the_windows_of_all():
@@ -210,7 +218,7 @@ def test_parse():
 
 @pytest.mark.parametrize("text", ["", "+", "selective", "selective-search+", "dense+windows.csv", "a.json"])
 def test_parse_says_what_is_allowed(text):
-    with pytest.raises(ValueError, match=r"expected selective-search, .*edge-boxes, dense.*npz") as error:
+    with pytest.raises(SppnetError, match=r"expected selective-search, .*edge-boxes, dense.*npz") as error:
         parse(text)
     assert repr(text) in str(error.value)
     assert "\n" not in str(error.value)
@@ -226,7 +234,7 @@ def test_signatures_tell_settings_apart():
 def test_opencv_without_contrib(monkeypatch):
     monkeypatch.delattr(cv2, "ximgproc")
     for name in ("selective-search", "edge-boxes"):
-        with pytest.raises(ValueError, match="opencv-contrib-python-headless"):
+        with pytest.raises(SppnetError, match="opencv-contrib-python-headless"):
             parse(name)(scene())
 
 
@@ -237,7 +245,7 @@ def test_file_round_trip(tmp_path, files):
     method = parse("edge-boxes")
     images = [read_image(path) for path in files]
     path = tmp_path / "windows.npz"
-    write_windows(path, ((p.name, image_key(i), *method(i)) for p, i in zip(files, images, strict=True)))
+    write_windows(path, ((p.name, image_key(i), method(i)) for p, i in zip(files, images, strict=True)))
     stored = parse(str(path))
     for image in images:
         for ours, theirs in zip(stored(image), method(image), strict=True):
@@ -247,7 +255,7 @@ def test_file_round_trip(tmp_path, files):
         assert content["counts"].sum() == len(content["boxes"]) == len(content["scores"])
     changed = images[0].copy()
     changed[0, 0, 0] ^= 1
-    with pytest.raises(ValueError, match=r"\(120 x 90\) without windows in .*windows.npz, .*6 images"):
+    with pytest.raises(SppnetError, match=r"\(120 x 90\) without windows in .*windows.npz, .*6 images"):
         stored(changed)
     assert stored.signature != method.signature
     assert str(path) in stored.signature
@@ -258,17 +266,17 @@ def test_windows_of_others_are_brought_in_order(tmp_path):
     image = np.zeros((50, 60, 3), np.uint8)
     boxes = np.array([[0, 0, 10, 10], [5, 5, 90, 90], [0, 0, 10, 10], [70, 0, 80, 10]], np.float32)
     given = np.array([-3, 9, 2, 1], np.float32)
-    write_windows(tmp_path / "w.npz", [("a", image_key(image), boxes, given)])
-    ours, scores = read_windows(tmp_path / "w.npz")(image)
-    assert ours.tolist() == [[0, 0, 60, 50], [5, 5, 60, 50], [0, 0, 10, 10]]
-    check_contract((ours, scores), image)
+    write_windows(tmp_path / "w.npz", [("a", image_key(image), Windows(boxes, given))])
+    ours = read_windows(tmp_path / "w.npz")(image)
+    assert ours.boxes.tolist() == [[0, 0, 60, 50], [5, 5, 60, 50], [0, 0, 10, 10]]
+    check_contract(ours, image)
 
 
 def test_file_with_no_image_and_image_with_no_window(tmp_path):
     write_windows(tmp_path / "none.npz", [])
     assert read_windows(tmp_path / "none.npz").windows == {}
     image = np.zeros((50, 60, 3), np.uint8)
-    write_windows(tmp_path / "w.npz", [("a", image_key(image), np.zeros((0, 4)), np.zeros(0))])
+    write_windows(tmp_path / "w.npz", [("a", image_key(image), Windows(np.zeros((0, 4)), np.zeros(0)))])
     assert read_windows(tmp_path / "w.npz")(image)[0].tolist() == [[0, 0, 60, 50]]
 
 
@@ -277,12 +285,12 @@ def test_damaged_files(tmp_path):
     with pytest.raises(FileNotFoundError):
         parse(str(path))
     image = scene()
-    write_windows(path, [("a", image_key(image), *EdgeBoxes()(image))])
+    write_windows(path, [("a", image_key(image), EdgeBoxes()(image))])
     whole = path.read_bytes()
     arrays = dict(np.load(path))
     for content in (b"", b"text", whole[: len(whole) // 2], whole[:100] + b"x" * 100 + whole[200:]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"w\.npz: found .*expected a file that sppnet propose wrote"):
+        with pytest.raises(SppnetError, match=r"w\.npz: found .*expected a file that sppnet propose wrote"):
             read_windows(path)
     for wrong in (
         {"boxes": arrays["boxes"][:-1]},
@@ -296,14 +304,14 @@ def test_damaged_files(tmp_path):
         {"boxes": np.array([object()])},
     ):
         np.savez(path, **(arrays | wrong))
-        with pytest.raises(ValueError, match=r"w\.npz: found .*expected") as error:
+        with pytest.raises(SppnetError, match=r"w\.npz: found .*expected") as error:
             read_windows(path)
         assert "\n" not in str(error.value)
 
 
 def test_damaged_bytes(tmp_path):
     path, rng = tmp_path / "w.npz", np.random.default_rng(0)
-    write_windows(path, [("a", "0" * 32, *EdgeBoxes()(scene()))])
+    write_windows(path, [("a", "0" * 32, EdgeBoxes()(scene()))])
     whole = path.read_bytes()
     for _ in range(200):
         content = bytearray(whole)
@@ -312,12 +320,12 @@ def test_damaged_bytes(tmp_path):
         path.write_bytes(content)
         try:
             read_windows(path)
-        except ValueError as error:
+        except SppnetError as error:
             assert "\n" not in str(error)  # noqa: PT017 - some damage goes unseen
 
 
 def test_file_name_must_tell(tmp_path):
-    with pytest.raises(ValueError, match=r"windows\.json: found the suffix '\.json', expected \.npz"):
+    with pytest.raises(SppnetError, match=r"windows\.json: found the suffix '\.json', expected \.npz"):
         write_windows(tmp_path / "windows.json", [])
     assert list(tmp_path.iterdir()) == []
 
@@ -341,7 +349,7 @@ class Counted(Proposer):
     def __repr__(self):
         return "Counted()"
 
-    def __call__(self, image):
+    def __call__(self, image, encoded=None):
         self.calls += 1
         return EdgeBoxes()(image)
 
@@ -350,11 +358,21 @@ class Counted(Proposer):
 def test_propose_all_in_order(files, workers):
     method = parse("selective-search")
     results = list(propose_all(files, method, workers=workers))
-    assert [i for i, _, _ in results] == list(range(len(files)))
-    for path, (_, boxes, scores) in zip(files, results, strict=True):
-        expected = method(read_image(path))
-        np.testing.assert_array_equal(boxes, expected[0])
-        np.testing.assert_array_equal(scores, expected[1])
+    for path, found in zip(files, results, strict=True):
+        check_equal(found, method(read_image(path)))
+
+
+def test_propose_all_takes_pixels(files, tmp_path):
+    images = [read_image(path) for path in files]
+    method = Counted()
+    expected = list(propose_all(files, EdgeBoxes()))
+    for cache in (None, tmp_path, tmp_path):
+        for found, wanted in zip(propose_all(images, method, cache), expected, strict=True):
+            check_equal(found, wanted)
+    assert method.calls == 2 * len(images), "the third time they came from the cache"
+    # Equal bytes of another shape are another image.
+    list(propose_all([images[0].reshape(120, -1, 3)], method, tmp_path))
+    assert method.calls == 2 * len(images) + 1
 
 
 def test_cache(files, tmp_path):
@@ -363,10 +381,10 @@ def test_cache(files, tmp_path):
     assert method.calls == len(files)
     again = list(propose_all([str(p) for p in files], method, cache))
     assert method.calls == len(files)
-    for (_, *ours), (_, *theirs) in zip(fresh, again, strict=True):
-        np.testing.assert_array_equal(ours[0], theirs[0])
-        np.testing.assert_array_equal(ours[1], theirs[1])
-        assert theirs[0].flags.writeable
+    for ours, theirs in zip(fresh, again, strict=True):
+        check_equal(ours, theirs)
+        assert theirs.boxes.flags.writeable
+        assert theirs.scores.flags.writeable
     # The same bytes under another name are the same image.
     copy = tmp_path / "copy.png"
     copy.write_bytes(files[0].read_bytes())
@@ -384,11 +402,10 @@ def test_cache(files, tmp_path):
 @pytest.mark.parametrize("damage", [lambda c: b"", lambda c: c[:-7], lambda c: c[:40] + b"?" + c[41:]])
 def test_damaged_cache_entries_are_computed_again(files, tmp_path, damage):
     method = Counted()
-    _, boxes, _ = next(propose_all(files[:1], method, tmp_path))
+    first = next(propose_all(files[:1], method, tmp_path))
     (entry,) = tmp_path.iterdir()
     entry.write_bytes(damage(entry.read_bytes()))
-    _, again, _ = next(propose_all(files[:1], method, tmp_path))
-    np.testing.assert_array_equal(boxes, again)
+    check_equal(next(propose_all(files[:1], method, tmp_path)), first)
     assert method.calls == 2
     list(propose_all(files[:1], method, tmp_path))
     assert method.calls == 2
@@ -397,13 +414,13 @@ def test_damaged_cache_entries_are_computed_again(files, tmp_path, damage):
 def test_failures_name_the_image(files, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     stream = propose_all([files[0], tmp_path / "broken.jpg", *files], EdgeBoxes())
-    assert next(stream)[0] == 0
+    check_equal(next(stream), EdgeBoxes()(read_image(files[0])))
     with pytest.raises(ImageError, match=r"broken\.jpg"):
         next(stream)
     with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
         list(propose_all([tmp_path / "missing.jpg"], EdgeBoxes(), tmp_path))
     write_windows(tmp_path / "none.npz", [])
-    with pytest.raises(ValueError, match=r"0\.png: found an image"):
+    with pytest.raises(SppnetError, match=r"0\.png: found an image"):
         list(propose_all(files, parse(str(tmp_path / "none.npz"))))
 
 
@@ -415,6 +432,57 @@ def test_stopping_early_leaves_no_work(files):
     done = method.calls
     assert done < len(files) * 50
     assert method.calls == done
+
+
+def test_propose_writes_a_file_that_is_a_method(files, tmp_path):
+    out, described = tmp_path / "windows.npz", []
+
+    def track(items, description):
+        described.append((len(items), description))
+        return items
+
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    proposed = propose([files[0].parent, tmp_path / "broken.jpg"], "edge-boxes", out, track=track)
+    assert described == [(len(files) + 1, "Proposing windows")]
+    stored = read_windows(out)
+    for path in files:
+        check_equal(stored(read_image(path)), EdgeBoxes()(read_image(path)))
+    assert proposed.images == len(files)
+    assert proposed.windows == sum(len(windows.boxes) for windows in stored.windows.values())
+    (failure,) = proposed.failures
+    assert str(tmp_path / "broken.jpg") in failure
+    # A file is a method, a method need not be a name, and an image that it does not know is a failure.
+    other = tmp_path / "other.png"
+    Image.fromarray(scene(50, 60, 9)).save(other)
+    again = propose([other, files[0]], stored, tmp_path / "again.npz")
+    assert (again.images, len(again.failures)) == (1, 1)
+    assert str(other) in again.failures[0]
+
+
+def test_propose_writes_nothing_where_nothing_was_proposed(tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"")
+    proposed = propose([broken], "dense", tmp_path / "windows.npz")
+    assert (proposed.images, proposed.windows, len(proposed.failures)) == (0, 0, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["broken.jpg"]
+
+
+def test_propose_says_what_is_wrong_before_any_work(files, tmp_path):
+    def track(items, description):
+        raise AssertionError("it began")
+
+    out = tmp_path / "windows.npz"
+    for images, method, place, said in [
+        (files, "dense", tmp_path / "windows.json", r"found the suffix '\.json', expected \.npz"),
+        (files, "sparse", out, "found the proposal method 'sparse', expected selective-search"),
+        ([tmp_path], "dense", out, "found no image"),
+        (str(files[0]), "dense", out, "found the path .*expected a list"),
+    ]:
+        with pytest.raises(SppnetError, match=said):
+            propose(images, method, place, track=track)
+    with pytest.raises(OSError, match="cannot write"):
+        propose(files, "dense", tmp_path / "missing" / "windows.npz", track=track)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_do(tmp_path):

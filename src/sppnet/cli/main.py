@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,11 +17,6 @@ from sppnet.cli.detect import PROPOSALS, SHOWN, detect, detect_in
 from sppnet.cli.embed import embed, protocol
 from sppnet.cli.search import index, search
 from sppnet.errors import SppnetError
-
-if TYPE_CHECKING:
-    from sppnet.arrays import Boxes, Pixels
-    from sppnet.boxes import Windows
-    from sppnet.proposals import Proposer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -84,37 +79,13 @@ def propose(
 
     Methods: selective-search, selective-search-quality, edge-boxes, dense; joined by +.
     """
-    from sppnet.images import image_files, read_image
-    from sppnet.proposals import image_key, parse, write_windows
-    from sppnet.storage import check_writable
+    from sppnet.proposals import writing
 
-    if out.suffix != ".npz":
-        raise SppnetError(f"{out}: found the suffix {out.suffix!r}, expected .npz for a file of windows")
-    check_writable(out)
-    paths, proposer = image_files(images), parse(method)
-    entries: list[tuple[str, str, Boxes, Any]] = []
-    failures: list[str] = []
-    for path in track(paths, "Proposing windows"):
-        try:
-            pixels = read_image(path)
-            entries.append((path.name, image_key(pixels), *_windows(proposer, path, pixels)))
-        except (SppnetError, OSError) as error:
-            failures.append(str(error))
-    if entries:
-        write_windows(out, entries)
-    print_failures(failures, len(paths))
-    if not entries:
-        raise typer.Exit(1)
-    print(f"{out}: {sum(len(boxes) for _, _, boxes, _ in entries)} windows of {len(entries)} images")
-    raise typer.Exit(int(bool(failures)))
-
-
-def _windows(method: Proposer, path: Path, pixels: Pixels) -> Windows:
-    """Propose windows for an image; an error names its file."""
-    try:
-        return method(pixels)
-    except SppnetError as error:
-        raise SppnetError(f"{path}: {error}") from None
+    proposed = writing.propose(images, method, out, track=track)
+    print_failures(proposed.failures, proposed.images + len(proposed.failures))
+    if proposed.images:
+        print(f"{out}: {proposed.windows} windows of {proposed.images} images")
+    raise typer.Exit(int(bool(proposed.failures)))
 
 
 @app.command()

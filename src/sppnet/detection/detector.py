@@ -40,8 +40,10 @@ from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys, pixels_of
 from sppnet.models import model_path
 from sppnet.progress import StageTimer, Track, no_track
-from sppnet.proposals import Proposer, cache_folder, parse, propose_all
+from sppnet.proposals.cache import cache_folder, propose_all
+from sppnet.proposals.choosing import parse
 from sppnet.proposals.maps import Objectness
+from sppnet.proposals.method import Proposer
 from sppnet.regression import BoxRegression, decode_deltas
 
 PROPOSALS = "selective-search+edge-boxes"

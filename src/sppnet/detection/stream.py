@@ -16,7 +16,7 @@ from sppnet.evaluation.detection import DetectionReport, evaluate_detections
 from sppnet.images import pixels_of
 from sppnet.parallel import in_order
 from sppnet.progress import StageTimer, Track
-from sppnet.proposals import Proposer
+from sppnet.proposals.method import Proposer
 
 # The least score of a detection, as in the released code; at 0 an SVM is undecided.
 LEAST_SCORE = -1.5

@@ -1,9 +1,9 @@
 """Windows proposed from the feature maps that the detector computes anyway, whatever the class of an object.
 
-Two steps, the first as in Faster R-CNN's region proposals (Ren et al., arXiv 1506.01497) on a frozen backbone.
-A small network looks at every cell of every scale and says of each anchor, a box of one size and shape about
-the cell, how likely it is an object and how it is to be moved. The best are pooled from the few channels of
-that network, then moved and scored once more by ridge regressions: two convex fits.
+Two steps, the first as in Faster R-CNN's region proposals (Ren et al., arXiv 1506.01497), on a frozen
+backbone. A small network looks at every cell of every scale and says of each anchor, a box of one size and
+shape about the cell, how likely it is an object and how it is to be moved. The best are pooled from the few
+channels of that network, then moved and scored once more by ridge regressions: two convex fits.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from sppnet.arrays import Boxes, FloatArray, Pixels
-from sppnet.boxes import Target, Windows, area, clip, intersection, iou, nms
+from sppnet.arrays import Boxes, Pixels
+from sppnet.boxes import Target, Windows, clip, iou, nms
 from sppnet.errors import SppnetError
 from sppnet.estimator import Estimator
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.features.projection import choose_scale
+from sppnet.features.timm import digest_of
 from sppnet.progress import Track, no_track
+from sppnet.proposals.method import Proposer, ranked
+from sppnet.proposals.truth import POSITIVE, Truth
 from sppnet.regression import decode_deltas, encode_deltas, fit_ridge
 
-# Overlap with an object from which an anchor is one, and below which it is none (Ren et al.: 0.7 and 0.3). At
-# 0.5 more anchors teach the regression, and the second step ranks what they give.
-_POSITIVE, _NEGATIVE = 0.5, 0.3
 # Anchors of an image that count in the loss, at most half of them objects (Ren et al.).
 _SAMPLED = 256
 _IMAGES_PER_STEP = 4
@@ -47,8 +47,8 @@ _NORM = 20.0
 _LEAST_SIDE = 4.0
 
 
-class Objectness(Estimator):
-    """Class-agnostic windows from feature maps.
+class Objectness(Estimator, Proposer):
+    """A proposal method that looks at feature maps: windows of objects of any class.
 
     Parameters
     ----------
@@ -60,27 +60,27 @@ class Objectness(Estimator):
     reference : float
         Side in pixels that a window should have at its scale; see `sppnet.features.projection.choose_scale`.
     width : int
-        Channels of the network.
+        Number of channels inside the network.
     kernel : int
-        Cells, across, that it looks at; odd.
+        Side, in cells, of the square about a cell that the network looks at; odd.
     limit : int
-        Most windows of an image.
+        Greatest number of windows of an image.
     nms_iou : float
         Windows that overlap a better one by more are dropped. Greater values give more windows about each
         object, and better places.
     ridge : float
         Penalty of the second step's regressions.
     steps : int
-        Of training, each on a few images.
+        Number of training steps, each on a few images.
     lr : float
-        Highest learning rate (Adam).
+        Highest learning rate of the training (AdamW).
     seed : int
         Seed of every random draw.
 
     Attributes
     ----------
     network_ : torch.nn.Module
-        Scores and moves anchors.
+        The first step, which scores and moves anchors.
     weights_, offsets_ : (5, D) and (5,) float32 tensors
         The second step: predicted overlap with an object, and four box deltas, of pooled windows.
     """
@@ -121,10 +121,10 @@ class Objectness(Estimator):
         Parameters
         ----------
         read : callable
-            ``read(i)`` returns what the network made of image i; called whenever an image's turn comes, so that
-            memory does not grow with the number of images.
+            ``read(i)`` returns what the backbone made of image i; called whenever an image's turn comes, so
+            that memory does not grow with the number of images.
         targets : sequence of Target
-            Annotations of each image. Anchors on difficult and crowd boxes teach nothing.
+            The annotations of each image. Anchors on difficult and crowd boxes teach nothing.
         classes : sequence of str, optional
             What counts as an object; by default everything that is annotated. Other classes teach nothing.
         track : callable
@@ -141,51 +141,65 @@ class Objectness(Estimator):
             If there is no object, the images' maps are of several numbers of channels, or the loss is not
             finite.
         """
-        truths = [_Truth.of(t, classes) for t in targets]
+        truths = [Truth.of(t, classes) for t in targets]
         if not sum(len(t.boxes) for t in truths):
             wanted = "any class" if classes is None else ", ".join(classes)
             raise SppnetError(
                 f"found no object of {wanted} in {len(targets)} images, expected at least one; difficult and "
                 "crowd boxes do not count"
             )
-        self.network_ = self._train(read, truths, track)
-        features, overlaps, deltas = self._second_examples(read, truths, track)
+        network = self._train(read, truths, track)
+        features, overlaps, deltas = self._second_examples(network, read, truths, track)
         scale = _NORM / max(float(np.linalg.norm(features[:, :-1], axis=1).mean()), 1e-12)
         features[:, :-1] *= scale
-        close = overlaps > _POSITIVE
+        close = overlaps > POSITIVE
         score = fit_ridge(features.copy(), overlaps[:, None], self.ridge)
         moves = fit_ridge(features[close], deltas[close], self.ridge)
         weights, offsets = (torch.from_numpy(np.concatenate(p)) for p in zip(score, moves, strict=True))
-        self.weights_, self.offsets_ = weights * scale, offsets
+        self.network_, self.weights_, self.offsets_ = network, weights * scale, offsets
         return self
 
+    @property
+    def signature(self) -> str:
+        """Text that differs wherever the windows might: the settings and a digest of what was fitted."""
+        return f"{super().signature} weights={digest_of({n: t.cpu() for n, t in self.state().items()})[:16]}"
+
     def __call__(self, image: Pixels | None, encoded: EncodedImage | None = None) -> Windows:
-        """Propose windows, as every method of `sppnet.proposals` does; see `propose`.
+        """Propose windows for one image; see `sppnet.proposals.method.Proposer`.
+
+        Parameters
+        ----------
+        image : (H, W, 3) uint8 or None
+            Not looked at.
+        encoded : EncodedImage
+            What the backbone made of the image.
 
         Raises
         ------
+        NotFittedError
+            If it is not fitted.
         SppnetError
-            If there is no encoded image.
+            If there is no encoded image, or it is of another backbone.
         """
         if encoded is None:
             raise SppnetError(
-                "found an image without its maps, expected an encoded one to propose windows from"
+                "found an image without its maps, expected an encoded one to propose windows for"
             )
-        return self.propose(encoded)
+        return ranked(self.propose(encoded).boxes, encoded.size)
 
     def propose(self, encoded: EncodedImage) -> Windows:
-        """Propose windows.
+        """Propose windows with what is known of each: how much of an object it is.
 
         Parameters
         ----------
         encoded : EncodedImage
-            What the network made of the image, on any device. Of several stages the last is used.
+            What the backbone made of the image, on any device. Of several stages the last is used.
 
         Returns
         -------
         Windows
-            At most `limit`, best first, inside the image; the scores are the predicted overlaps with an object,
-            unbounded.
+            At most `limit`, best first, inside the image. The scores are the predicted overlaps with an
+            object, unbounded.
 
         Raises
         ------
@@ -195,7 +209,7 @@ class Objectness(Estimator):
             If the maps are of another backbone.
         """
         self._check_fitted()
-        boxes, hidden = self._first(encoded)
+        boxes, hidden = self._first(self.network_, encoded)
         answers = (self._pool(hidden, encoded, boxes) @ self.weights_.T.to(hidden[0].device)).cpu()
         answers += self.offsets_
         moved = clip(_moved(boxes, answers[:, 1:]), encoded.size[1], encoded.size[0])
@@ -235,7 +249,7 @@ class Objectness(Estimator):
         result.weights_, result.offsets_ = tensors["weights"].float(), tensors["offsets"].float()
         return result
 
-    def _train(self, read: Callable[[int], EncodedImage], truths: Sequence[_Truth], track: Track) -> _Network:
+    def _train(self, read: Callable[[int], EncodedImage], truths: Sequence[Truth], track: Track) -> _Network:
         """Fit the network that scores and moves anchors."""
         rng = np.random.default_rng(self.seed)
         encoded = read(0)
@@ -266,7 +280,7 @@ class Objectness(Estimator):
         return network.eval().requires_grad_(False)
 
     def _loss(
-        self, network: _Network, maps: Sequence[FeatureMaps], truth: _Truth, rng: np.random.Generator
+        self, network: _Network, maps: Sequence[FeatureMaps], truth: Truth, rng: np.random.Generator
     ) -> Tensor:
         """Return the loss of a sample of one image's anchors: logistic, and smooth L1 of the deltas."""
         anchors = np.concatenate([self._anchors(m) for m in maps])
@@ -286,7 +300,7 @@ class Objectness(Estimator):
         return loss / _SAMPLED
 
     def _second_examples(
-        self, read: Callable[[int], EncodedImage], truths: Sequence[_Truth], track: Track
+        self, network: _Network, read: Callable[[int], EncodedImage], truths: Sequence[Truth], track: Track
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Boxes]:
         """Return features, with a constant 1, overlaps and deltas of windows that the first step proposes."""
         rng = np.random.default_rng(self.seed)
@@ -297,23 +311,23 @@ class Objectness(Estimator):
             if not len(truth.boxes):
                 continue
             encoded = read(i)
-            boxes, hidden = self._first(encoded)
+            boxes, hidden = self._first(network, encoded)
             # The objects themselves teach, too, so that there are close windows even where none was found.
             boxes = np.concatenate([truth.boxes, boxes])
             overlap = iou(boxes, truth.boxes)
             best, nearest = overlap.max(axis=1), overlap.argmax(axis=1)
-            known = np.flatnonzero((best > _POSITIVE) | ~truth.ignores(boxes))
-            close = known[best[known] > _POSITIVE]
+            known = np.flatnonzero((best > POSITIVE) | ~truth.ignores(boxes))
+            close = known[best[known] > POSITIVE]
             taught = np.union1d(*(rng.choice(s, min(len(s), most), replace=False) for s in (known, close)))
             features.append(F.pad(self._pool(hidden, encoded, boxes[taught]), (0, 1), value=1.0).cpu())
             overlaps.append(best[taught])
             deltas.append(encode_deltas(boxes[taught], truth.boxes[nearest[taught]]))
         return torch.cat(features).numpy(), np.concatenate(overlaps), np.concatenate(deltas)
 
-    def _first(self, encoded: EncodedImage) -> tuple[Boxes, list[Tensor]]:
+    def _first(self, network: _Network, encoded: EncodedImage) -> tuple[Boxes, list[Tensor]]:
         """Return the best anchors of all scales, moved, best first; and the network's own maps."""
         boxes, scores, hidden = [], [], []
-        network = self.network_.to(encoded.device)
+        network.to(encoded.device)
         with torch.inference_mode():
             for scale in encoded.scales:
                 answers, inner = network(_cells(network, scale))
@@ -348,7 +362,7 @@ class Objectness(Estimator):
         return np.concatenate([centres - half, centres + half], axis=-1).reshape(-1, 4).astype(np.float32)
 
     def _pool(self, hidden: Sequence[Tensor], encoded: EncodedImage, boxes: Boxes) -> Tensor:
-        """Return the (R, D) features of windows, each from the scale where its size suits the backbone best."""
+        """Return the (R, D) features of windows, each at the scale where its size suits the backbone best."""
         which = choose_scale(boxes, min(encoded.size), encoded.sides, self.reference, "released")
         pooled = hidden[0].new_zeros(len(boxes), hidden[0].shape[1] * _BINS**2)
         grown = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * _GROWTH
@@ -394,41 +408,3 @@ def _cells(network: _Network, maps: FeatureMaps) -> Tensor:
             "those of the backbone that the objectness was fitted with"
         )
     return stage.permute(1, 2, 0)
-
-
-class _Truth:
-    """The objects of an image, and the boxes that are neither objects nor background."""
-
-    def __init__(self, boxes: Boxes, ignored: Boxes, crowd: Boxes) -> None:
-        self.boxes, self.ignored, self.crowd = boxes, ignored, crowd
-
-    @classmethod
-    def of(cls, target: Target, classes: Sequence[str] | None) -> _Truth:
-        wanted = np.array([classes is None or name in classes for name in target.labels], bool)
-        counts = wanted & ~target.ignored
-        return cls(target.boxes[counts], target.boxes[~counts], target.boxes[target.crowd])
-
-    def ignores(self, boxes: FloatArray) -> npt.NDArray[np.bool_]:
-        """(R,) bool: which boxes overlap something ignored, or lie in a crowd."""
-        overlap = iou(boxes, self.ignored).max(axis=1, initial=0)
-        inside = intersection(boxes, self.crowd).max(axis=1, initial=0) / np.maximum(area(boxes), 1e-6)
-        result: npt.NDArray[np.bool_] = np.maximum(overlap, inside) >= _NEGATIVE
-        return result
-
-    def label(self, anchors: Boxes) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
-        """Return 1 (object), 0 (background) or -1 (neither) of each anchor, and the object nearest to it.
-
-        The anchors that overlap an object most are its own, too, however little that is above the background.
-        """
-        labels = np.where(self.ignores(anchors), -1, 0).astype(np.int8)
-        if not len(self.boxes):
-            return labels, np.zeros(len(anchors), np.int64)
-        overlap = iou(anchors, self.boxes)
-        best, nearest = overlap.max(axis=1), overlap.argmax(axis=1)
-        labels[best >= _NEGATIVE] = -1
-        labels[best >= _POSITIVE] = 1
-        for g, most in enumerate(overlap.max(axis=0)):
-            if most > 0:
-                own = overlap[:, g] == most
-                labels[own], nearest[own] = 1, g
-        return labels, nearest.astype(np.int64)

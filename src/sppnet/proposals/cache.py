@@ -1,0 +1,93 @@
+"""Windows of many images, several at a time, and found again on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from platformdirs import user_cache_path
+
+from sppnet.arrays import Pixels
+from sppnet.boxes import Windows
+from sppnet.images import pixels_of
+from sppnet.parallel import in_order
+from sppnet.proposals.file import image_key
+from sppnet.proposals.method import Proposer, propose_for
+from sppnet.storage import atomic_path
+
+
+def cache_folder() -> Path:
+    """Return the folder of the user's caches for `propose_all`; it may not exist yet."""
+    return user_cache_path("sppnet") / "proposals"
+
+
+def propose_all(
+    images: Sequence[str | Path | Pixels],
+    method: Proposer,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+) -> Iterator[Windows]:
+    """Propose windows for many images, several at a time.
+
+    Parameters
+    ----------
+    images : sequence of path, str or (H, W, 3) uint8
+        Image files, or pixels, RGB and upright.
+    method : Proposer
+        What proposes the windows, from the pixels alone.
+    cache : path, optional
+        Folder to keep windows in, made if missing. They are found again by the bytes of the image,
+        whatever its name, and the `Proposer.signature` of the method; a damaged entry is computed again.
+    workers : int, optional
+        Number of threads; by default one for each core. OpenCV works without holding Python's lock.
+
+    Yields
+    ------
+    Windows
+        In the order of the images.
+
+    Raises
+    ------
+    SppnetError, OSError
+        From the first image that cannot be read or proposed for; the message names it.
+    """
+    if cache is not None:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+    yield from in_order(lambda image: _propose(image, method, cache), images, workers or os.cpu_count() or 1)
+
+
+def _propose(image: str | Path | Pixels, method: Proposer, cache: str | Path | None) -> Windows:
+    if cache is None:
+        return propose_for(image, pixels_of(image), method)
+    key = hashlib.blake2b(method.signature.encode(), digest_size=16)
+    if isinstance(image, np.ndarray):
+        key.update(image_key(image).encode())
+    else:
+        key.update(Path(image).read_bytes())
+    entry = Path(cache) / f"{key.hexdigest()}.windows"
+    windows = _read_entry(entry)
+    if windows is None:
+        windows = propose_for(image, pixels_of(image), method)
+        table = np.column_stack(windows).tobytes()
+        with atomic_path(entry) as temporary:
+            temporary.write_bytes(_checksum(table) + table)
+    return windows
+
+
+def _read_entry(entry: Path) -> Windows | None:
+    """Return the windows of a cache entry; None if it is missing or damaged."""
+    if not entry.exists():
+        return None
+    content = entry.read_bytes()
+    checksum, table = content[:16], content[16:]
+    if checksum != _checksum(table):
+        return None
+    columns = np.frombuffer(table, np.float32).reshape(-1, 5)
+    return Windows(columns[:, :4].copy(), columns[:, 4].copy())
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -1,0 +1,81 @@
+"""Windows of many image files, written to one file: what the command ``sppnet propose`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sppnet.boxes import Windows
+from sppnet.errors import SppnetError
+from sppnet.images import image_files, read_image
+from sppnet.progress import Track, no_track
+from sppnet.proposals.choosing import parse
+from sppnet.proposals.file import check_suffix, image_key, write_windows
+from sppnet.proposals.method import Proposer, propose_for
+from sppnet.storage import check_writable
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """What `propose` wrote.
+
+    Attributes
+    ----------
+    images : int
+        Number of images with windows in the file. If it is 0, no file was written.
+    windows : int
+        Number of their windows.
+    failures : tuple of str
+        What was wrong with the other images, a line for each.
+    """
+
+    images: int
+    windows: int
+    failures: tuple[str, ...]
+
+
+def propose(
+    images: Sequence[str | Path], method: str | Proposer, out: str | Path, *, track: Track = no_track
+) -> Proposed:
+    """Propose windows for image files and write them to a file, which is a method like any other afterwards.
+
+    Parameters
+    ----------
+    images : sequence of path
+        Image files, folders or patterns; see `sppnet.images.image_files`.
+    method : str or Proposer
+        A method, or its name as `parse` takes it.
+    out : path
+        The file to write, which ends in ``.npz``; see `write_windows`. `read_windows` reads it.
+    track : callable
+        ``track(items, description)`` yields the items and may draw progress.
+
+    Returns
+    -------
+    Proposed
+        How many windows were written, and which images failed: these do not stop the others.
+
+    Raises
+    ------
+    SppnetError
+        If there is no image or no such method, or `out` does not end in ``.npz``.
+    OSError
+        If `out` cannot be written.
+    """
+    check_suffix(out)
+    check_writable(out)
+    if isinstance(images, str | Path):
+        raise SppnetError(f"found the path {str(images)!r}, expected a list of them")
+    paths, proposer = image_files(images), parse(method) if isinstance(method, str) else method
+    entries: list[tuple[str, str, Windows]] = []
+    failures: list[str] = []
+    for path in track(paths, "Proposing windows"):
+        try:
+            pixels = read_image(path)
+            entries.append((path.name, image_key(pixels), propose_for(path, pixels, proposer)))
+        except (SppnetError, OSError) as error:
+            failures.append(str(error))
+    if entries:
+        write_windows(out, entries)
+    return Proposed(len(entries), sum(len(w.boxes) for _, _, w in entries), tuple(failures))
