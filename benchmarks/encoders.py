@@ -46,7 +46,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from pooling import commit, machine
-from sppnet.datasets.image_folder import LabelledImages, read_labelled_images
+from sppnet.datasets.image_folder import LabelledImages, read_image_folder
 from sppnet.evaluation.protocols import caltech101, caltech101_splits, gram_matrix
 from sppnet.images import read_image, resize, shorter_side_size
 from sppnet.storage import atomic_path, check_writable
@@ -285,7 +285,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     # Now, before an hour of work.
     check_writable(arguments.json)
-    images = read_labelled_images(arguments.data)
+    images = read_image_folder(arguments.data)
     if arguments.classes:
         images = images.subset(images.labels < arguments.classes)
     chosen = images_to_learn_from(images.labels, arguments.splits)

@@ -14,9 +14,9 @@ CLASSES = 1000
 LIST = """
 import sys, time
 from sppnet.progress import peak_memory
-from sppnet.datasets.image_folder import read_labelled_images
+from sppnet.datasets.image_folder import read_image_folder
 before, start = peak_memory(), time.perf_counter()
-images = read_labelled_images(sys.argv[1])
+images = read_image_folder(sys.argv[1])
 seconds = time.perf_counter() - start
 print(f"{images}: {seconds:.1f} s, peak {peak_memory():.2f} GB, at the start {before:.2f} GB")
 """

@@ -25,7 +25,7 @@ from rich.progress import track
 
 from pooling import commit, machine
 from sppnet import Embedder, read_image
-from sppnet.datasets.image_folder import read_labelled_images
+from sppnet.datasets.image_folder import read_image_folder
 from sppnet.evaluation.protocols import caltech101, gram_matrix
 from sppnet.images import image_files
 from sppnet.storage import atomic_path
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def tables(arguments) -> dict:
-    images = read_labelled_images(arguments.data)
+    images = read_image_folder(arguments.data)
     labels = np.array([label for _, label in images])
     found = {}
     for row, vectors in embedded([path for path, _ in images]):

@@ -35,7 +35,7 @@ from sppnet.classification.batches import CropBatches, WholeBatches, sample_comp
 from sppnet.classification.network import NetworkSettings, build
 from sppnet.classification.training import Recipe, train
 from sppnet.classification.views import probabilities
-from sppnet.datasets.image_folder import read_labelled_images
+from sppnet.datasets.image_folder import read_image_folder
 from sppnet.images import read_image
 from sppnet.storage import atomic_path
 
@@ -157,10 +157,10 @@ def read_results(path: Path, settings: dict) -> dict:
 def images_of(data: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]], int]:
     """Return classes, all images, and how many of them are of the split train."""
     if not (data / "train").is_dir():
-        images = read_labelled_images(data)
+        images = read_image_folder(data)
         return images.classes, list(images), len(images)
-    first = read_labelled_images(data, "train")
-    second = read_labelled_images(data, "val", classes=first.classes)
+    first = read_image_folder(data, "train")
+    second = read_image_folder(data, "val", classes=first.classes)
     return first.classes, [*first, *second], len(first)
 
 

@@ -23,7 +23,7 @@ from pooling import commit, machine
 from sppnet.classification.batches import Batch, CropBatches
 from sppnet.classification.network import NetworkSettings, build
 from sppnet.classification.training import Recipe, train
-from sppnet.datasets.image_folder import read_labelled_images
+from sppnet.datasets.image_folder import read_image_folder
 
 
 class Ready:
@@ -50,7 +50,7 @@ class Ready:
 def speeds(arguments, sizes, ready=False) -> dict[int, float]:
     """Return images per second, over all processes, by size; the first epoch of each size warms up."""
     fabric = fabric_of(arguments)
-    images = read_labelled_images(arguments.data, "train" if (arguments.data / "train").is_dir() else None)
+    images = read_image_folder(arguments.data, "train" if (arguments.data / "train").is_dir() else None)
     images = images.subset(range(0, len(images), max(1, len(images) // arguments.images)))
     place = {"world": fabric.world_size, "rank": fabric.global_rank, "workers": arguments.workers}
     source = CropBatches(images, arguments.batch, sizes, **place)

@@ -10,7 +10,7 @@ from .datasets import Dataset as Dataset
 from .datasets import Sample as Sample
 from .datasets import read_dataset as read_dataset
 from .datasets.image_folder import LabelledImages as LabelledImages
-from .datasets.image_folder import read_labelled_images as read_labelled_images
+from .datasets.image_folder import read_image_folder as read_image_folder
 from .detection.detector import Detector as Detector
 from .detection.ensemble import Ensemble as Ensemble
 from .features.backbone import Backbone as Backbone

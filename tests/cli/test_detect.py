@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from commands import Outcome, content, fails, read_json, same, sppnet, succeeds
 from sppnet import Backbone, Detector, Ensemble, read_dataset, read_image
 from sppnet.boxes import Detections
-from sppnet.datasets.results import write_coco_results, write_voc_results
+from sppnet.datasets.coco import write_coco_results
+from sppnet.datasets.voc import write_voc_results
 from sppnet.detection.file import describe
 from sppnet.features import backbone as backbones
 from sppnet.features import windows as maps

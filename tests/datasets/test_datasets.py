@@ -425,7 +425,7 @@ class TestYolo:
     @pytest.mark.parametrize("names", ["classes.txt", "obj.names", "labels/classes.txt"])
     def test_folders_without_a_description(self, yolo, names):
         (yolo / "data.yaml").unlink()
-        assert "found no dataset" in only_error(yolo)
+        assert "found 2 images and no annotations known here" in only_error(yolo)
         write(yolo / names, "\n".join(SHAPES))
         assert [sample.name for sample in read_dataset(yolo, "train")] == ["000001", "000002"]
         assert [sample.name for sample in read_dataset(yolo, "all")] == ["train/000001", "train/000002"]
@@ -561,7 +561,7 @@ class TestCsv:
         [
             ("1.png,5,5,5,9,cat,", ":2: box 5, 5, 5, 9 of 'cat' is inverted or empty"),
             ("1.png,x,5,5,9,cat,", ":2: found x, 5, 5, 9, expected the numbers"),
-            ("1.png,5,5", ":2: found 5, 5, , , expected the numbers"),
+            ("1.png,5,5", ":2: found a row of length 3, expected 7 as in line 1"),
             ("3.png,1,1,5,9,cat,", ":2: found no image file"),
             ("1.png,nan,1,5,9,cat,", "is inverted or empty"),
         ],
@@ -571,7 +571,10 @@ class TestCsv:
 
     def test_bad_files(self, tmp_path):
         file = self.table(tmp_path, "1.png,1,2", header="path,x1,y1")
-        assert "boxes.csv:1: found the columns path, x1, y1" in only_error(file)
+        assert (
+            "boxes.csv:1: found the columns 'path', 'x1', 'y1', expected path, x1, y1, x2 and y2 once"
+            in only_error(file)
+        )
         file = self.table(tmp_path, "1.png,1,2,30,40,cat,train")
         assert "found no split 'test', expected one of: train" in only_error(file, "test")
         assert "found no image, expected at least one" in only_error(self.table(tmp_path))

@@ -5,7 +5,9 @@ import pytest
 
 from sppnet.boxes import Detections
 from sppnet.datasets import read_dataset
-from sppnet.datasets.results import read_results, write_coco_results, write_voc_results
+from sppnet.datasets.coco import write_coco_results
+from sppnet.datasets.results import read_results
+from sppnet.datasets.voc import write_voc_results
 from trees import SHAPES, coco_tree, voc_tree, yolo_tree
 
 TREES = {"voc": voc_tree, "coco": coco_tree, "yolo": yolo_tree}

@@ -274,9 +274,9 @@ def evaluate(
 
 
 def _read(data: Path, split: str | None) -> LabelledImages:
-    from sppnet.datasets.image_folder import read_labelled_images
+    from sppnet.datasets.image_folder import read_image_folder
 
-    images = read_labelled_images(data, split)
+    images = read_image_folder(data, split)
     for note in images.notes:
         print(f"note: {note}", file=sys.stderr)
     return images

@@ -176,11 +176,11 @@ def caltech101(
     """
     import numpy as np
 
-    from sppnet.datasets.image_folder import read_labelled_images
+    from sppnet.datasets.image_folder import read_image_folder
     from sppnet.evaluation.protocols import caltech101, check_caltech101, gram_matrix
 
     check_places(json_file, None, [data])
-    images = read_labelled_images(data, ".")
+    images = read_image_folder(data, ".")
     for note in images.notes:
         print(f"note: {note}", file=sys.stderr)
     labels = np.array([label for _, label in images])
@@ -328,7 +328,7 @@ Job = tuple[Path, "Boxes | None", tuple[str, ...]]
 def _jobs(sources: Sequence[str], boxes: Path | None, split: str | None) -> list[Job]:
     """Return the images to embed, with the boxes that are asked of each and the labels of the rows."""
     from sppnet.datasets import read_dataset
-    from sppnet.datasets.image_folder import read_labelled_images
+    from sppnet.datasets.image_folder import read_image_folder
     from sppnet.images import image_files
 
     if boxes is None:
@@ -339,7 +339,7 @@ def _jobs(sources: Sequence[str], boxes: Path | None, split: str | None) -> list
             try:
                 return [(sample.path, None, ("",)) for sample in read_dataset(place, split)]
             except DatasetError:
-                labelled = read_labelled_images(place, split)
+                labelled = read_image_folder(place, split)
             for note in labelled.notes:
                 print(f"note: {note}", file=sys.stderr)
             return [(path, None, (labelled.classes[label],)) for path, label in labelled]

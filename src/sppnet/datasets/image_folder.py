@@ -6,28 +6,29 @@ for any of them: worker processes made by fork share its memory, as nothing in i
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.errors import SppnetError
+from sppnet.datasets.csv import csv_rows, listed
+from sppnet.datasets.records import Contents, class_names, digest, file_size, packed
+from sppnet.errors import DatasetError, SppnetError
 from sppnet.images import SUFFIXES
 
 _SUFFIXES = frozenset(os.fsencode(suffix) for suffix in SUFFIXES)
-_SHOWN = 10
 # Where ImageNet keeps its splits and Caltech101 its classes, below the folder that their archives unpack to.
 _PUBLISHED = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "101_ObjectCategories")
 # A folder of such a name that holds folders is taken for a split until the caller says otherwise.
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
-@dataclass(frozen=True, eq=False, repr=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LabelledImages(Sequence[tuple[Path, int]]):
     """A sequence of image paths and labels, sorted by class name and then by path.
 
@@ -60,12 +61,33 @@ class LabelledImages(Sequence[tuple[Path, int]]):
     def __getitem__(self, index: int | slice) -> tuple[Path, int] | LabelledImages:
         if isinstance(index, slice):
             return self.subset(index)
-        start = int(self._starts[index])
-        name = self._names[start : self._names.index(b"\0", start)]
-        return self.root / os.fsdecode(name), int(self.labels[index])
+        return self.root / os.fsdecode(self._name(self._starts[index])), int(self.labels[index])
+
+    def _name(self, start: np.int64) -> bytes:
+        """Return the name that begins at a place of the buffer."""
+        return self._names[start : self._names.index(b"\0", start)]
 
     def __repr__(self) -> str:
         return f"LabelledImages({len(self)} images, {len(self.classes)} classes, {str(self.root)!r})"
+
+    @cached_property
+    def contents(self) -> Contents:
+        """Number and digests of names, file sizes and labels; computed when first asked for."""
+        root = os.fsencode(self.root)
+        names = (self._name(start) for start in self._starts)
+        sizes = np.fromiter((file_size(os.path.join(root, name)) for name in names), "<i8", len(self))
+        return Contents(
+            len(self),
+            len(self),
+            digest(self._name(start) + b"\0" for start in self._starts),
+            digest([sizes.tobytes()]),
+            digest([*map(packed, self.classes), self.labels.astype("<i4").tobytes()]),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over names, file sizes and labels of the images; no image is opened."""
+        return self.contents.fingerprint
 
     def subset(self, indices: slice | npt.ArrayLike) -> LabelledImages:
         """Return some of the images, in the order of `indices`, with the same classes.
@@ -97,23 +119,24 @@ class LabelledImages(Sequence[tuple[Path, int]]):
         Raises
         ------
         SppnetError
-            If the class of an image is missing from `classes`, or a name comes twice in it.
+            If the class of an image is missing from `classes`, a name comes twice in it, or it is one str.
         """
+        classes = class_names(classes)
         positions = {name: i for i, name in enumerate(classes)}
         if len(positions) < len(classes):
             again = sorted({name for i, name in enumerate(classes) if positions[name] != i})
-            raise SppnetError(f"found the classes {_listed(again)} more than once, expected each once")
+            raise SppnetError(f"found the classes {listed(again)} more than once, expected each once")
         used = [self.classes[i] for i in np.unique(self.labels)]
         unknown = [name for name in used if name not in positions]
         if unknown:
-            expected = f"only the {len(positions)} given: {_listed(positions)}"
-            raise SppnetError(f"{self.root}: found the classes {_listed(unknown)}, expected {expected}")
+            expected = f"only the {len(positions)} given: {listed(positions)}"
+            raise SppnetError(f"{self.root}: found the classes {listed(unknown)}, expected {expected}")
         # Classes without images may be unknown; their -1 is never looked up.
         table = np.array([positions.get(name, -1) for name in self.classes], np.int32)
-        return replace(self, classes=tuple(classes), labels=table[self.labels])
+        return replace(self, classes=classes, labels=table[self.labels])
 
 
-def read_labelled_images(
+def read_image_folder(
     root: str | Path, split: str | None = None, classes: Sequence[str] | None = None
 ) -> LabelledImages:
     """List labelled images; none of them is opened.
@@ -139,26 +162,23 @@ def read_labelled_images(
 
     Raises
     ------
+    DatasetError
+        If there is no such split, none was chosen of several, a class has no image, a link leads
+        back to a folder that holds it, the data is of another kind (such as Parquet), or a row of the CSV
+        file is wrong: names the folder, or file and line.
     SppnetError
-        If there is no such split, none was chosen of several, a class has no image or is not in `classes`, a
-        link leads back to a folder that holds it, the data is of another kind (such as Parquet), or a row of
-        the CSV file is wrong: names the folder, or file and line.
+        If a class is not in `classes`.
     FileNotFoundError
         If there is no `root`.
     """
-    root = Path(root)
-    if not root.exists():
-        raise FileNotFoundError(f"{root}: found no such folder or file, expected labelled images")
+    root = _existing(root)
     notes: tuple[str, ...] = ()
     if root.is_dir():
-        root = next((root / below for below in _PUBLISHED if (root / below).is_dir()), root)
-        names, notes = _read_folder(root, split)
-    elif root.suffix.lower() == ".csv":
-        names = _read_csv(root, split)
-        root = root.parent
+        root = _home(root)
+        names, notes = _from_folder(root, split)
     else:
-        found = "a Parquet file" if root.suffix.lower() == ".parquet" else "a file of unknown type"
-        raise SppnetError(f"{root}: found {found}, expected a folder of class folders or a .csv file")
+        names = _from_csv(_csv_file(root), split)
+        root = root.parent
     found_classes = tuple(sorted(names))
     counts = [names[name].count(b"\0") for name in found_classes]
     buffer = b"".join(names[name] for name in found_classes)
@@ -172,6 +192,53 @@ def read_labelled_images(
         np.concatenate([[0], ends[:-1] + 1]).astype(np.int64),
     )
     return images if classes is None else images.relabelled(classes)
+
+
+def image_folder_splits(root: str | Path) -> tuple[str, ...]:
+    """List the splits of labelled images, without listing these.
+
+    Parameters
+    ----------
+    root : path
+        Folder or CSV file, as `read_image_folder` takes it.
+
+    Returns
+    -------
+    tuple of str
+        Names that `read_image_folder` takes as `split`, sorted; empty if there are no splits.
+        `default_training_split` chooses the one to learn from.
+
+    Raises
+    ------
+    DatasetError
+        If the data is of another kind (such as Parquet), or a row of the CSV file is wrong.
+    FileNotFoundError
+        If there is no `root`.
+    """
+    root = _existing(root)
+    if root.is_dir():
+        return tuple(_split_folders(os.fsencode(_home(root))))
+    return tuple(sorted({row.split for row in _listed_images(_csv_file(root)) if row.split is not None}))
+
+
+def _existing(root: str | Path) -> Path:
+    root = Path(root)
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: found no such folder or file, expected labelled images")
+    return root
+
+
+def _home(root: Path) -> Path:
+    """Return the folder of splits or classes: `root`, or one below it in which published data has them."""
+    return next((root / below for below in _PUBLISHED if (root / below).is_dir()), root)
+
+
+def _csv_file(file: Path) -> Path:
+    """Return a file that is not a folder, if it is a CSV file."""
+    if file.suffix.lower() != ".csv":
+        found = "a Parquet file" if file.suffix.lower() == ".parquet" else "a file of unknown type"
+        raise DatasetError(f"{file}: found {found}, expected a folder of class folders or a .csv file")
+    return file
 
 
 class _LeftOut:
@@ -191,7 +258,7 @@ class _LeftOut:
         )
 
 
-def _read_folder(root: Path, split: str | None) -> tuple[dict[str, bytes], tuple[str, ...]]:
+def _from_folder(root: Path, split: str | None) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """Return the packed names of each class, relative to `root`, and what was left out."""
     base, left = os.fsencode(root), _LeftOut()
     prefix = _split_prefix(base, split)
@@ -200,35 +267,54 @@ def _read_folder(root: Path, split: str | None) -> tuple[dict[str, bytes], tuple
     for name in loose:
         left.add("images outside the class folders", name)
     if not folders:
-        found = "images but no class folder" if loose else "no class folder"
-        raise SppnetError(f"{place}: found {found}, expected <class>/*.jpg in it")
-    packed = {}
+        if not loose:
+            raise DatasetError(f"{place}: found no class folder, expected <class>/*.jpg in it")
+        found = f"{len(loose)} image{'s' * (len(loose) > 1)} but no class folder"
+        advice = "move the images of each class into a folder of its name, or list them in a .csv file"
+        raise DatasetError(f"{place}: found {found}, expected <class>/*.jpg in it; {advice}")
+    classes = {}
     for folder in sorted(folders):
         names = _walk(base, folder, left)
         if not names:
-            raise SppnetError(f"{_shown(base, folder)}: found no image, expected some in each class folder")
-        packed[os.fsdecode(folder[len(prefix) : -1])] = _pack(names)
-    return packed, left.notes()
+            raise DatasetError(f"{_shown(base, folder)}: found no image, expected some in each class folder")
+        classes[os.fsdecode(folder[len(prefix) : -1])] = _pack(names)
+    return classes, left.notes()
 
 
 def _split_prefix(base: bytes, split: str | None) -> bytes:
     """Return the folder of a split as the beginning of names: ``train/``, or nothing without splits."""
-    folders = {os.fsdecode(name[:-1]): name for name in sorted(_scan(base, b"", _LeftOut())[1])}
-    if not folders.keys() - {"data"} and _parquet(base):
-        raise SppnetError(f"{_shown(base)}: found Parquet files, expected class folders of image files")
+    folders = _folders(base)
     if split == ".":
         return b""
     if split is not None:
         if split not in folders:
-            raise SppnetError(f"{_shown(base)}: found no split {split!r}, expected one of {_listed(folders)}")
+            expected = f"one of {listed(folders)}"
+            raise DatasetError(f"{_shown(base)}: found no split {split!r}, expected {expected}")
         return folders[split]
-    if not any(_scan(base, folders[name], _LeftOut())[1] for name in _SPLITS & folders.keys()):
+    splits = _split_folders(base)
+    if not splits:
         return b""
     if len(folders) == 1:
         return next(iter(folders.values()))
-    splits = [name for name, folder in folders.items() if _scan(base, folder, _LeftOut())[1]]
     expected = "split= to name one, or split='.' if these are classes"
-    raise SppnetError(f"{_shown(base)}: found the splits {_listed(splits)}, none chosen; expected {expected}")
+    raise DatasetError(f"{_shown(base)}: found the splits {listed(splits)}, none chosen; expected {expected}")
+
+
+def _folders(base: bytes) -> dict[str, bytes]:
+    """Return the folders in `base` by name, sorted, as the beginnings of names: ``train/``."""
+    folders = {os.fsdecode(name[:-1]): name for name in sorted(_scan(base, b"", _LeftOut())[1])}
+    if not folders.keys() - {"data"} and _parquet(base):
+        raise DatasetError(f"{_shown(base)}: found Parquet files, expected class folders of image files")
+    return folders
+
+
+def _split_folders(base: bytes) -> list[str]:
+    """Return the names of the folders that hold folders, if one of them is named as splits are."""
+    folders = _folders(base)
+    # Classes may be many, and are looked into only if there are splits.
+    if not any(_scan(base, folders[name], _LeftOut())[1] for name in _SPLITS & folders.keys()):
+        return []
+    return [name for name, folder in folders.items() if _scan(base, folder, _LeftOut())[1]]
 
 
 def _parquet(base: bytes) -> bool:
@@ -253,7 +339,7 @@ def _scan(base: bytes, prefix: bytes, left: _LeftOut) -> tuple[list[bytes], list
                 if is_folder:
                     if entry.is_symlink() and _holds_itself(entry.path):
                         expected = "no link to a folder that holds the link"
-                        raise SppnetError(f"{_shown(entry.path)}: found a circle, expected {expected}")
+                        raise DatasetError(f"{_shown(entry.path)}: found a circle, expected {expected}")
                     folders.append(prefix + name + b"/")
                 elif not is_file:
                     kind = "links that lead nowhere" if entry.is_symlink() else "neither files nor folders"
@@ -291,74 +377,53 @@ def _pack(names: list[bytes]) -> bytes:
 
 
 class _Row(NamedTuple):
-    line: int
+    where: str
     path: str
     label: str
     split: str | None
 
 
-def _read_csv(file: Path, split: str | None) -> dict[str, bytes]:
+def _from_csv(file: Path, split: str | None) -> dict[str, bytes]:
     """Return the packed names of each class, as they are written in the file."""
-    splits = {row.split for row in _csv_rows(file)}
+    # The file is read twice, or the rows of a million images would fill the memory.
+    splits = {row.split for row in _listed_images(file)}
     if not splits:
-        raise SppnetError(f"{file}: found no row, expected at least one image")
+        raise DatasetError(f"{file}: found no row, expected at least one image")
     named = sorted(name for name in splits if name is not None)
     if split is not None and split not in splits:
-        expected = f"one of {_listed(named)}" if named else "a column 'split'"
-        raise SppnetError(f"{file}: found no split {split!r}, expected {expected}")
+        expected = f"one of {listed(named)}" if named else "a column 'split'"
+        raise DatasetError(f"{file}: found no split {split!r}, expected {expected}")
     if split is None and len(splits) > 1:
         expected = "split= to name one"
-        raise SppnetError(f"{file}: found the splits {_listed(named)}, none chosen; expected {expected}")
+        raise DatasetError(f"{file}: found the splits {listed(named)}, none chosen; expected {expected}")
     folder = os.fsencode(file.parent)
     names: dict[str, list[bytes]] = {}
-    lines: dict[bytes, int] = {}
-    for row in _csv_rows(file):
+    lines: dict[bytes, str] = {}
+    for row in _listed_images(file):
         if split in (None, row.split):
             name = os.fsencode(row.path)
             path = os.path.join(folder, name)
-            where = f"{file}:{row.line}"
             if not row.label:
-                raise SppnetError(f"{where}: found an empty label, expected a class name")
+                raise DatasetError(f"{row.where}: found an empty label, expected a class name")
             if not row.path or not os.path.isfile(path):
-                raise SppnetError(f"{where}: found no file {row.path!r}, expected the path of an image")
-            first = lines.setdefault(os.path.normpath(path), row.line)
-            if first != row.line:
-                raise SppnetError(f"{where}: found {row.path!r} as in line {first}, expected each image once")
+                found = f"no file {row.path!r}"
+                raise DatasetError(f"{row.where}: found {found}, expected the path of an image")
+            line = row.where.rpartition(":")[2]
+            first = lines.setdefault(os.path.normpath(path), line)
+            if first != line:
+                found = f"{row.path!r} as in line {first}"
+                raise DatasetError(f"{row.where}: found {found}, expected each image once")
             names.setdefault(row.label, []).append(name)
     return {label: _pack(paths) for label, paths in names.items()}
 
 
-def _csv_rows(file: Path) -> Iterator[_Row]:
-    # Names that are not UTF-8 come as surrogates, which os.fsencode turns back into their bytes.
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(text, skipinitialspace=True, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            counts = [header.count(name) for name in ("path", "label", "split")]
-            if counts not in ([1, 1, 0], [1, 1, 1]):
-                expected = "path and label once each, and split at most once"
-                raise SppnetError(f"{file}:1: found the columns {_listed(header)}, expected {expected}")
-            for row in reader:
-                where = f"{file}:{reader.line_num}"
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    expected = f"{len(header)} as in line 1"
-                    raise SppnetError(f"{where}: found a row of length {len(row)}, expected {expected}")
-                fields = dict(zip(header, row, strict=True))
-                split = fields["split"].strip() if "split" in fields else None
-                if split == "":
-                    raise SppnetError(f"{where}: found an empty split, expected a name")
-                yield _Row(reader.line_num, fields["path"], fields["label"].strip(), split)
-        except csv.Error as error:
-            raise SppnetError(f"{file}:{reader.line_num}: found no CSV ({error}), expected CSV") from None
-
-
-def _listed(names: Mapping[str, object] | Iterable[str]) -> str:
-    """Return up to 10 quoted names, and how many more there are."""
-    quoted = [repr(name) for name in names]
-    rest = [f"and {len(quoted) - _SHOWN} more"] if len(quoted) > _SHOWN else []
-    return ", ".join([*quoted[:_SHOWN], *rest]) or "(none)"
+def _listed_images(file: Path) -> Iterator[_Row]:
+    """Yield the rows of a CSV file of labelled images."""
+    for where, fields in csv_rows(file, ("path", "label"), ("split",)):
+        split = fields["split"].strip() if "split" in fields else None
+        if split == "":
+            raise DatasetError(f"{where}: found an empty split, expected a name")
+        yield _Row(where, fields["path"], fields["label"].strip(), split)
 
 
 def _shown(*parts: bytes) -> str:
