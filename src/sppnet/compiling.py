@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
+from zlib import crc32
 
-from numba import njit
-from numba.extending import intrinsic
+from numba import njit, types
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-inlined: Decorator = cast(Any, intrinsic)
 
+def compiled(*signatures: Any, inlined: str | None = None, **options: Any) -> Decorator:
+    """Compile a function for these signatures when it is defined, or load it from the cache.
 
-def compiled(*signatures: str, **options: Any) -> Decorator:
-    """Compile a function for these signatures when it is defined, or load it from the cache."""
+    Parameters
+    ----------
+    *signatures : str or numba signature
+    inlined : str, optional
+        Another file whose code the function takes in. Numba's cache knows a function by its name and notices
+        changes of its own file only, so this file's are made part of the name.
+    **options
+        As for `numba.njit`.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        if inlined is not None:
+            function.__qualname__ += f"_{crc32(Path(inlined).read_bytes()):08x}"
+
         def compile_(cache: bool) -> Any:
             return njit(list(signatures), nogil=True, cache=cache, error_model="numpy", **options)(function)
 
@@ -27,3 +39,8 @@ def compiled(*signatures: str, **options: Any) -> Decorator:
         return result
 
     return decorate
+
+
+def record(form: type[Any], *fields: Any) -> Any:
+    """Return the type, for a signature, of a named tuple (or a tuple) whose fields have these types."""
+    return types.BaseTuple.from_types(fields, form)  # type: ignore[no-untyped-call]

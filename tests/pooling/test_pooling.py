@@ -12,12 +12,12 @@ from torchvision.ops import roi_pool
 from sppnet.pooling import (
     SpatialPyramidPooling,
     bin_bounds,
-    cpu,
     pool_region_chunks,
     pool_regions,
     pyramid_length,
     valid_levels,
 )
+from sppnet.pooling.cpu import scheduling
 
 LEVELS = [(6, 3, 2, 1), (1, 2, 3), (4, 3, 2, 1), (5,), (7, 1), (2, 2)]
 SIDES = [(1, 1), (1, 7), (5, 1), (2, 3), (6, 6), (13, 13), (10, 17), (60, 45)]
@@ -223,7 +223,7 @@ def test_conversion_in_parts_changes_nothing(rng, monkeypatch):
     feature = torch.randn(17, 9, 8).half()
     windows = some_windows(rng, 50, 9, 8)
     expected = pool_regions(feature, windows)
-    monkeypatch.setattr(cpu, "CONVERTED", 4 * 3 * 50 * 17)
+    monkeypatch.setattr(scheduling, "CONVERTED", 4 * 3 * 50 * 17)
     assert torch.equal(pool_regions(feature, windows), expected)
 
 

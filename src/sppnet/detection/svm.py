@@ -6,7 +6,7 @@ images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -180,12 +180,10 @@ class TrainingSet:
 
     def fit(self) -> LinearSVMs:
         """Train all classes, then drop the negatives that have become easy."""
-        from sppnet.detection.descent import descend
-
         live = self._features[: self._size]
         bits = live.view(np.uint16)
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            list(threads.map(lambda k: self._fit_class(descend, bits, k), range(self._signs.shape[1])))
+            list(threads.map(lambda k: self._fit_class(bits, k), range(self._signs.shape[1])))
         svms = LinearSVMs(self._weights.copy(), self._bias * BIAS_FEATURE)
         parts = torch.split(torch.from_numpy(live), 1024)
         scores = torch.cat([svms(part.float()) for part in parts]).numpy()
@@ -195,19 +193,16 @@ class TrainingSet:
         self._compact()
         return svms
 
-    def _fit_class(self, descend: Callable[..., None], features: npt.NDArray[np.uint16], k: int) -> None:
+    def _fit_class(self, features: npt.NDArray[np.uint16], k: int) -> None:
+        # Imported late: numba takes long to start.
+        from sppnet.detection.coordinate_descent import Examples, Solution, descend
+
         rows = np.flatnonzero(self._signs[:, k])
         signs, alphas = self._signs[rows, k].astype(np.float32), self._alphas[rows, k]
         limits = np.where(signs > 0, self.settings.positive_weight, 1.0).astype(np.float32) * self.settings.C
         descend(
-            features,
-            rows,
-            signs,
-            limits,
-            alphas,
-            self._weights[k],
-            self._bias[k : k + 1],
-            np.float32(BIAS_FEATURE),
+            Examples(features, rows, signs, limits, np.float32(BIAS_FEATURE)),
+            Solution(alphas, self._weights[k], self._bias[k : k + 1]),
             np.float32(self.settings.tolerance),
             self.settings.epochs,
         )

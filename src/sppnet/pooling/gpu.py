@@ -245,7 +245,7 @@ def _spread(
 
 
 def pool(
-    maps: Sequence[Tensor], windows: Tensor, index: Tensor, levels: Sequence[int], reduce: str, out: Tensor
+    maps: Sequence[Tensor], windows: Tensor, index: Tensor, levels: Sequence[int], mode: str, out: Tensor
 ) -> None:
     """Pool windows of maps into `out`.
 
@@ -258,18 +258,18 @@ def pool(
     index : (R,) int64 tensor
         The image of each window.
     levels : sequence of int
-    reduce : {"max", "average"}
+    mode : {"max", "average"}
         Averages are taken in double precision for double maps and in single precision for others.
     out : (R, C * M) float tensor, contiguous
         Of any dtype.
     """
-    average = reduce == "average"
+    average = mode == "average"
     plan = _plan(levels, derive=not average)
     _launch(_pool, CHANNELS, maps, _cells(maps), windows, index, plan, average, out)
 
 
 def pool_backward(
-    grad: Tensor, maps: Sequence[Tensor], windows: Tensor, index: Tensor, levels: Sequence[int], reduce: str
+    grad: Tensor, maps: Sequence[Tensor], windows: Tensor, index: Tensor, levels: Sequence[int], mode: str
 ) -> list[Tensor]:
     """Return the gradients of the maps, laid out as they are, for the gradient of the result of `pool`.
 
@@ -281,7 +281,7 @@ def pool_backward(
     cells = _cells(maps)
     sums = torch.zeros_like(cells, dtype=torch.promote_types(cells.dtype, torch.float32))
     plan = _plan(levels, derive=False)
-    average = reduce == "average"
+    average = mode == "average"
     _launch(_spread, CHANNELS // 2, maps, cells, windows, index, plan, average, grad.contiguous(), sums)
     return [torch.empty_like(m).copy_(part) for m, part in zip(maps, _parts(sums, maps), strict=True)]
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from sppnet.errors import SppnetError
 from sppnet.pooling import operator  # noqa: F401  (registers the operator)
 from sppnet.pooling.bins import LEVELS, valid_levels, valid_mode
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+from sppnet.pooling.checks import FLOATS, checked_maps, checked_sizes, described
 
 
 class SpatialPyramidPooling(nn.Module):
@@ -72,7 +71,7 @@ class SpatialPyramidPooling(nn.Module):
         if maps.ndim not in (3, 4) or 0 in maps.shape[-3:] or maps.dtype not in FLOATS:
             raise SppnetError(
                 "maps must be floats of shape (C, H, W) or (N, C, H, W) with at least one channel, row and "
-                f"column, found {maps.dtype} of shape {tuple(maps.shape)}"
+                f"column, found {described(maps)}"
             )
         if maps.ndim == 3:
             if sizes is not None:
@@ -89,43 +88,7 @@ class SpatialPyramidPooling(nn.Module):
         return f"levels={self.levels}, mode={self.mode!r}"
 
 
-def checked_maps(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Return maps (C, H_i, W_i) that can be pooled together, as a list."""
-    sources = list(maps)
-    if not sources:
-        raise SppnetError("maps must hold at least one map, found none")
-    for i, m in enumerate(sources):
-        if not isinstance(m, Tensor) or m.ndim != 3 or 0 in m.shape:
-            found = tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__
-            raise SppnetError(
-                f"map {i} must be a tensor (C, H, W) with at least one channel, row and column, found {found}"
-            )
-        if m.shape[0] != sources[0].shape[0]:
-            raise SppnetError(f"map {i} has {m.shape[0]} channels, map 0 has {sources[0].shape[0]}")
-        if m.dtype not in FLOATS:
-            raise SppnetError(f"map {i} must be float32, float16, bfloat16 or float64, found {m.dtype}")
-        if m.dtype != sources[0].dtype or m.device != sources[0].device:
-            raise SppnetError(
-                f"maps must be of one dtype and device, found {m.dtype} on {m.device} for map {i} and "
-                f"{sources[0].dtype} on {sources[0].device} for map 0"
-            )
-    return sources
-
-
 def _parts(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the windows that are the true maps of a padded batch, and the image of each."""
-    found = (
-        f"{sizes.dtype} of shape {tuple(sizes.shape)}" if isinstance(sizes, Tensor) else type(sizes).__name__
-    )
-    if not isinstance(sizes, Tensor) or sizes.shape != (maps.shape[0], 2) or not is_integer(sizes.dtype):
-        raise SppnetError(
-            f"sizes must be an integer tensor of shape ({maps.shape[0]}, 2), height and width of each map, "
-            f"found {found}"
-        )
-    ends = sizes.to(maps.device, torch.int64).flip(1)
+    ends = checked_sizes(sizes, len(maps)).to(maps.device, torch.int64).flip(1)
     return torch.cat([torch.zeros_like(ends), ends], dim=1), torch.arange(maps.shape[0], device=maps.device)
-
-
-def is_integer(dtype: torch.dtype) -> bool:
-    """Return whether a dtype holds whole numbers."""
-    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)

@@ -21,12 +21,12 @@ from sppnet.errors import SppnetError
 from sppnet.pooling.bins import pyramid_length
 from sppnet.pooling.memory import empty
 
-ARGUMENTS = "Tensor[] maps, Tensor? windows, Tensor? index, int[] levels, str reduce"
+ARGUMENTS = "Tensor[] maps, Tensor? windows, Tensor? index, int[] levels"
 
 # Defined in two steps: `torch.library.custom_op` does it in one, but imports PyTorch's compiler at the first
 # call, a second for every process.
-torch.library.define("sppnet::pool", f"({ARGUMENTS}, ScalarType? dtype=None) -> Tensor")
-torch.library.define("sppnet::pool_backward", f"(Tensor grad, {ARGUMENTS}) -> Tensor[]")
+torch.library.define("sppnet::pool", f"({ARGUMENTS}, str mode, ScalarType? dtype=None) -> Tensor")
+torch.library.define("sppnet::pool_backward", f"(Tensor grad, {ARGUMENTS}, str mode) -> Tensor[]")
 
 
 def _kernels(device: torch.device) -> Any:
@@ -36,9 +36,9 @@ def _kernels(device: torch.device) -> Any:
 
         return gpu
     if device.type == "cpu":
-        from sppnet.pooling import cpu
+        from sppnet.pooling.cpu import scheduling
 
-        return cpu
+        return scheduling
     return None
 
 
@@ -97,7 +97,7 @@ def _pool_into(
     windows: Tensor | None,
     index: Tensor | None,
     levels: Sequence[int],
-    reduce: str,
+    mode: str,
     out: Tensor,
 ) -> None:
     places, which = _placed(maps, windows, index)
@@ -107,12 +107,12 @@ def _pool_into(
         return
     kernels = _kernels(maps[0].device)
     if kernels is not None:
-        kernels.pool(maps, places, which, levels, reduce, out)
+        kernels.pool(maps, places, which, levels, mode, out)
         return
-    from sppnet.pooling import cpu
+    from sppnet.pooling.cpu import scheduling
 
     result = empty(out.shape, out.dtype)
-    cpu.pool([m.cpu() for m in maps], _on_cpu(places), _on_cpu(which), levels, reduce, result)
+    scheduling.pool([m.cpu() for m in maps], _on_cpu(places), _on_cpu(which), levels, mode, result)
     out.copy_(result)
 
 
@@ -122,7 +122,7 @@ def pool(
     windows: Tensor | None,
     index: Tensor | None,
     levels: Sequence[int],
-    reduce: str,
+    mode: str,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Pool windows of maps into vectors.
@@ -136,7 +136,7 @@ def pool(
     index : (R,) int64 tensor, optional
         The image of each window; None for the first.
     levels : sequence of int
-    reduce : {"max", "average"}
+    mode : {"max", "average"}
     dtype : torch.dtype, optional
         Of the result; that of the maps by default.
 
@@ -151,7 +151,7 @@ def pool(
     """
     shape, dtype = (_rows(maps, windows), _length(maps, levels)), dtype or maps[0].dtype
     out = empty(shape, dtype) if maps[0].is_cpu else maps[0].new_empty(shape, dtype=dtype)
-    _pool_into(maps, windows, index, levels, reduce, out)
+    _pool_into(maps, windows, index, levels, mode, out)
     return out
 
 
@@ -161,25 +161,27 @@ def _(
     windows: Tensor | None,
     index: Tensor | None,
     levels: Sequence[int],
-    reduce: str,
+    mode: str,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     return maps[0].new_empty((_rows(maps, windows), _length(maps, levels)), dtype=dtype or maps[0].dtype)
 
 
+# PyTorch passes on by name what an operator that writes to an argument is given, to functions with
+# a `mode` of their own: here alone the schema has another word for it.
 @torch.library.custom_op(
-    "sppnet::pool_into", mutates_args=("out",), schema=f"({ARGUMENTS}, Tensor(a!) out) -> ()"
+    "sppnet::pool_into", mutates_args=("out",), schema=f"({ARGUMENTS}, str kept, Tensor(a!) out) -> ()"
 )
 def pool_into(
     maps: Sequence[Tensor],
     windows: Tensor | None,
     index: Tensor | None,
     levels: Sequence[int],
-    reduce: str,
+    mode: str,
     out: Tensor,
 ) -> None:
     """Pool as `pool` does, into contiguous memory of the caller; no gradient is computed."""
-    _pool_into(maps, windows, index, levels, reduce, out)
+    _pool_into(maps, windows, index, levels, mode, out)
 
 
 @pool_into.register_fake
@@ -188,7 +190,7 @@ def _(
     windows: Tensor | None,
     index: Tensor | None,
     levels: Sequence[int],
-    reduce: str,
+    mode: str,
     out: Tensor,
 ) -> None:
     return None
@@ -201,7 +203,7 @@ def pool_backward(
     windows: Tensor | None,
     index: Tensor | None,
     levels: Sequence[int],
-    reduce: str,
+    mode: str,
 ) -> list[Tensor]:
     """Return the gradients of the maps for the gradient (R, C * M) of the result of `pool`."""
     places, which = _placed(maps, windows, index)
@@ -209,12 +211,12 @@ def pool_backward(
         return [torch.zeros_like(m) for m in maps]
     kernels = _kernels(maps[0].device)
     if kernels is not None:
-        grads: list[Tensor] = kernels.pool_backward(grad, maps, places, which, levels, reduce)
+        grads: list[Tensor] = kernels.pool_backward(grad, maps, places, which, levels, mode)
         return grads
-    from sppnet.pooling import cpu
+    from sppnet.pooling.cpu import scheduling
 
     places, which, sources = _on_cpu(places), _on_cpu(which), [m.cpu() for m in maps]
-    grads = cpu.pool_backward(grad.cpu(), sources, places, which, levels, reduce)
+    grads = scheduling.pool_backward(grad.cpu(), sources, places, which, levels, mode)
     return [g.to(m.device) for g, m in zip(grads, maps, strict=True)]
 
 
@@ -225,7 +227,7 @@ def _(
     windows: Tensor | None,
     index: Tensor | None,
     levels: Sequence[int],
-    reduce: str,
+    mode: str,
 ) -> list[Tensor]:
     return [torch.empty_like(m) for m in maps]
 
@@ -243,20 +245,20 @@ class _Pooling(torch.autograd.Function):
         windows: Tensor | None,
         index: Tensor | None,
         levels: Sequence[int],
-        reduce: str,
+        mode: str,
         dtype: torch.dtype | None,
         *maps: Tensor,
     ) -> Tensor:
-        ctx.levels, ctx.reduce = levels, reduce
+        ctx.levels, ctx.mode = levels, mode
         ctx.save_for_backward(windows, index, *maps)
         with torch._C._AutoDispatchBelowAutograd():
-            pooled: Tensor = torch.ops.sppnet.pool(maps, windows, index, levels, reduce, dtype)
+            pooled: Tensor = torch.ops.sppnet.pool(maps, windows, index, levels, mode, dtype)
         return pooled
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         windows, index, *maps = ctx.saved_tensors
-        grads = torch.ops.sppnet.pool_backward(grad, maps, windows, index, ctx.levels, ctx.reduce)
+        grads = torch.ops.sppnet.pool_backward(grad, maps, windows, index, ctx.levels, ctx.mode)
         return None, None, None, None, None, *grads
 
 
@@ -266,8 +268,8 @@ def _(
     windows: Tensor | None,
     index: Tensor | None,
     levels: Sequence[int],
-    reduce: str,
+    mode: str,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    pooled: Tensor = _Pooling.apply(windows, index, levels, reduce, dtype, *maps)
+    pooled: Tensor = _Pooling.apply(windows, index, levels, mode, dtype, *maps)
     return pooled

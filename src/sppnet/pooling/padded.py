@@ -27,7 +27,8 @@ from torch.utils.data import Sampler, default_collate
 
 from sppnet.arrays import IntArray
 from sppnet.errors import SppnetError
-from sppnet.pooling.layer import is_integer  # Registers torch.ops.sppnet.pool, too.
+from sppnet.pooling import operator  # noqa: F401  (registers the operator)
+from sppnet.pooling.checks import checked_sizes, described
 
 
 def pad_batch(images: Sequence[Tensor], multiple: int = 1, value: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def pad_batch(images: Sequence[Tensor], multiple: int = 1, value: float = 0.0) -
         raise SppnetError(f"expected images and a multiple from 1 up, found {len(images)} and {multiple}")
     for i, image in enumerate(images):
         if not isinstance(image, Tensor) or image.ndim != 3 or 0 in image.shape:
-            raise SppnetError(f"image {i} must be (C, H, W) with no side of 0, found {_described(image)}")
+            raise SppnetError(f"image {i} must be (C, H, W) with no side of 0, found {described(image)}")
         kind, first = (f"{m.shape[0]} channels of {m.dtype} on {m.device}" for m in (image, images[0]))
         if kind != first:
             raise SppnetError(f"images must be of one kind, found {kind} for image {i}, {first} for image 0")
@@ -70,10 +71,6 @@ def collate_padded(
     """Collate samples (image, label) of a `DataLoader` to ``(batch, sizes), labels``, by `pad_batch`."""
     images, labels = zip(*samples, strict=True)
     return pad_batch(images, multiple, value), default_collate(list(labels))
-
-
-def _described(value: Any) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 class SizeBucketSampler(Sampler[list[int]]):
@@ -208,12 +205,10 @@ class TrueSizes(TorchFunctionMode):
     def __init__(self, batch: Tensor, sizes: Tensor) -> None:
         super().__init__()
         if not isinstance(batch, Tensor) or batch.ndim != 4 or 0 in batch.shape:
-            raise SppnetError(f"batch must be (N, C, H, W) with no side of 0, found {_described(batch)}")
+            raise SppnetError(f"batch must be (N, C, H, W) with no side of 0, found {described(batch)}")
         if isinstance(batch, nn.Parameter):
             raise SppnetError("batch must be a tensor that is no parameter, found a parameter")
-        if not isinstance(sizes, Tensor) or sizes.shape != (len(batch), 2) or not is_integer(sizes.dtype):
-            raise SppnetError(f"sizes must be integers ({len(batch)}, 2), found {_described(sizes)}")
-        true: IntArray = sizes.to("cpu", torch.int64, copy=True).numpy()
+        true: IntArray = checked_sizes(sizes, len(batch)).to("cpu", torch.int64, copy=True).numpy()
         if ((true < 1) | (true > batch.shape[2:])).any():
             found = f"{true.min(axis=0).tolist()} to {true.max(axis=0).tolist()}"
             raise SppnetError(f"sizes must be from 1 to {[*batch.shape[2:]]}, found from {found}")
@@ -226,7 +221,7 @@ class TrueSizes(TorchFunctionMode):
         """Return the true sizes of maps that were computed in the context, (N, 2) int64 on the CPU."""
         if not self._knows(maps):
             known = ", ".join(f"{h} x {w}" for h, w in self._sizes)
-            raise SppnetError(f"expected {self._count} maps of the batch, {known}, found {_described(maps)}")
+            raise SppnetError(f"expected {self._count} maps of the batch, {known}, found {described(maps)}")
         return torch.from_numpy(self._sizes[maps.shape[2:]].copy())
 
     def _knows(self, value: Tensor) -> bool:

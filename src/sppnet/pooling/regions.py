@@ -13,7 +13,7 @@ from torch import Tensor
 from sppnet.errors import SppnetError
 from sppnet.pooling import operator  # noqa: F401  (registers the operator)
 from sppnet.pooling.bins import LEVELS, pyramid_length, valid_levels, valid_mode
-from sppnet.pooling.layer import FLOATS, checked_maps, is_integer
+from sppnet.pooling.checks import FLOATS, checked_maps, is_integer
 
 Integers = npt.NDArray[np.integer[Any]] | Tensor
 

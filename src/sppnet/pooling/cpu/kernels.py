@@ -1,0 +1,338 @@
+"""The compiled loops of the pooling operator on the CPU.
+
+Channels are pooled `LANES` at a time. A block of that many is first *packed*: the cells of the maps one after
+the other, each a row of `LANES` numbers, which fills a few vector registers. Every window is then pooled from
+those rows, one row per bin, and its bins are transposed into a page that goes to the output as it is. Maps in
+channels-last order have such rows already; where no cell is read much more than once, they are not packed.
+
+A level whose side divides that of a finer one is pooled from the finer bins. Its bins are exactly unions of
+k x k finer ones, because ``floor(i * k * size / (k * n))`` is ``floor(i * size / n)``, and so for the ends.
+
+The backward pass finds the maxima again instead of keeping their places, which would take as much memory as
+the output.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+
+from sppnet.compiling import compiled, record
+from sppnet.pooling.cpu import intrinsics
+from sppnet.pooling.cpu.intrinsics import (
+    LANES,
+    TILE,
+    locate_cells,
+    locate_maps,
+    read_columns,
+    read_rows,
+    reduce_cells,
+    reduce_maps,
+    stream,
+    write_tile,
+)
+
+
+class Block(NamedTuple):
+    """Some channels of some images of a batch of maps, as they lie in flat memory.
+
+    Attributes
+    ----------
+    flat : 1-D array
+        All numbers of the batch.
+    at : int
+        Where the first number of the block lies in it.
+    images, channels : int
+        How many images and channels the block has.
+    first : int
+        Number of its first channel.
+    cells : int
+        Cells of an image.
+    image : int
+        Distance of two images.
+    stride : int
+        Distance of two channels, where cells lie next to each other; where it is negative, the cells lie that
+        far apart and the channels next to each other.
+    """
+
+    flat: Any
+    at: Any
+    images: Any
+    channels: Any
+    first: Any
+    cells: Any
+    image: Any
+    stride: Any
+
+
+class Windows(NamedTuple):
+    """Windows of the images of a block, and where their bins lie.
+
+    Attributes
+    ----------
+    places : (R, 5) int64
+        For each window: cell where it begins, row step of its map, height, width, row of the output.
+    low, high : (longest side + 1, sum of levels) int64
+        Where the bins of a side of so many cells start and end, level after level.
+    plan : (levels, 6) int64
+        For each level, finest first: its side, its first column in the bounds, its first row in the bins,
+        side and first row of the finer level that it is derived from (0 when it is pooled from the cells),
+        its first column in the output.
+    """
+
+    places: Any
+    low: Any
+    high: Any
+    plan: Any
+
+
+class Scratch(NamedTuple):
+    """Memory of a thread.
+
+    Attributes
+    ----------
+    rows : 1-D array
+        For packed cells.
+    bins : (bins + TILE, LANES) array
+        For the bins of a window.
+    page : array
+        For the transposed bins of a level, or for the spots of the bins' maxima, shaped as `bins`.
+    """
+
+    rows: Any
+    bins: Any
+    page: Any
+
+
+KEYS: tuple[Any, ...] = (types.int32, types.int64)
+FLOATS: tuple[Any, ...] = (types.float32, types.float64)
+BOTH = tuple(zip(KEYS, FLOATS, strict=True))
+# Numba looks for changes in this file alone before it takes a kernel from its cache.
+INLINED = intrinsics.__file__
+
+
+def _block(numbers: Any) -> Any:
+    """Return the type of a `Block` of such numbers."""
+    return record(Block, numbers[::1], *[types.int64] * 7)
+
+
+def _scratch(numbers: Any, page: Any) -> Any:
+    """Return the type of a `Scratch` for such numbers."""
+    return record(Scratch, numbers[::1], numbers[:, ::1], page)
+
+
+WINDOWS = record(Windows, *[types.int64[:, ::1]] * 4)
+
+
+@compiled(*(types.void(_block(k), types.int64, k[::1]) for k in KEYS + FLOATS), inlined=INLINED)
+def pack(maps: Any, block: Any, rows: Any) -> None:
+    """Write at most `LANES` channels of the images, from channel `block` on, to `rows`, a row for each cell.
+
+    Up to `TILE` rows after the last cell are overwritten.
+    """
+    flat, cells, stride = maps.flat, maps.cells, maps.stride
+    at, channels = maps.at + block * max(stride, 1), min(LANES, maps.channels - block)
+    edge = np.empty(TILE * TILE, flat.dtype)
+    for n in range(maps.images):
+        for p in range(0, cells, TILE):
+            for c in range(0, channels, TILE):
+                row = n * cells + p
+                full = p + TILE <= cells and c + TILE <= channels
+                if stride > 0:
+                    begin = at + n * maps.image + c * stride + p
+                    if full:
+                        read_columns(rows, row, c, flat, begin, stride)
+                    else:
+                        for i in range(min(TILE, channels - c)):
+                            for j in range(min(TILE, cells - p)):
+                                edge[i * TILE + j] = flat[begin + i * stride + j]
+                        read_columns(rows, row, c, edge, 0, TILE)
+                else:
+                    begin = at + n * maps.image - p * stride + c
+                    if full:
+                        read_rows(rows, row, c, flat, begin, -stride)
+                    else:
+                        for j in range(min(TILE, cells - p)):
+                            for i in range(min(TILE, channels - c)):
+                                edge[j * TILE + i] = flat[begin - j * stride + i]
+                        read_rows(rows, row, c, edge, 0, TILE)
+
+
+@compiled(*(types.void(_block(k), types.int64, k[:, ::1]) for k in FLOATS), inlined=INLINED)
+def unpack(maps: Any, block: Any, rows: Any) -> None:
+    """Write `rows` to where `pack` reads them from."""
+    flat, cells, stride = maps.flat, maps.cells, maps.stride
+    at, channels = maps.at + block * max(stride, 1), min(LANES, maps.channels - block)
+    for n in range(maps.images):
+        for p in range(0, cells, TILE):
+            for c in range(0, channels, TILE):
+                row = n * cells + p
+                if stride > 0 and p + TILE <= cells and c + TILE <= channels:
+                    write_tile(flat, at + n * maps.image + c * stride + p, stride, rows, row * LANES + c)
+                    continue
+                for j in range(min(TILE, cells - p)):
+                    for i in range(min(TILE, channels - c)):
+                        if stride > 0:
+                            flat[at + n * maps.image + (c + i) * stride + p + j] = rows[row + j, c + i]
+                        else:
+                            flat[at + n * maps.image - (p + j) * stride + c + i] = rows[row + j, c + i]
+
+
+@compiled(
+    *(
+        record(tuple, k[::1], types.int64, types.int64)(_block(k), types.int64, types.boolean, k[::1])
+        for k in KEYS + FLOATS
+    ),
+    inlined=INLINED,
+)
+def _source(maps: Any, block: Any, raw: Any, rows: Any) -> Any:
+    """Return where the cells are read from channel `block` on: where they lie, or packed to `rows`."""
+    if raw:
+        return maps.flat, maps.at + block, -maps.stride
+    pack(maps, block, rows)
+    return rows, 0, LANES
+
+
+@compiled(
+    *(
+        types.void(_block(k), types.boolean, WINDOWS, _scratch(k, k[::1]), k[:, ::1], types.boolean)
+        for k in KEYS + FLOATS
+    ),
+    inlined=INLINED,
+)
+def pool_part(maps: Any, raw: Any, windows: Any, scratch: Any, out: Any, aligned: Any) -> None:
+    """Pool windows from a block of maps, which are read where they lie if `raw` is set, else packed."""
+    places, low, high, plan = windows
+    rows, bins, page = scratch
+    finer_bins = (bins, 0, LANES)
+    for block in range(0, maps.channels, LANES):
+        some = min(LANES, maps.channels - block)
+        source = _source(maps, block, raw, rows)
+        for r in range(len(places)):
+            first, step, height, width, to = places[r]
+            for level in range(len(plan)):
+                n, edge, base, finer, finer_base, offset = plan[level]
+                for i in range(n):
+                    y = low[height, edge + i]
+                    tall = high[height, edge + i] - y
+                    for j in range(n):
+                        bin_ = base + i * n + j
+                        if finer:
+                            k = finer // n
+                            area = (finer_base + (i * finer + j) * k, k, k, finer)
+                            reduce_cells(bins, bin_, finer_bins, area)
+                            continue
+                        x = low[width, edge + j]
+                        area = (first + y * step + x, tall, high[width, edge + j] - x, step)
+                        if raw:
+                            reduce_maps(bins, bin_, source, area)
+                        else:
+                            reduce_cells(bins, bin_, source, area)
+                size = n * n
+                # A tile reaches beyond the bins of its channels, into what the tiles after it overwrite.
+                for c in range(0, some, TILE):
+                    for b in range((size - 1) // TILE * TILE, -1, -TILE):
+                        write_tile(page, c * size + b, size, bins, (base + b) * LANES + c)
+                start = offset + (maps.first + block) * size
+                if aligned:
+                    stream(out[to], start, page, some * size // TILE)
+                else:
+                    for i in range(some * size):
+                        out[to, start + i] = page[i]
+
+
+@compiled(*(types.void(_block(k), f[::1]) for k, f in BOTH))
+def _clear(maps: Any, total: Any) -> None:
+    """Set the numbers of a block to 0 in an array that lies as its own does."""
+    for n in range(maps.images):
+        begin = maps.at + n * maps.image
+        if maps.stride > 0:
+            total[begin : begin + maps.channels * maps.cells] = 0
+        else:
+            for p in range(maps.cells):
+                place = begin - p * maps.stride
+                total[place : place + maps.channels] = 0
+
+
+@compiled(
+    *(
+        types.void(_block(k), types.boolean, WINDOWS, _scratch(k, k[:, ::1]), f[:, ::1], f[::1])
+        for k, f in BOTH
+    ),
+    inlined=INLINED,
+)
+def scatter_part(maps: Any, raw: Any, windows: Any, scratch: Any, grad: Any, total: Any) -> None:
+    """Write to `total` the gradients of the images, each bin's where its maximum is; else as in `pool_part`.
+
+    `total` lies as the block's numbers do.
+    """
+    places, low, high, plan = windows
+    rows, bins, spots = scratch
+    finer_bins, finer_spots = (bins, 0, LANES), (spots, 0, LANES)
+    apart, along = maps.stride, 1
+    if maps.stride < 0:
+        apart, along = 1, -maps.stride
+    _clear(maps, total)
+    for block in range(0, maps.channels, LANES):
+        some = min(LANES, maps.channels - block)
+        source = _source(maps, block, raw, rows)
+        for r in range(len(places)):
+            first, step, height, width, to = places[r]
+            origin = maps.at + block * apart + first // maps.cells * (maps.image - maps.cells * along)
+            for level in range(len(plan)):
+                n, edge, base, finer, finer_base, offset = plan[level]
+                for i in range(n):
+                    y = low[height, edge + i]
+                    tall = high[height, edge + i] - y
+                    for j in range(n):
+                        bin_ = base + i * n + j
+                        if finer:
+                            k = finer // n
+                            area = (finer_base + (i * finer + j) * k, k, k, finer)
+                            locate_cells(bins, spots, bin_, finer_bins, finer_spots, area)
+                            continue
+                        x = low[width, edge + j]
+                        area = (first + y * step + x, tall, high[width, edge + j] - x, step)
+                        if raw:
+                            locate_maps(bins, spots, bin_, source, None, area)
+                        else:
+                            locate_cells(bins, spots, bin_, source, None, area)
+                size = n * n
+                start = offset + (maps.first + block) * size
+                for b in range(size):
+                    for c in range(some):
+                        # Signed numbers would be checked for being negative.
+                        place = np.uint64(origin + spots[base + b, c] * along + c * apart)
+                        total[place] += grad[np.uint64(to), np.uint64(start + c * size + b)]
+
+
+@compiled(*(types.void(_block(k), WINDOWS, k[:, ::1], k[::1]) for k in FLOATS), inlined=INLINED)
+def spread_part(maps: Any, windows: Any, grad: Any, rows: Any) -> None:
+    """Write the gradients of the images to a block, each bin's shared out evenly among its cells."""
+    places, low, high, plan = windows
+    count = maps.images * maps.cells
+    sums = rows[: count * LANES].reshape(count, LANES)
+    for block in range(0, maps.channels, LANES):
+        some = min(LANES, maps.channels - block)
+        sums[:] = 0
+        for r in range(len(places)):
+            first, step, height, width, to = places[r]
+            for level in range(len(plan)):
+                n, edge, _, _, _, offset = plan[level]
+                size = n * n
+                start = offset + (maps.first + block) * size
+                share = np.zeros(LANES, sums.dtype)
+                for i in range(n):
+                    for j in range(n):
+                        y, x = low[height, edge + i], low[width, edge + j]
+                        tall, wide = high[height, edge + i] - y, high[width, edge + j] - x
+                        for c in range(some):
+                            share[c] = grad[to, start + c * size + i * n + j] / (tall * wide)
+                        for p in range(tall):
+                            for q in range(wide):
+                                cell = first + (y + p) * step + x + q
+                                for c in range(LANES):
+                                    sums[cell, c] += share[c]
+        unpack(maps, block, sums)
