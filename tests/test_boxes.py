@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sppnet.boxes import Detections, Target, area, batched_nms, clip, flip, intersection, iou, nms
+from sppnet.errors import SppnetError
 from sppnet.regression import decode_deltas, encode_deltas
 
 
@@ -221,6 +222,13 @@ def test_target_without_boxes():
 def test_target_of_lengths_that_disagree(labels, difficult, crowd, lengths):
     with pytest.raises(ValueError, match=f"must have one length, got {lengths}"):
         Target.of([[0, 0, 1, 1], [0, 0, 2, 2]], labels, difficult, crowd)
+
+
+def test_target_of_one_name():
+    with pytest.raises(SppnetError, match=r"^found the str 'cat' as labels, expected a class name"):
+        SppnetError, match="found the str 'cat' as labels, expected a class name for each box"
+    ):
+        Target.of([[0, 0, 1, 1]] * 3, "cat")
 
 
 def test_detections_above_a_threshold_include_it():

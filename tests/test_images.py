@@ -2,12 +2,13 @@ import os
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.errors import ImageError
+from sppnet.errors import ImageError, SppnetError
 from sppnet.images import (
     image_files,
     image_size,
@@ -17,7 +18,6 @@ from sppnet.images import (
     view_windows,
     write_image,
 )
-from sppnet.storage import atomic_path, numbered_lines, read_json
 
 RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
 COLOUR = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)
@@ -228,6 +228,13 @@ class TestImageFiles:
         found = image_files([folder / "b.JPG", folder, f"{folder}/a*"])
         assert [path.name for path in found] == ["b.JPG", "a.png", "x[1].webp"]
 
+    @pytest.mark.parametrize("kind", [str, Path])
+    def test_one_path_is_no_list(self, folder, kind):
+        with pytest.raises(SppnetError, match=r"^found the path '.*', expected a list .* \['.*'\]$"):
+            SppnetError, match=r"^found the path '.*', expected a list of paths, such as \['.*'\]$"
+        ):
+            image_files(kind(folder))
+
     @pytest.mark.parametrize("source", ["gone.jpg", "*.bmp", "none"])
     def test_nothing_matched(self, folder, source):
         (folder / "none").mkdir()
@@ -274,13 +281,13 @@ class TestViews:
     @pytest.mark.parametrize(
         "size", [(10, 10), (13, 10), (10, 12), (30, 17), (17, 30), (11, 11), (12, 40), (19, 11)]
     )
-    @pytest.mark.parametrize("sides", [False, True])
-    def test_centre_corners_and_middles_of_the_sides_each_once(self, size, sides):
+    @pytest.mark.parametrize("middles", [False, True])
+    def test_centre_corners_and_middles_of_the_sides_each_once(self, size, middles):
         height, width = size
         # Near, middle and far along each axis; without the sides only the corners and the centre of the nine.
         xs, ys = [0, (width - 10) // 2, width - 10], [0, (height - 10) // 2, height - 10]
-        grid = {(xs[i], ys[j]) for i in range(3) for j in range(3) if sides or (i == 1) == (j == 1)}
-        windows = view_windows(height, width, 10, sides)
+        grid = {(xs[i], ys[j]) for i in range(3) for j in range(3) if middles or (i == 1) == (j == 1)}
+        windows = view_windows(height, width, 10, middles)
         assert windows.dtype == np.int64
         assert sorted(map(tuple, windows.tolist())) == sorted((x, y, x + 10, y + 10) for x, y in grid)
         assert windows[0].tolist() == [xs[1], ys[1], xs[1] + 10, ys[1] + 10]
@@ -298,7 +305,7 @@ class TestViews:
     )
     def test_views_that_coincide_are_one(self, size, without, with_sides):
         assert len(view_windows(*size, 224)) == without
-        assert len(view_windows(*size, 224, sides=True)) == with_sides
+        assert len(view_windows(*size, 224, middles=True)) == with_sides
 
     @pytest.mark.parametrize("size", [(223, 300), (300, 223), (1, 1)])
     def test_an_image_smaller_than_its_views(self, size):
@@ -338,40 +345,3 @@ class TestWriting:
         tmp_path.chmod(0o500)
         with pytest.raises(PermissionError, match=r"out.png: cannot write"):
             write_image(tmp_path / "out.png", COLOUR)
-
-    def test_a_failed_write_leaves_the_old_file_alone(self, tmp_path):
-        path = tmp_path / "state.txt"
-        path.write_text("old")
-
-        def fail():
-            with atomic_path(path) as temporary:
-                temporary.write_text("half")
-                raise RuntimeError("stop")
-
-        with pytest.raises(RuntimeError, match="stop"):
-            fail()
-        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("state.txt", "old")]
-        with atomic_path(path) as temporary:
-            assert temporary.suffix == ".txt"
-            temporary.write_text("new")
-        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("state.txt", "new")]
-
-    def test_only_files_are_replaced(self, tmp_path):
-        with pytest.raises(OSError, match="found a folder or a device"), atomic_path(tmp_path):
-            pass
-
-
-class TestReadingText:
-    def test_json_errors_name_the_line(self, tmp_path):
-        path = tmp_path / "a.json"
-        path.write_text('{"a": 1,\n "b": }')
-        with pytest.raises(ValueError, match=r"a.json:2: found no JSON"):
-            read_json(path)
-        path.write_bytes(b'{"\xff": 1}')
-        with pytest.raises(ValueError, match=r"a.json: found bytes that are no text"):
-            read_json(path)
-
-    def test_lines_are_counted_with_the_blank_ones(self, tmp_path):
-        path = tmp_path / "a.txt"
-        path.write_text("\ufeffone\n\n  two \r\n", encoding="utf-8")
-        assert list(numbered_lines(path)) == [(f"{path}:1", "one"), (f"{path}:3", "two")]

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import pytest
 from PIL import Image
 
 from sppnet.boxes import Target
+from sppnet.datasets import read_dataset
+from sppnet.errors import DatasetError
 
 COLOURS = {"disc": (220, 40, 40), "square": (40, 180, 60), "triangle": (50, 70, 220)}
 SHAPES = tuple(COLOURS)
@@ -179,3 +182,17 @@ def class_tree(root: Path, count: int = 2) -> list[tuple[Path, str]]:
             drawn.append((root / shape / f"{number:06d}.jpg", shape))
             save(drawn[-1][0], image)
     return drawn
+
+
+def errors(root: Path, split: str | None = None, **options: str) -> list[str]:
+    """Return the lines of the error that reading a data set must end in."""
+    with pytest.raises(DatasetError) as caught:
+        read_dataset(root, split, **options)
+    return str(caught.value).splitlines()
+
+
+def only_error(root: Path, split: str | None = None, **options: str) -> str:
+    """Return the one line of the error that reading a data set must end in."""
+    lines = errors(root, split, **options)
+    assert len(lines) == 1
+    return lines[0]

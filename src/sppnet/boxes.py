@@ -30,7 +30,7 @@ class Windows(NamedTuple):
     boxes : (R, 4) float32
         Boxes, 0-based half-open pixels of the original image.
     scores : (R,) float32
-        Falling. Those of most methods tell the rank and nothing more.
+        Falling scores. Those of most methods tell the rank and nothing more.
     """
 
     boxes: Boxes
@@ -68,13 +68,24 @@ class Target:
         difficult: npt.ArrayLike | None = None,
         crowd: npt.ArrayLike | None = None,
     ) -> Target:
-        """Build a target from anything array-like; flags default to False.
+        """Build a target from anything array-like.
+
+        Parameters
+        ----------
+        boxes : (G, 4) array-like
+            Ground-truth boxes, 0-based half-open pixels of the original image.
+        labels : sequence of G str
+            Class name of each box.
+        difficult, crowd : (G,) array-like of bool, optional
+            As the attributes; False of all boxes by default.
 
         Raises
         ------
         SppnetError
-            If the lengths of the arguments disagree.
+            If the lengths of the arguments disagree, or `labels` is one str.
         """
+        if isinstance(labels, str):
+            raise SppnetError(f"found the str {labels!r} as labels, expected a class name for each box")
         b = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
         flags = [np.zeros(len(b), bool) if f is None else np.asarray(f, bool) for f in (difficult, crowd)]
         if not len(b) == len(labels) == len(flags[0]) == len(flags[1]):
@@ -157,7 +168,9 @@ def nms(boxes: FloatArray, scores: FloatArray, threshold: float = 0.3) -> IntArr
     Parameters
     ----------
     boxes : (R, 4) float array
+        Boxes, 0-based half-open pixels.
     scores : (R,) float array
+        The higher of two overlapping boxes is kept.
     threshold : float
         A box is dropped when its IoU with a kept box is *strictly* greater (0.3 in the paper, section 4.1).
 
@@ -181,10 +194,13 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float 
     Parameters
     ----------
     boxes : (R, 4) float32 tensor
+        Boxes, 0-based half-open pixels.
     scores : (R,) float tensor
+        The higher of two overlapping boxes of a group is kept.
     groups : (R,) int64 tensor
-        From 0, such as classes.
+        Number of the group of each box, from 0; such as its class.
     threshold : float
+        As in `nms`.
 
     Returns
     -------

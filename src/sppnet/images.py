@@ -192,8 +192,11 @@ def image_files(sources: Sequence[str | Path]) -> list[Path]:
     Raises
     ------
     SppnetError
-        If a source gives no image.
+        If a source gives no image, or `sources` is one path and no list of them.
     """
+    if isinstance(sources, str | Path):
+        expected = f"a list of paths, such as [{str(sources)!r}]"
+        raise SppnetError(f"found the path {str(sources)!r}, expected {expected}")
     found: dict[Path, None] = {}
     for source in sources:
         matches = _matches(source)
@@ -244,16 +247,16 @@ def whole_image_size(height: int, width: int, s: int) -> tuple[int, int]:
     return max(1, round(h * shrink)), max(1, round(w * shrink))
 
 
-def view_windows(height: int, width: int, size: int, sides: bool = False) -> npt.NDArray[np.int64]:
+def view_windows(height: int, width: int, size: int, middles: bool = False) -> npt.NDArray[np.int64]:
     """Return where the square views of an image lie: centre, corners, and the middles of its sides.
 
     Parameters
     ----------
     height, width : int
-        Of the image, at least `size` each.
+        Size of the image in pixels, at least `size` each.
     size : int
-        Side of the views.
-    sides : bool
+        Side of the views in pixels.
+    middles : bool
         Whether the middles of the four sides are views, too (paper section 3.1.5).
 
     Returns
@@ -268,8 +271,8 @@ def view_windows(height: int, width: int, size: int, sides: bool = False) -> npt
         )
     middle, centre = right // 2, bottom // 2
     corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
-    middles = [(middle, 0), (0, centre), (right, centre), (middle, bottom)] if sides else []
-    starts = np.array(list(dict.fromkeys([(middle, centre), *corners, *middles])))
+    sides = [(middle, 0), (0, centre), (right, centre), (middle, bottom)] if middles else []
+    starts = np.array(list(dict.fromkeys([(middle, centre), *corners, *sides])))
     return np.concatenate([starts, starts + size], axis=1)
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
@@ -76,15 +78,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     path : path
         Replaced if it exists.
     tensors : mapping from str to tensor
-        On any device, in any layout.
+        What to store, by name; on any device, in any layout.
     metadata : mapping from str to str
+        What the file says of itself, such as its ``format`` and ``version``.
 
     Raises
     ------
     OSError
         If it cannot be written: no folder, no permission, no space.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -109,17 +111,21 @@ def _sort_metadata(path: Path) -> None:
 
 def file_format(path: Path) -> str | None:
     """Return the format that a safetensors file of ours names; None of any other file."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("format")
+        return _metadata(path).get("format")
     except (SafetensorError, OSError):
         return None
 
 
 def read_metadata(path: str | Path, expected: str, version: str) -> dict[str, str]:
-    """Return the metadata of a safetensors file, of the format and version that are expected of it.
+    """Return the metadata of a safetensors file of ours.
+
+    Parameters
+    ----------
+    path : path
+        The file; none of its tensors is read.
+    expected, version : str
+        The format that it must name, and the version of this format.
 
     Raises
     ------
@@ -128,13 +134,10 @@ def read_metadata(path: str | Path, expected: str, version: str) -> dict[str, st
     SppnetError
         If it is no safetensors file, damaged, or of another format or version; says what was found.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: found no such file, expected an {expected} file")
     try:
-        with safe_open(path, "pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
+        metadata = _metadata(path)
     except (SafetensorError, OSError) as error:
         raise SppnetError(
             f"{path}: found no safetensors file ({error}), expected an {expected} file"
@@ -146,24 +149,44 @@ def read_metadata(path: str | Path, expected: str, version: str) -> dict[str, st
     return metadata
 
 
+def _metadata(path: str | Path) -> dict[str, str]:
+    with safe_open(path, "np") as file:
+        return file.metadata() or {}
+
+
 def read_checkpoint(path: Path, expected: str, version: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return metadata and tensors of a run that was stopped.
 
+    Parameters
+    ----------
+    path : Path
+        The file.
+    expected, version : str
+        Its format and the version of this format.
+
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     SppnetError
-        Like `read_metadata`; the message says what helps.
+        Where `read_metadata` raises it; the message says what helps.
     """
     from safetensors.torch import load_file
 
     try:
         return read_metadata(path, expected, version), load_file(path)
-    except ValueError as error:
+    except SppnetError as error:
         raise SppnetError(f"{error}; remove it to start anew") from None
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; what is not JSON is a `ValueError` that names file and line."""
+    """Return the content of a JSON file.
+
+    Raises
+    ------
+    SppnetError
+        If it is no JSON: names file and line.
+    """
     try:
         return json.loads(path.read_bytes())
     except json.JSONDecodeError as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sppnet.datasets.image_folder import LabelledImages, read_image_folder
+from sppnet.datasets.image_folder import LabelledImages, image_folder_splits, read_image_folder
+from sppnet.errors import SppnetError
 from sppnet.images import read_image
 from trees import SHAPES, class_tree, write
 
@@ -249,6 +250,65 @@ class TestSplits:
             )
 
 
+class TestListingSplits:
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            (["train/cat/1.jpg", "val/cat/2.jpg", "docs/1.txt"], ("train", "val")),
+            (["train/cat/1.jpg"], ("train",)),
+            (["cat/1.jpg", "dog/a/1.jpg"], ()),
+            (["train/1.jpg", "bus/1.jpg"], ()),
+            (["1.jpg"], ()),
+            ([], ()),
+        ],
+    )
+    def test_of_folders(self, tmp_path, files, expected):
+        assert image_folder_splits(fill(tmp_path, *files)) == expected
+
+    def test_of_published_data(self, tmp_path):
+        fill(tmp_path, "ILSVRC/Data/CLS-LOC/train/n1/1.JPEG", "ILSVRC/Data/CLS-LOC/val/1.JPEG")
+        assert image_folder_splits(str(tmp_path)) == ("train",)
+
+    def test_of_a_list(self, tmp_path):
+        file = csv(tmp_path, "path,label,split", "gone.jpg,cat,val", "cat/1.jpg,,train", "cat/2.jpg,cat,val")
+        assert image_folder_splits(file) == ("train", "val")
+        assert image_folder_splits(csv(tmp_path, "path,label", "cat/1.jpg,cat")) == ()
+
+    def test_of_something_else(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nothing: found no such folder or file"):
+            image_folder_splits(tmp_path / "nothing")
+        fill(tmp_path, "a.parquet", "a.txt")
+        with pytest.raises(SppnetError, match="found Parquet files"):
+            image_folder_splits(tmp_path)
+        with pytest.raises(SppnetError, match=r"a.txt: found a file of unknown type"):
+            image_folder_splits(tmp_path / "a.txt")
+
+
+class TestFingerprint:
+    def test_is_that_of_names_sizes_and_labels(self, images):
+        def difference(other):
+            assert other.fingerprint != images.fingerprint
+            return images.contents.difference(other.contents)
+
+        assert len(images.fingerprint) == 16
+        assert images.contents[:2] == (6, 6)
+        assert read_image_folder(images.root).fingerprint == images.fingerprint
+        assert images[:].fingerprint == pickle.loads(pickle.dumps(images)).fingerprint == images.fingerprint
+        assert difference(images[:4]) == "4 images instead of 6, 4 objects instead of 6"
+        assert difference(images[::-1]) == "other names of images and annotations"
+        assert difference(images.relabelled(["b", "a", "c"])) == "other annotations"
+        assert difference(images.relabelled(["a", "b", "c", "d"])) == "other annotations"
+        write(images[0][0], "longer")
+        assert difference(read_image_folder(images.root)) == "other sizes of image files"
+        images[0][0].rename(images.root / "a" / "other.jpg")
+        assert difference(images[:]) == "other sizes of image files"  # one is absent
+        assert "names of images" in difference(read_image_folder(images.root))
+
+    def test_does_not_depend_on_the_place(self, images, tmp_path):
+        files = [f"copy/{path.relative_to(images.root)}" for path, _ in images]
+        assert read_image_folder(fill(tmp_path, *files) / "copy").fingerprint == images.fingerprint
+
+
 class TestLinks:
     @pytest.fixture(autouse=True)
     def _needs_links(self, tmp_path):
@@ -473,6 +533,12 @@ class TestSequence:
             images.relabelled(["b", "x"])
         with pytest.raises(ValueError, match=r"found the classes 'b' more than once"):
             images.relabelled(["a", "b", "b", "b", "c"])
+
+    def test_one_name_is_no_list(self, images):
+        with pytest.raises(SppnetError, match="found the str 'abc', expected a list of class names"):
+            images.relabelled("abc")
+        with pytest.raises(SppnetError, match="found the str 'abc', expected a list of class names"):
+            read_image_folder(images.root, classes="abc")
 
     def test_classes_without_images_may_be_unknown(self, images):
         assert images[2:4].relabelled(["x", "b"]).labels.tolist() == [1, 1]

@@ -199,3 +199,11 @@ def test_no_folder(tmp_path, voc):
         write_voc_results(tmp_path / "gone", {}, SHAPES, "val")
     with pytest.raises(OSError, match=r"r.json: cannot write"):
         write_coco_results(tmp_path / "gone" / "r.json", {}, voc)
+
+
+def test_one_name_is_no_list_of_classes(tmp_path, voc):
+    message = "found the str 'disc', expected a list of class names"
+    with pytest.raises(ValueError, match=message):
+        write_voc_results(tmp_path, {}, "disc", "val")
+    with pytest.raises(ValueError, match=message):
+        read_results(tmp_path, voc, "disc")

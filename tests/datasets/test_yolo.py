@@ -1,0 +1,168 @@
+import pytest
+from PIL import Image
+
+from sppnet.datasets import dataset_splits, read_dataset
+from sppnet.errors import DatasetError
+from trees import SHAPES, only_error, save, scene, scenes, write, yolo_tree
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    yolo_tree(tmp_path, {"train": 2})
+    return tmp_path
+
+
+@pytest.fixture
+def label(yolo):
+    return yolo / "labels" / "train" / "000001.txt"
+
+
+class TestYolo:
+    def test_names_as_a_mapping_and_a_path(self, tmp_path):
+        yolo_tree(tmp_path / "data")
+        names = "\n".join(f"  {i}: {name}" for i, name in enumerate(SHAPES))
+        (tmp_path / "data" / "data.yaml").unlink()
+        file = write(
+            tmp_path / "my.yaml", f"path: data\ntrain: [images/train, images/val]\nval:\nnames:\n{names}\n"
+        )
+        dataset = read_dataset(file)
+        assert (len(dataset), dataset.split) == (6, "train")
+
+    def test_list_of_images(self, yolo):
+        write(yolo / "train.txt", "./images/train/000001.jpg\nimages/train/000002.jpg\n")
+        write(yolo / "data.yaml", f"names: [{', '.join(SHAPES)}]\ntrain: train.txt\n")
+        assert [s.name for s in read_dataset(yolo)] == ["images/train/000001", "images/train/000002"]
+        write(yolo / "train.txt", "images/train/000001.jpg\nimages/train/000009.jpg\n")
+        assert only_error(yolo).startswith(f"{yolo / 'train.txt'}:2: found no image file")
+
+    def test_paths_one_folder_too_high(self, tmp_path):
+        named = scenes({"train": 2})["train"]
+        write(tmp_path / "data" / "data.yaml", "names: [disc]\ntrain: ../train/images\n")
+        for name in named:
+            save(tmp_path / "data" / "train" / "images" / f"{name}.jpg", named[name].image)
+            write(tmp_path / "data" / "train" / "labels" / f"{name}.txt", "0 0.5 0.5 1 1\n")
+        assert read_dataset(tmp_path / "data")[0].target.boxes.tolist() == [[0, 0, 128, 96]]
+
+    @pytest.mark.parametrize("names", ["classes.txt", "obj.names", "labels/classes.txt"])
+    def test_folders_without_a_description(self, yolo, names):
+        (yolo / "data.yaml").unlink()
+        assert "found 2 images and no annotations known here" in only_error(yolo)
+        write(yolo / names, "\n".join(SHAPES))
+        assert [sample.name for sample in read_dataset(yolo, "train")] == ["000001", "000002"]
+        assert [sample.name for sample in read_dataset(yolo, "all")] == ["train/000001", "train/000002"]
+
+    def test_flat_folders(self, tmp_path):
+        write(tmp_path / "classes.txt", "disc\n")
+        write(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.5 0.5\n")
+        save(tmp_path / "images" / "a.png", scene(0).image)
+        dataset = read_dataset(tmp_path)
+        assert (dataset.split, dataset[0].target.boxes.tolist()) == ("all", [[32, 24, 96, 72]])
+
+    def test_labels_beside_the_images(self, tmp_path):
+        write(tmp_path / "data.yaml", "names: [disc]\ntrain: photos\n")
+        write(tmp_path / "photos" / "a.txt", "0 0.5 0.5 0.5 0.5\n")
+        save(tmp_path / "photos" / "a.png", scene(0).image)
+        assert read_dataset(tmp_path)[0].target.labels == ("disc",)
+
+    def test_rotated_images_are_measured_upright(self, yolo, label):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(scene(1).image).save(yolo / "images" / "train" / "000001.jpg", exif=exif)
+        write(label, "0 0.5 0.5 1 1\n")
+        assert read_dataset(yolo)[0].target.boxes.tolist() == [[0, 0, 96, 128]]
+
+    def test_negative_images_are_kept_and_counted(self, yolo, label):
+        label.unlink()
+        dataset = read_dataset(yolo)
+        assert dataset[0].target.labels == ()
+        assert dataset.notes == (
+            "images without a label file, taken as negatives: 1",
+            "images without objects: 1",
+        )
+        write(label, "\n")
+        assert read_dataset(yolo).notes == ("images without objects: 1",)
+
+    def test_no_label_at_all(self, yolo, label):
+        for path in label.parent.iterdir():
+            path.unlink()
+        assert f"{yolo}: found no label file for any image, expected for example {label}" in only_error(yolo)
+
+    @pytest.mark.parametrize(
+        ("line", "found"),
+        [
+            ("3 0.5 0.5 0.1 0.1", "found the class 3, expected one of the 3 named"),
+            ("-1 0.5 0.5 0.1 0.1", "found the class -1"),
+            ("0.5 0.5 0.5 0.1 0.1", "found the class 0.5"),
+            ("disc 0.5 0.5 0.1 0.1", "found 'disc 0.5 0.5 0.1 0.1', expected 5 numbers"),
+            ("0 0.5 0.5 0.1", "expected 5 numbers: class, centre x, centre y, width, height"),
+            ("0 0.5 0.5 0.1 0.1 0.9", "expected 5 numbers"),
+            ("0 0.1 0.1 0.9 0.1 0.9 0.9", "expected 5 numbers"),
+            ("0 64 48 20 20", "expected coordinates from 0 to 1"),
+            ("0 0.5 nan 0.1 0.1", "expected coordinates from 0 to 1"),
+            ("0 0.5 0.5 0 0.1", "box 0.5 0.5 0 0.1 of 'disc' is inverted or empty"),
+            ("\x00\xff\x01", "expected 5 numbers"),
+        ],
+    )
+    def test_malformed_lines(self, yolo, label, line, found):
+        write(label, f"0 0.5 0.5 0.1 0.1\n\n{line}\n")
+        message = only_error(yolo)
+        assert message.startswith(f"{label}:3: ")
+        assert found in message
+
+    def test_tolerance(self, yolo, label):
+        write(label, "0 0.5 0.5 1.0005 1.0005\n1 0 0 0.5 0.5\n")
+        dataset = read_dataset(yolo)
+        assert dataset[0].target.boxes.tolist() == [[0, 0, 128, 96], [0, 0, 32, 24]]
+        assert dataset.notes == ("boxes that reached beyond their image, clipped: 2",)
+
+    def test_labels_of_no_image(self, yolo, label):
+        write(label.with_name("000009.txt"), "")
+        assert only_error(yolo).startswith(
+            f"{label.with_name('000009.txt')}: found labels, expected an image"
+        )
+
+    def test_repeated_image(self, yolo):
+        save(yolo / "images" / "train" / "000001.png", scene(1).image)
+        assert "000001.png: found image '000001' again" in only_error(yolo)
+
+    def test_image_that_cannot_be_read(self, yolo):
+        path = yolo / "images" / "train" / "000001.jpg"
+        path.write_bytes(b"")
+        assert only_error(yolo).startswith(f"{path}: found an empty file")
+
+    def test_empty_folder(self, yolo):
+        for path in (yolo / "images" / "train").iterdir():
+            path.unlink()
+        assert f"{yolo / 'images' / 'train'}" in only_error(yolo)
+
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("names: [a\ntrain: images/train\n", "data.yaml:2: found no YAML"),
+            ("train: images/train\n", "data.yaml: found None as names, expected class names"),
+            ("- 1\n", "data.yaml: found None as names"),
+            ("names: [yes, no]\ntrain: images/train\n", "data.yaml: found [True, False] as names"),
+            ("names: [a]\ntrain: photos\n", "data.yaml: found no "),
+            ("names: [a]\n", "expected one of: (none)"),
+            ("\x07", "data.yaml:1: found no YAML"),
+        ],
+    )
+    def test_malformed_description(self, yolo, text, found):
+        write(yolo / "data.yaml", text)
+        assert found in only_error(yolo)
+
+    def test_splits_of_a_description(self, yolo, label):
+        write(label, "not read")
+        assert dataset_splits(yolo) == ("train",)
+        write(yolo / "data.yaml", "val: images/val\ntrain: images/train\ntest:\nnames: [a]\nother: x\n")
+        assert dataset_splits(yolo) == ("train", "val")
+        write(yolo / "data.yaml", "names: [a\n")
+        with pytest.raises(DatasetError, match=r"data.yaml:2: found no YAML"):
+            dataset_splits(yolo)
+
+    def test_splits_of_folders(self, yolo):
+        (yolo / "data.yaml").unlink()
+        write(yolo / "classes.txt", "disc\n")
+        assert dataset_splits(yolo) == ("all", "train")
+        (yolo / "images" / "train").rename(yolo / "elsewhere")
+        assert dataset_splits(yolo) == ()

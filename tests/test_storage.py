@@ -1,0 +1,130 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sppnet.errors import SppnetError
+from sppnet.storage import (
+    atomic_path,
+    check_writable,
+    file_format,
+    numbered_lines,
+    read_checkpoint,
+    read_json,
+    read_metadata,
+    write_tensors,
+)
+
+TENSORS = {"b": torch.arange(6).reshape(2, 3).T, "a": torch.zeros(0)}
+
+
+class TestWriting:
+    def test_a_failed_write_leaves_the_old_file_alone(self, tmp_path):
+        path = tmp_path / "state.txt"
+        path.write_text("old")
+
+        def fail():
+            with atomic_path(path) as temporary:
+                temporary.write_text("half")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            fail()
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("state.txt", "old")]
+        with atomic_path(path) as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("new")
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("state.txt", "new")]
+
+    def test_only_files_are_replaced(self, tmp_path):
+        with pytest.raises(OSError, match="found a folder or a device"), atomic_path(tmp_path):
+            pass
+
+    def test_places_are_checked_before_work(self, tmp_path):
+        check_writable(tmp_path / "new.txt")
+        (tmp_path / "old.txt").write_text("old")
+        check_writable(tmp_path / "old.txt")
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("old.txt", "old")]
+        with pytest.raises(OSError, match=r"out.txt: cannot write \(No such file or directory\)"):
+            check_writable(tmp_path / "gone" / "out.txt")
+        with pytest.raises(OSError, match="found a folder or a device"):
+            check_writable(tmp_path)
+
+
+class TestReadingText:
+    def test_json_errors_name_the_line(self, tmp_path):
+        path = tmp_path / "a.json"
+        path.write_text('{"a": 1,\n "b": }')
+        with pytest.raises(ValueError, match=r"a.json:2: found no JSON"):
+            read_json(path)
+        path.write_bytes(b'{"\xff": 1}')
+        with pytest.raises(ValueError, match=r"a.json: found bytes that are no text"):
+            read_json(path)
+
+    def test_lines_are_counted_with_the_blank_ones(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("\ufeffone\n\n  two \r\n", encoding="utf-8")
+        assert list(numbered_lines(path)) == [(f"{path}:1", "one"), (f"{path}:3", "two")]
+
+
+class TestTensors:
+    @pytest.fixture
+    def path(self, tmp_path):
+        path = tmp_path / "a.safetensors"
+        write_tensors(path, TENSORS, {"version": "3", "format": "kind", "z": "\u00e4", "b": "1"})
+        return path
+
+    def test_round_trip(self, path):
+        assert read_metadata(path, "kind", "3") == {"format": "kind", "version": "3", "b": "1", "z": "\u00e4"}
+        assert file_format(path) == "kind"
+        facts, tensors = read_checkpoint(path, "kind", "3")
+        assert facts == read_metadata(str(path), "kind", "3")
+        assert tensors.keys() == TENSORS.keys()
+        assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+
+    def test_equal_content_gives_equal_files(self, path, tmp_path):
+        for turn in range(5):
+            again = tmp_path / f"{turn}.safetensors"
+            facts = {"b": "1", "z": "\u00e4", "format": "kind", "version": "3"}
+            write_tensors(again, TENSORS, facts)
+            assert again.read_bytes() == path.read_bytes()
+        assert load_file(again)["b"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+    @pytest.mark.parametrize(
+        ("expected", "version", "message"),
+        [
+            ("other", "3", "found kind 3, expected other 3"),
+            ("kind", "2", "found kind 3, expected kind 2"),
+        ],
+    )
+    def test_other_marks(self, path, expected, version, message):
+        with pytest.raises(SppnetError, match=f"a.safetensors: {message}$"):
+            read_metadata(path, expected, version)
+        with pytest.raises(SppnetError, match=f"a.safetensors: {message}; remove it to start anew$"):
+            read_checkpoint(path, expected, version)
+
+    def test_files_of_others(self, tmp_path):
+        path = tmp_path / "b.safetensors"
+        save_file(TENSORS | {"b": torch.zeros(3)}, path)
+        with pytest.raises(
+            SppnetError, match="found a safetensors file without a format mark, expected kind 3"
+        ):
+            read_metadata(path, "kind", "3")
+        assert file_format(path) is None
+        path.write_text(json.dumps({}))
+        with pytest.raises(SppnetError, match=r"found no safetensors file \(.*\), expected an kind file"):
+            read_metadata(path, "kind", "3")
+        assert file_format(path) is None
+
+    def test_cut_short(self, path):
+        path.write_bytes(path.read_bytes()[:-4])
+        with pytest.raises(SppnetError, match=r"found no safetensors file .*; remove it to start anew$"):
+            read_checkpoint(path, "kind", "3")
+
+    def test_no_file(self, tmp_path):
+        for read in (read_metadata, read_checkpoint):
+            with pytest.raises(FileNotFoundError, match="gone: found no such file, expected an kind file"):
+                read(tmp_path / "gone", "kind", "3")
+        assert file_format(tmp_path / "gone") is None
+        assert file_format(tmp_path) is None
