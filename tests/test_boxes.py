@@ -226,8 +226,6 @@ def test_target_of_lengths_that_disagree(labels, difficult, crowd, lengths):
 
 def test_target_of_one_name():
     with pytest.raises(SppnetError, match=r"^found the str 'cat' as labels, expected a class name"):
-        SppnetError, match="found the str 'cat' as labels, expected a class name for each box"
-    ):
         Target.of([[0, 0, 1, 1]] * 3, "cat")
 
 
