@@ -1,7 +1,7 @@
 """Little datasets drawn on the fly: the same scenes of coloured shapes in every format."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from PIL import Image
 from sppnet.boxes import Target
 from sppnet.datasets import read_dataset
 from sppnet.errors import DatasetError
+from sppnet.datasets.records import Sample
 
 COLOURS = {"disc": (220, 40, 40), "square": (40, 180, 60), "triangle": (50, 70, 220)}
 SHAPES = tuple(COLOURS)
@@ -76,6 +77,11 @@ def drawn(numbers: Iterable[int]) -> tuple[list[np.ndarray], list[np.ndarray], l
     pictures = [scene(n) for n in numbers]
     targets = [Target.of(s.boxes, s.labels) for s in pictures]
     return [s.image for s in pictures], [grid()] * len(pictures), targets
+
+
+def samples(images: Sequence[np.ndarray | Path], targets: Sequence[Target]) -> list[Sample]:
+    """Return a data set of these images, in memory or as files, and targets."""
+    return [Sample(f"{i}", image, t) for i, (image, t) in enumerate(zip(images, targets, strict=True))]
 
 
 def scenes(splits: dict[str, int]) -> dict[str, dict[str, Scene]]:
