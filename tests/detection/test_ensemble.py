@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ from sppnet.boxes import Target
 from sppnet.detection.detector import Detector
 from sppnet.detection.ensemble import Ensemble
 from sppnet.detection.svm import LinearSVMs
-from sppnet.features.backbone import Backbone
 from sppnet.progress import StageTimer
 from sppnet.proposals import parse
+from sppnet.regression import BoxRegression
 
 SHAPE = (96, 128)
 
@@ -26,9 +27,10 @@ def detectors():
     targets = [Target.of(s.boxes, s.labels) for s in scenes]
     images = [s.image for s in scenes]
     boxes = [windows(image) for image in images]
-    one = Detector(Backbone(), levels=(1,), sides=(160,), reference=80)
-    two = Detector(Backbone(stages=("4",), output_stride=32), levels=(2, 1), sides=(96, 192), reference=80)
-    return tuple(d.fit(images, boxes, targets, sorted(trees.SHAPES)) for d in (one, two))
+    one = Detector(levels=(1,), scales=(160,), reference=80)
+    two = Detector(stages=("4",), output_stride=32, levels=(2, 1), scales=(96, 192), reference=80)
+    data = trees.samples(images, targets)
+    return tuple(d.fit(data, classes=sorted(trees.SHAPES), windows=boxes) for d in (one, two))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_it_is_not_the_union_of_what_each_detector_keeps(detectors, image):
     assert len(together) > len(apart)
 
 
-def test_a_combination_of_one_is_its_detector(detectors, image):
+def test_an_ensemble_of_one_is_its_detector(detectors, image):
     for detector in detectors:
         alone = Ensemble([detector])
         assert alone.classes_ == detector.classes_
@@ -110,10 +112,13 @@ def test_a_combination_of_one_is_its_detector(detectors, image):
 
 def reordered(detector, order):
     """Return a detector with its classes in another order."""
-    other = copy.copy(detector)
-    other.classes_ = tuple(detector.classes_[k] for k in order)
-    other.svms_ = LinearSVMs(detector.svms_.weights[order], detector.svms_.biases[order])
-    other.regressors_ = tuple(values[order] for values in detector.regressors_)
+    other, fitted = copy.copy(detector), detector.fitted_
+    other.fitted_ = replace(
+        fitted,
+        classes=tuple(fitted.classes[k] for k in order),
+        svms=LinearSVMs(fitted.svms.weights[order], fitted.svms.biases[order]),
+        regression=BoxRegression(fitted.regression.weights[order], fitted.regression.offsets[order]),
+    )
     return other
 
 
@@ -130,9 +135,9 @@ def test_the_order_of_detectors_and_classes_does_not_matter(detectors, image):
 
 def test_files_and_pixels_timed(detectors, image, tmp_path):
     trees.save(tmp_path / "a.png", image)
-    timer, combination = StageTimer(), Ensemble(detectors)
-    from_file = combination.predict(tmp_path / "a.png", windows(image), timer=timer)
-    assert rows(from_file) == rows(combination.predict(image, windows(image)))
+    timer, ensemble = StageTimer(), Ensemble(detectors)
+    from_file = ensemble.predict(tmp_path / "a.png", windows(image), timer=timer)
+    assert rows(from_file) == rows(ensemble.predict(image, windows(image)))
     assert list(timer.seconds) == ["backbone", "pooling", "scoring"]
 
 
@@ -147,7 +152,7 @@ def test_detectors_that_do_not_go_together(detectors):
     with pytest.raises(ValueError, match="found no detector to combine, expected at least one"):
         Ensemble([])
     with pytest.raises(ValueError, match="detector 2 is not fitted yet"):
-        Ensemble([one, Detector(two.backbone)])
+        Ensemble([one, Detector()])
     fewer = reordered(two, [0, 2])
     with pytest.raises(
         ValueError,
@@ -158,9 +163,24 @@ def test_detectors_that_do_not_go_together(detectors):
     strict.nms_iou = 0.5
     with pytest.raises(ValueError, match=r"detector 3 has nms_iou 0\.5, expected 0\.3 as the first"):
         Ensemble([one, two, strict])
-    for twin in (one, copy.copy(one), copy.deepcopy(one)):
+    for twin in (one, copy.copy(one), reordered(one, [0, 1, 2])):
         with pytest.raises(ValueError, match="detectors 1 and 3 are the same, expected different ones"):
             Ensemble([one, two, twin])
     scaled = copy.copy(one)
-    scaled.sides = (320,)
+    scaled.scales = (320,)
     assert len(Ensemble([one, scaled]).detectors) == 2, "one detector at two scales is two"
+
+
+def test_streams_and_evaluations_are_those_of_what_it_predicts(detectors, image):
+    ensemble, scene = Ensemble(detectors), trees.scene(13)
+    expected = ensemble.predict(image, parse("dense")(image).boxes)
+    ((pixels, found),) = ensemble.stream([image], proposals="dense")
+    assert pixels is image
+    assert rows(found) == rows(expected)
+    data = trees.samples([image, trees.scene(1).image], [Target.of(scene.boxes, scene.labels)] * 2)
+    report = ensemble.evaluate(data, proposals="dense")
+    assert rows(report.detections[0]) == rows(expected)
+    assert report.seen == ensemble.seen(data) == 1, "both were fitted on the second image"
+    # Unless others are asked for, the windows are those of the first detector.
+    own = ensemble.predict(image, parse(detectors[0].proposals)(image).boxes)
+    assert rows(ensemble.predict(image)) == rows(own)

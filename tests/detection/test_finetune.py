@@ -8,15 +8,14 @@ from safetensors.torch import load_file, save_file
 
 import trees
 from sppnet.boxes import Target
-from sppnet.detection import finetune
 from sppnet.detection.finetune import DELTA_UNITS, FineTuner, Tuning
+from sppnet.detection.sampling import Examples
 from sppnet.features.backbone import Backbone
-from sppnet.features.windows import encode, mirror_bins, pool_windows
-from sppnet.images import read_image
+from sppnet.features.windows import WindowPooling
 from sppnet.regression import decode_deltas
 from trees import drawn, grid
 
-SIDES = (96, 160)
+SCALES = (96, 160)
 CLASSES = ("disc", "square", "triangle")
 QUICK = Tuning(batches=20, batch=32, width=12, windows=24, epochs=3, images=2)
 
@@ -33,8 +32,13 @@ def backbone():
 
 
 def random_backbone(seed):
-    torch.manual_seed(seed)
-    return Backbone("test_efficientnet", weights="random")
+    made = Backbone("test_efficientnet", weights="random")
+    if not seed:
+        return made
+    rng = torch.Generator().manual_seed(seed)
+    return made.retuned(
+        {n: p + torch.randn(p.shape, generator=rng) for n, p in made.layers_after("1").items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +46,16 @@ def three():
     return drawn((1, 3, 6))
 
 
-def tuner(backbone, data, tuning=QUICK, **changed):
-    settings = {"levels": (2, 1), "sides": SIDES, "reference": 48, "projection": "released"}
-    settings |= {"scale_rule": "released", "tuning": tuning, "classes": CLASSES} | changed
+def tuner(backbone, data, tuning=QUICK, classes=CLASSES, seed=0, folder=None, **changed):
+    examples = Examples(*data, classes)
+    pooling = WindowPooling(
+        **{"scales": SCALES, "levels": (2, 1), "reference": 48, "scale_rule": "released"} | changed
+    )
 
     def pool(i, boxes):
-        image = data[0][i]
-        pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        levels, sides, reference = (settings[name] for name in ("levels", "sides", "reference"))
-        rules = {name: settings[name] for name in ("projection", "scale_rule")}
-        maps = encode(backbone, pixels, sides)
-        return pool_windows(maps, boxes, pixels.shape[:2], sides, levels, reference, **rules)
+        return pooling(backbone.encode(data[0][i], pooling.scales), boxes)
 
-    return FineTuner(backbone, *data, pool=pool, **settings)
+    return FineTuner(backbone, examples, pooling, tuning, pool=pool, seed=seed, folder=folder)
 
 
 def trained(*arguments, **options):
@@ -90,8 +91,8 @@ def stops_in(part, after):
 
 @pytest.fixture(scope="module")
 def frozen(lite0):
-    tuning = Tuning(batches=400, batch=64, width=48, windows=48, rate=2e-3, dropout=0.2)
-    return trained(lite0, drawn(range(1, 31)), tuning, sides=(160, 320), reference=160)
+    tuning = Tuning(batches=400, batch=64, width=48, windows=48, lr=2e-3, dropout=0.2)
+    return trained(lite0, drawn(range(1, 31)), tuning, scales=(160, 320), reference=160)
 
 
 def test_shapes_are_learned_and_known_again(frozen, lite0):
@@ -102,10 +103,10 @@ def test_shapes_are_learned_and_known_again(frozen, lite0):
     assert errors[-2:].mean() < 0.1
     known, total, before, after = 0, 0, [], []
     for image, _, target in zip(*drawn(range(101, 113)), strict=True):
-        truth, shape = target.boxes, image.shape[:2]
+        truth = target.boxes
         for shift in ([8, 6, 8, 6], [-7, 5, 8, -6]):
             boxes = truth + np.float32(shift)
-            pooled = pool_windows((lite0(image, 320),), boxes, shape, (320,), (2, 1))
+            pooled = WindowPooling((320,), (2, 1))(lite0.encode(image, (320,)), boxes)
             scores, deltas = frozen.head(pooled * frozen.scale)
             kinds = torch.tensor([CLASSES.index(name) for name in target.labels])
             known += int((scores.argmax(dim=1) == kinds).sum())
@@ -138,7 +139,7 @@ def test_when_training_ends_nothing_learns_any_more(frozen):
 def test_layers_behind_a_stage_learn_and_the_others_stay(backbone, three):
     before = {name: value.clone() for name, value in backbone.network.model.state_dict().items()}
     signature = backbone.signature
-    made = trained(backbone, three, replace(QUICK, stage="4", backbone_rate=1.0))
+    made = trained(backbone, three, replace(QUICK, stage="4", backbone_lr=1.0))
     names = list(backbone.layers_after("4"))
     assert list(made.learning) == list(made.backbone.tuned) == names
     after = made.backbone.network.model.state_dict()
@@ -224,7 +225,7 @@ def test_other_runs_have_other_checkpoints(backbone, three, checkpoint):
         {"tuning": replace(tuning, width=13)},
         {"seed": 1},
         {"levels": (1, 2)},
-        {"sides": (96, 128)},
+        {"scales": (96, 128)},
         {"reference": 50},
         {"projection": "paper"},
         {"scale_rule": "paper"},
@@ -292,9 +293,11 @@ def test_a_loss_that_is_not_finite_names_the_image(backbone, three, tmp_path, mo
     for path, image in zip(paths, images, strict=True):
         trees.save(path, image)
 
-    def broken(maps, boxes, shape, *arguments, **options):
-        pooled = pool_windows(maps, boxes, shape, *arguments, **options)
-        return pooled * np.inf if shape[0] == 90 else pooled
+    plain_pooling = WindowPooling.__call__
+
+    def broken(self, encoded, boxes):
+        pooled = plain_pooling(self, encoded, boxes)
+        return pooled * np.inf if encoded.size[0] == 90 else pooled
 
     for sources, name in ((images, "number 1"), (paths, str(paths[1]))):
         for batches, expected in (
@@ -304,7 +307,7 @@ def test_a_loss_that_is_not_finite_names_the_image(backbone, three, tmp_path, mo
             made = tuner(backbone, (sources, windows, targets), replace(QUICK, stage="4", batches=batches))
             plain = made.pool
             with monkeypatch.context() as patch:
-                patch.setattr(finetune, "pool_windows", broken)
+                patch.setattr(WindowPooling, "__call__", broken)
                 patch.setattr(made, "pool", lambda i, boxes, p=plain: p(i, boxes) * (np.inf if i == 1 else 1))
                 with pytest.raises(ValueError, match="finite") as caught:
                     made.train()
@@ -312,7 +315,7 @@ def test_a_loss_that_is_not_finite_names_the_image(backbone, three, tmp_path, mo
 
 
 def test_a_head_that_diverges_is_an_error(backbone, three):
-    made = tuner(backbone, three, replace(QUICK, rate=1e30))
+    made = tuner(backbone, three, replace(QUICK, lr=1e30))
     with pytest.raises(
         ValueError, match=r"found the loss (nan|inf) after \d+ batches, expected a finite number"
     ):
@@ -326,16 +329,16 @@ def overlap(a, b):
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
-def covered(box, shape, mirrored):
-    """Return which pixels of an image a box covers once the image is mirrored."""
+def covered(box, shape, flipped):
+    """Return which pixels of an image a box covers once the image is flipped."""
     mask = np.zeros(shape, bool)
     x1, y1, x2, y2 = (int(v) for v in box)
     mask[y1:y2, x1:x2] = True
-    return mask[:, ::-1] if mirrored else mask
+    return mask[:, ::-1] if flipped else mask
 
 
 def looks(made, i, count, monkeypatch):
-    """Look at an image so many times; return whether mirrored, the side, windows, classes and deltas."""
+    """Look at an image so many times; return whether flipped, the side, windows, classes and deltas."""
     seen = []
     plain = Backbone.differentiable
 
@@ -343,46 +346,46 @@ def looks(made, i, count, monkeypatch):
         seen.append([pixels, side])
         return plain(self, pixels, side)
 
-    def spied_pool(maps, boxes, *arguments, **options):
-        seen[-1].append(boxes)
-        return pool_windows(maps, boxes, *arguments, **options)
+    plain_pooling = WindowPooling.__call__
 
-    image, rng, found = made.images[i], np.random.default_rng(0), []
+    def spied_pooling(self, encoded, boxes):
+        seen[-1].append(boxes)
+        return plain_pooling(self, encoded, boxes)
+
+    image, rng, found = made.examples.images[i], np.random.default_rng(0), []
     with monkeypatch.context() as patch:
         patch.setattr(Backbone, "differentiable", spied_backbone)
-        patch.setattr(finetune, "pool_windows", spied_pool)
+        patch.setattr(WindowPooling, "__call__", spied_pooling)
         for _ in range(count):
             pooled, labels, deltas = made._look(i, rng)
             pixels, side, boxes = seen.pop()
-            mirrored = not np.array_equal(pixels, image)
-            assert np.array_equal(pixels, image[:, ::-1] if mirrored else image)
+            flipped = not np.array_equal(pixels, image)
+            assert np.array_equal(pixels, image[:, ::-1] if flipped else image)
             assert len(pooled) == len(labels) == len(deltas) == len(boxes)
-            found.append((mirrored, side, boxes, labels.tolist(), deltas))
+            found.append((flipped, side, boxes, labels.tolist(), deltas))
     return found
 
 
-def test_windows_are_what_their_overlap_says_in_mirrored_images_too(backbone, three, monkeypatch):
+def test_windows_are_what_their_overlap_says_in_flipped_images_too(backbone, three, monkeypatch):
     image, target = three[0][0], three[2][0]
     made = tuner(backbone, three, replace(QUICK, far=0.0))
     found = looks(made, 0, 24, monkeypatch)
-    assert {mirrored for mirrored, *_ in found} == {True, False}
-    assert {side for _, side, *_ in found} == set(SIDES)
+    assert {flipped for flipped, *_ in found} == {True, False}
+    assert {side for _, side, *_ in found} == set(SCALES)
     shape = image.shape[:2]
     masks = {m: {covered(b, shape, m).tobytes() for b in (*grid(), *target.boxes)} for m in (True, False)}
     shown = 0
-    for mirrored, _, boxes, labels, deltas in found:
+    for flipped, _, boxes, labels, deltas in found:
         assert 0 < len(boxes) <= 24
         assert len({tuple(box) for box in boxes.tolist()}) == len(boxes), "none comes twice"
         assert sum(label < 3 for label in labels) <= 6, "a quarter of 24"
-        truth = [covered(b, shape, mirrored) for b in target.boxes]
+        truth = [covered(b, shape, flipped) for b in target.boxes]
         columns = [np.flatnonzero(m.any(axis=0)) for m in truth]
         rows = [np.flatnonzero(m.any(axis=1)) for m in truth]
         truth = [(c[0], r[0], c[-1] + 1, r[-1] + 1) for c, r in zip(columns, rows, strict=True)]
         moved = decode_deltas(torch.from_numpy(boxes), deltas)
         for box, label, back in zip(boxes, labels, moved.tolist(), strict=True):
-            assert covered(box, shape, False).tobytes() in masks[mirrored], (
-                "a window, mirrored like the image"
-            )
+            assert covered(box, shape, False).tobytes() in masks[flipped], "a window, flipped like the image"
             shares = [overlap(box, t) for t in truth]
             nearest = int(np.argmax(shares))
             if label == 3:
@@ -435,14 +438,14 @@ def test_the_loss_is_cross_entropy_and_the_deltas_of_the_shown_class(backbone, t
 
 def test_features_have_a_mean_norm_of_20_at_the_start(frozen):
     norms = []
-    for i in range(len(frozen.images)):
+    for i in range(len(frozen.examples)):
         pooled, *_ = frozen._pool(i)
         norms.append(torch.linalg.vector_norm(pooled * frozen.scale, dim=1))
     assert float(torch.cat(norms).mean()) == pytest.approx(20, rel=1e-5)
 
 
 def test_rates_rise_then_fall_to_0_for_the_head_and_then_for_the_backbone(backbone, three, monkeypatch):
-    made = tuner(backbone, three, replace(QUICK, stage="4", rate=0.01, backbone_rate=0.002))
+    made = tuner(backbone, three, replace(QUICK, stage="4", lr=0.01, backbone_lr=0.002))
     rates = []
 
     def spied(self):
@@ -460,7 +463,7 @@ def test_rates_rise_then_fall_to_0_for_the_head_and_then_for_the_backbone(backbo
     assert made.optimizer.param_groups[0]["lr"] == pytest.approx(0.005, rel=0.01), "half way up"
 
 
-def test_half_of_the_windows_come_mirrored(backbone, three, monkeypatch):
+def test_half_of_the_windows_come_flipped(backbone, three, monkeypatch):
     made = tuner(backbone, three, replace(QUICK, batches=4, batch=48))
     plain, seen = made._loss, []
 
@@ -473,15 +476,15 @@ def test_half_of_the_windows_come_mirrored(backbone, three, monkeypatch):
     known = [made._pool(i) for i in range(3)]
     stored = torch.cat([pooled for pooled, *_ in known]).half().float()
     goals = torch.from_numpy(np.concatenate([deltas for *_, deltas in known]))
-    turned = mirror_bins(stored, backbone.channels, (2, 1))
+    turned = made.pooling.flipped(stored, backbone.channels)
     counts = [0, 0]
     for pooled, deltas in seen:
         for row, moves in zip(pooled, deltas, strict=True):
-            for mirrored, features in enumerate((stored, turned)):
+            for flipped, features in enumerate((stored, turned)):
                 same = (features == row).all(dim=1)
-                sign = torch.tensor([-1.0 if mirrored else 1.0, 1, 1, 1])
+                sign = torch.tensor([-1.0 if flipped else 1.0, 1, 1, 1])
                 if same.any() and (goals[same] * sign == moves).all(dim=1).any():
-                    counts[mirrored] += 1
+                    counts[flipped] += 1
                     break
             else:
                 raise AssertionError("a window that is none of those, nor the mirror image of one")
@@ -498,7 +501,7 @@ def test_without_batches_the_layers_are_those_of_the_start(backbone, three):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"rate": 0.0},
+        {"lr": 0.0},
         {"windows": 0},
         {"images": 0},
         {"width": 0},
@@ -510,8 +513,8 @@ def test_without_batches_the_layers_are_those_of_the_start(backbone, three):
         {"positives": 1.5},
         {"dropout": 1.0},
         {"dropout": -0.1},
-        {"backbone_rate": 0.0},
-        {"decay": -1.0},
+        {"backbone_lr": 0.0},
+        {"weight_decay": -1.0},
     ],
 )
 def test_settings_out_of_range(changed):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sppnet.boxes import Target, iou
-from sppnet.detection.sampling import SamplingRules, plan_images, plan_tuning
+from sppnet.detection.sampling import Examples, SamplingRules, plan_images, plan_tuning
 
 RULES = SamplingRules(negative_iou=0.3, regression_iou=0.5, regression_windows=1000)
 BOX = [10, 10, 30, 30]
@@ -14,10 +14,14 @@ def boxes(*rows):
     return np.array(rows, np.float32).reshape(-1, 4)
 
 
+def plan_many(windows, targets, names, rules=RULES, seed=0):
+    return plan_images(Examples([None] * len(windows), windows, targets, tuple(names)), rules, seed)
+
+
 def plan(windows, target, names=("cat", "dog"), rules=RULES):
     """Plan one image, beside another that gives every class a positive and a negative."""
     other = Target.of([BOX] * len(names), names)
-    plans = plan_images([windows, boxes([50, 50, 60, 60])], [target, other], names, rules, seed=0)
+    plans = plan_many([windows, boxes([50, 50, 60, 60])], [target, other], names, rules)
     return plans[0]
 
 
@@ -82,7 +86,7 @@ def test_regression_examples_are_thinned_over_all_images():
     targets = [Target.of([BOX, [50, 50, 70, 70]], ["cat", "dog"])] * 4
 
     def fitted(seed):
-        return np.stack([p.fitted for p in plan_images([windows] * 4, targets, ["cat", "dog"], rules, seed)])
+        return np.stack([p.fitted for p in plan_many([windows] * 4, targets, ["cat", "dog"], rules, seed)])
 
     drawn = fitted(0)
     assert (drawn == 0).sum() == 40  # of 4 * 51
@@ -96,7 +100,7 @@ def test_regression_examples_are_thinned_over_all_images():
 def test_about_2000_windows_start(images, each):
     windows = boxes(*[[i, 0, i + 5, 5] for i in range(250)])
     targets = [Target.of([[300, 0, 310, 10]], ["cat"])] * images
-    for planned in plan_images([windows] * images, targets, ["cat"], RULES, seed=0):
+    for planned in plan_many([windows] * images, targets, ["cat"], RULES):
         assert len(planned.start) == len(set(planned.start)) == each
         assert planned.start.max() < 251
 
@@ -105,7 +109,7 @@ def test_images_without_objects_or_windows():
     names = ["cat"]
     targets = [Target.of([], []), Target.of([], []), Target.of([BOX], names)]
     windows = [boxes(), boxes([0, 0, 9, 9]), boxes()]
-    empty, background, object_only = plan_images(windows, targets, names, RULES, seed=0)
+    empty, background, object_only = plan_many(windows, targets, names, RULES)
     assert empty.boxes.shape == (0, 4)
     assert len(empty.start) == len(empty.labels) == len(empty.fitted) == 0
     assert background.negative.tolist() == [[True]]
@@ -120,16 +124,16 @@ def test_a_class_without_an_example_is_an_error():
     with pytest.raises(
         ValueError, match="no example of dog, bird in 1 images; difficult and crowd boxes do not"
     ):
-        plan_images(windows, [cat], ["cat", "dog", "bird"], RULES, 0)
+        plan_many(windows, [cat], ["cat", "dog", "bird"], RULES)
     with pytest.raises(ValueError, match="no example of any class"):
-        plan_images(windows, [cat], [], RULES, 0)
+        plan_many(windows, [cat], [], RULES)
 
 
 def test_a_class_without_background_is_an_error():
     with pytest.raises(
         ValueError, match=r"no background for cat in 1 images, .* overlap it by less than 0.3"
     ):
-        plan_images([boxes(BOX)], [Target.of([BOX], ["cat"])], ["cat"], RULES, 0)
+        plan_many([boxes(BOX)], [Target.of([BOX], ["cat"])], ["cat"])
 
 
 def greedily_apart(windows, negative):
@@ -169,7 +173,7 @@ def test_negatives_that_overlap_by_70_percent_stay():
 
 def test_images_without_windows_have_no_negatives_to_remove():
     windows, targets = [boxes(), boxes([50, 50, 60, 60])], [Target.of([], []), Target.of([BOX], ["cat"])]
-    empty, other = plan_images(windows, targets, ["cat"], SamplingRules(0.3, 0.5, 1000, "paper"), 0)
+    empty, other = plan_many(windows, targets, ["cat"], SamplingRules(0.3, 0.5, 1000, "paper"))
     assert empty.negative.shape == (0, 1)
     assert other.negative.tolist() == [[False], [True]]
 

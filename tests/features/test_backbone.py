@@ -4,6 +4,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -310,10 +311,12 @@ def test_the_installed_weights_are_those_of_the_package(name):
         assert torch.equal(a, b)
 
 
-def test_the_signature_tells_backbones_apart(lite0, small):
-    torch.manual_seed(0)
-    same, other = (Backbone(SMALL, ("2", "head"), 32, "random") for _ in range(2))
-    torch.manual_seed(0)
+def test_the_signature_tells_backbones_apart(lite0, small, tmp_path):
+    same = Backbone(SMALL, ("2", "head"), 32, "random")
+    state = same.network.model.state_dict()
+    state["conv_stem.weight"] = state["conv_stem.weight"] + 1
+    save_file(state, tmp_path / "other.safetensors")
+    other = Backbone(SMALL, ("2", "head"), 32, str(tmp_path / "other.safetensors"))
     swapped = Backbone(SMALL, ("head", "2"), 32, "random")
     assert same.signature == small.signature
     assert same.digest == swapped.digest != other.digest
@@ -373,7 +376,7 @@ def test_a_copy_has_weights_of_its_own(lite0, rng):
     before, signature = lite0(image, 64).stages, lite0.signature
     other = lite0.copy()
     assert other.signature == signature
-    other.retune({name: value + 0.1 for name, value in other.layers_after("3").items()})
+    other = other.retuned({name: value + 0.1 for name, value in other.layers_after("3").items()})
     assert lite0.signature == signature
     assert lite0.tuned == {}
     first, second, third = other(image, 64).stages
@@ -388,7 +391,7 @@ def test_retuned_parameters_are_kept_in_half_precision(lite0, rng):
     image, one, other = picture(rng, 64, 64), lite0.copy(), lite0.copy()
     state = {name: value.detach() * 1.01 for name, value in one.layers_after("4").items()}
     before = one(image, 64).stages
-    one.retune(state)
+    one = one.retuned(state)
     own = dict(one.network.model.named_parameters())
     assert one.tuned.keys() == state.keys()
     for name, value in state.items():
@@ -399,10 +402,10 @@ def test_retuned_parameters_are_kept_in_half_precision(lite0, rng):
         assert name in state or torch.equal(own[name], value)
     assert (one(image, 64).stages[2] - before[2]).abs().max() > 1e-3, "what was compiled is compiled anew"
     # The same in another order is the same backbone; a little more is another.
-    other.retune(dict(reversed(list(one.tuned.items()))))
+    other = other.retuned(dict(reversed(list(one.tuned.items()))))
     assert other.signature == one.signature != lite0.signature
     name = next(iter(state))
-    other.retune({name: state[name] + 1})
+    other = other.retuned({name: state[name] + 1})
     assert other.signature != one.signature
     assert other.tuned.keys() == state.keys(), "what was replaced before is still replaced"
 
@@ -418,7 +421,7 @@ def test_retuned_parameters_that_do_not_fit(lite0):
         ({"conv_stem.weight": torch.zeros(1)}, "conv_stem.weight"),
     ):
         with pytest.raises(ValueError, match=f"tuned weights that {LITE0} does not have, first {wrong}"):
-            backbone.retune(state)
+            backbone.retuned(state)
     assert backbone.signature == signature
 
 
@@ -604,3 +607,35 @@ def test_a_gpu_gives_the_same_maps(lite0, rng):
     for a, b in zip(backbone(image, 111).stages, lite0(image, 111).stages, strict=True):
         assert a.stride(0) == 1
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_encoding_gives_the_maps_of_every_scale_of_whatever_stands_for_an_image(lite0, rng, tmp_path):
+    image = picture(rng, 60, 90)
+    path = tmp_path / "a.png"
+    PIL.Image.fromarray(image).save(path)
+    for source in (image, path, str(path), PIL.Image.fromarray(image)):
+        encoded = lite0.encode(source, (64, 32))
+        assert encoded.size == (60, 90)
+        assert encoded.sides == (64, 32)
+        assert encoded.flipped is None
+        for maps, side in zip(encoded.scales, (64, 32), strict=True):
+            alone = lite0(image, side)
+            assert (maps.factors, maps.side, maps.geometry) == (alone.factors, side, lite0.geometry)
+            assert all(torch.equal(a, b) for a, b in zip(maps.stages, alone.stages, strict=True))
+    flipped = lite0.encode(image, (64,), flip=True).flipped
+    expected = lite0(np.ascontiguousarray(image[:, ::-1]), 64)
+    assert all(torch.equal(a, b) for a, b in zip(flipped.scales[0].stages, expected.stages, strict=True))
+
+
+def test_a_strip_is_encoded_at_a_smaller_side_that_its_maps_tell(lite0, rng):
+    maps = lite0(picture(rng, 2, 200), 32)
+    assert maps.side == round(maps.factors[1] * 2) < 32
+
+
+def test_equal_settings_share_a_backbone_and_random_weights_are_the_same_ones():
+    settings = ("test_efficientnet", ("head",), 32, "random", "cpu")
+    assert Backbone.shared(*settings) is Backbone.shared(settings[0], ["head"], *settings[2:])
+    state = torch.get_rng_state()
+    other = Backbone(*settings)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert other.signature == Backbone.shared(*settings).signature

@@ -76,7 +76,8 @@ class Detector(Estimator):
     projection : {"released", "paper"}
         Which cells of a map a window covers; see `sppnet.features.projection.project`.
     scale_rule : {"released", "paper"}
-        Which scale suits a window; see `sppnet.features.projection.choose_scale`. The paper's measured better.
+        Which scale suits a window; see `sppnet.features.projection.choose_scale`. The paper's measured
+        better.
     reference : float, optional
         Side in pixels that a window should have at its scale; by default the scale rule's own (released
         code: 208, paper: 224).
@@ -457,7 +458,7 @@ class Detector(Estimator):
         yield from detect_each(self, images, asked)
 
     def proposer(self, proposals: str | None = None) -> Proposer | None:
-        """Return what proposes windows from pixels, other than the detector's own if asked; None for its maps."""
+        """Return what proposes windows from pixels, by another method if asked; None where the maps do."""
         if proposals is None and self.fitted_.objectness is not None:
             return None
         return parse(proposals or self.proposals)
@@ -560,8 +561,8 @@ class Detector(Estimator):
         Parameters
         ----------
         name : path or str
-            A file, or the name of a shipped detector: ``"animals"`` finds cats, cows, dogs, horses, people and
-            sheep.
+            A file, or the name of a shipped detector: ``"animals"`` finds cats, cows, dogs, horses, people
+            and sheep.
         weights : str, optional
             Where the backbone's weights lie now, if not where they were.
         device : str

@@ -1,8 +1,8 @@
-"""Fine-tuning on windows: a head on pooled features, and with it the backbone's last stages (paper section 4.1).
+"""Fine-tuning on windows: a head on pooled features, and the backbone's last stages (paper section 4.1).
 
-The head comes first. The backbone is frozen then, so windows are pooled once and kept on disk, and batches are
-drawn from all images at random. Where the backbone is to learn, too, training goes on image by image, each at
-one scale, with gradients through the pooling.
+The head comes first. The backbone is frozen then, so windows are pooled once and kept on disk, and batches
+are drawn from all images at random. Where the backbone is to learn, too, training goes on image by image,
+each at one scale, with gradients through the pooling.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ FORMAT, VERSION = "sppnet-tuning", "1"
 DELTA_UNITS = (0.1, 0.1, 0.2, 0.2)
 # A checkpoint is written after each of so many parts of the head's training.
 ROUNDS = 10
-# While the backbone learns, the scale of an image's windows is chosen for a reference side that is up to so many
-# e-folds off: about the step from one scale to the next.
+# While the backbone learns, the scale of an image's windows is chosen for a reference side that is up to so
+# many e-folds off: about the step from one scale to the next.
 _JITTER = 0.35
 # Images whose windows tell the mean norm of pooled features.
 _SAMPLED = 50
@@ -104,7 +104,8 @@ class Tuning:
         counts = min(self.batch, self.windows, self.width, self.images)
         if counts <= 0 or min(self.batches, self.epochs) < 0 or min(self.lr, self.backbone_lr) <= 0:
             raise SppnetError(
-                f"found {self}, expected batch, windows, width, images and learning rates above 0, batches and epochs"
+                f"found {self}, expected batch, windows, width, images and learning rates above 0, "
+                "batches and epochs from 0"
             )
         if not (
             0 < self.positives <= 1 and 0 <= self.far < 1 and 0 <= self.dropout < 1 and self.weight_decay >= 0
@@ -322,7 +323,7 @@ class FineTuner:
             pooled, deltas = torch.from_numpy(examples.pooled[rows]).float(), examples.deltas[rows].copy()
             turned = rng.random(len(rows)) < 0.5
             flipped = torch.from_numpy(turned)
-            # What the backbone makes of a mirror image is about the mirror image of what it makes of the image.
+            # What the backbone makes of a flipped image is about what it makes of the image, flipped.
             pooled[flipped] = self.pooling.flipped(pooled[flipped], self.backbone.channels)
             deltas[turned, 0] *= -1
             loss, error = self._loss(

@@ -1,6 +1,6 @@
 """The fully connected layers over pooled windows: fc6, fc7, a classifier and box deltas (paper section 4.1).
 
-Nothing here knows images or windows; `sppnet.detection.finetune` trains a head, `sppnet.detection.detector` scores with it.
+Nothing here knows images or windows; `sppnet.detection.finetune` trains a head.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LAYERS = ("pool", "fc6", "fc7")
 class Head(nn.Module):
     """Two fully connected layers over a pooled vector, a (K + 1)-way classifier and the deltas of K classes.
 
-    The paper takes fc6 and fc7 of 4,096 units from pre-training; backbones of today have none, so these start at
-    random. The deltas are learned with the classifier (Girshick, "Fast R-CNN", ICCV 2015).
+    The paper takes fc6 and fc7 of 4,096 units from pre-training; backbones of today have none, so these start
+    at random. The deltas are learned with the classifier (Girshick, "Fast R-CNN", ICCV 2015).
 
     Parameters
     ----------

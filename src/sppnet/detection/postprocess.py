@@ -1,4 +1,4 @@
-"""From scored boxes of all classes to detections: threshold, suppression class by class, order (section 4.1)."""
+"""From scored boxes to detections: threshold, suppression class by class, order (paper section 4.1)."""
 
 from __future__ import annotations
 

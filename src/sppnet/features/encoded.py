@@ -46,8 +46,8 @@ class EncodedImage:
     scales : tuple of FeatureMaps
         The maps at each scale, in the order in which the scales were asked for.
     flipped : EncodedImage or None
-        What the network made of the image with left and right exchanged, where that was asked for: windows are
-        then pooled from both.
+        What the network made of the image with left and right exchanged, where that was asked for: windows
+        are then pooled from both.
     """
 
     size: tuple[int, int]

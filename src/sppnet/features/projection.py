@@ -12,6 +12,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from sppnet.arrays import FloatArray, IntArray
+from sppnet.errors import check_choice
 from sppnet.features.encoded import FeatureMaps
 from sppnet.features.geometry import Geometry
 
@@ -26,8 +27,8 @@ SCALE_RULES = {"released": 208, "paper": 224}
 def choose_scale(boxes: Any, shorter: Any, sides: Sequence[int], reference: float, rule: str) -> Any:
     """Choose for each box the scale at which it is nearest to `reference` pixels in side.
 
-    The shorter side of the resized image that would give the box an area of ``reference ** 2`` is ``reference *
-    shorter / sqrt(area)``. The smaller scale wins on ties.
+    The shorter side of the resized image that would give the box an area of ``reference ** 2`` is
+    ``reference * shorter / sqrt(area)``. The smaller scale wins on ties.
 
     Parameters
     ----------
@@ -48,7 +49,13 @@ def choose_scale(boxes: Any, shorter: Any, sides: Sequence[int], reference: floa
     -------
     (R,) int64 array or tensor
         Place of each box's scale in `sides`.
+
+    Raises
+    ------
+    SppnetError
+        If the rule has no such name.
     """
+    check_choice("scale rule", rule, SCALE_RULES)
     xp = array_namespace(boxes)
     # In double precision: whether two scales are equally near must not hang on rounding.
     exact = xp.astype(boxes, xp.float64)
@@ -136,6 +143,7 @@ def project_onto(boxes: Any, factors: Any, limits: Any, geometry: Geometry, proj
     -------
     (R, 4) int64 array or tensor
     """
+    check_choice("projection", projection, PROJECTIONS)
     xp = array_namespace(boxes)
     low, high = covered_cells(*scaled(boxes, factors), geometry, PROJECTIONS[projection] * geometry.stride)
 
@@ -168,6 +176,11 @@ def project(boxes: FloatArray, maps: FeatureMaps, stage: int = 0, projection: st
     -------
     (R, 4) int64
         Windows of the map, 0-based half-open cells, at least one cell, inside the map.
+
+    Raises
+    ------
+    SppnetError
+        If the projection has no such name.
     """
     xp = array_namespace(boxes)
     height, width = maps.stages[stage].shape[-2:]
@@ -188,6 +201,7 @@ def responses(boxes: FloatArray, maps: FeatureMaps, projection: str = "released"
     -------
     (R, 4 * stages) int64
     """
+    check_choice("projection", projection, PROJECTIONS)
     xp = array_namespace(boxes)
     first, last = scaled(boxes, xp.asarray(maps.factors, dtype=xp.float64))
     cells = [response_cells(first, last, g, PROJECTIONS[projection] * g.stride) for g in maps.geometry]

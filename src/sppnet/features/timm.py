@@ -1,4 +1,4 @@
-"""Networks of timm as sources of maps: built by name, given weights, cut into stages, padded without surprises."""
+"""Networks of timm as sources of maps: built by name, given weights, cut into stages, padded alike."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ class WindowPooling:
     projection : {"released", "paper"}
         Which cells of a map a window covers; see `sppnet.features.projection.project`.
     scale_rule : {"released", "paper"}
-        Which scale suits a window; see `sppnet.features.projection.choose_scale`. The paper's measured better.
+        Which scale suits a window; see `sppnet.features.projection.choose_scale`. The paper's measured
+        better.
     reference : float
         Side in pixels that a window should have at its scale; None stands for the scale rule's own, 224 of
         the paper and 208 of the released code.
@@ -59,7 +60,7 @@ class WindowPooling:
         if not self.scales or min(self.scales) < 1:
             raise SppnetError(f"found the scales {self.scales}, expected shorter sides from 1 pixel up")
         reference = SCALE_RULES[self.scale_rule] if self.reference is None else self.reference
-        # Plain tuples and the reference itself: equal settings are equal records, also after a way through JSON.
+        # Plain tuples and the reference itself: equal settings are equal records, also after JSON.
         for name, value in {
             "scales": tuple(self.scales),
             "levels": valid_levels(self.levels),
