@@ -12,8 +12,8 @@ from PIL import Image
 
 from sppnet.boxes import Target
 from sppnet.datasets import read_dataset
-from sppnet.errors import DatasetError
 from sppnet.datasets.records import Sample
+from sppnet.errors import DatasetError
 
 COLOURS = {"disc": (220, 40, 40), "square": (40, 180, 60), "triangle": (50, 70, 220)}
 SHAPES = tuple(COLOURS)
