@@ -1,6 +1,7 @@
 """The encoders that the paper compares itself with (table 8), and VLAD: Caltech101 by the paper's protocol.
 
-All encode the same dense SIFT descriptors, and one SVM measures them all (`sppnet.evaluation.protocols.caltech101`)::
+All encode the same dense SIFT descriptors, and one SVM measures them all, that of
+`sppnet.evaluation.protocols.caltech101_results`::
 
     python benchmarks/encoders.py DATA --splits 2 --json encoders.json
 
@@ -47,7 +48,7 @@ from sklearn.mixture import GaussianMixture
 
 from pooling import commit, machine
 from sppnet.datasets.image_folder import LabelledImages, read_image_folder
-from sppnet.evaluation.protocols import caltech101, caltech101_splits, gram_matrix
+from sppnet.evaluation.protocols import caltech101_results, caltech101_splits, gram_matrix
 from sppnet.images import read_image, resize, shorter_side_size
 from sppnet.storage import atomic_path, check_writable
 
@@ -314,7 +315,7 @@ def main() -> None:
 
 def measure(name: str, vectors: np.ndarray, labels: np.ndarray, count: int) -> dict:
     gram = ENCODERS[name].kernel(vectors)
-    measured = caltech101(gram, labels, splits=count, train=TRAIN, test=TEST, seed=SEED)
+    measured = caltech101_results(gram, labels, splits=count, train=TRAIN, test=TEST, seed=SEED)
     splits = list(progress(measured, f"Splits of {name}", count))
     accuracies = [split.accuracy for split in splits]
     return {
@@ -345,7 +346,7 @@ def progress(steps: Iterable, title: str, total: int) -> Iterable:
 
 
 def images_to_learn_from(labels: np.ndarray, splits: int) -> np.ndarray:
-    """Return some images of every class that `caltech101` takes for training in every split."""
+    """Return some images of every class that `caltech101_results` takes for training in every split."""
     rng = np.random.default_rng(SEED)
     seen = [train for train, _ in caltech101_splits(labels, splits, TRAIN, TEST, SEED)]
     common = functools.reduce(np.intersect1d, seen)

@@ -26,7 +26,7 @@ from rich.progress import track
 from pooling import commit, machine
 from sppnet import Embedder, read_image
 from sppnet.datasets.image_folder import read_image_folder
-from sppnet.evaluation.protocols import caltech101, gram_matrix
+from sppnet.evaluation.protocols import caltech101_results, gram_matrix
 from sppnet.images import image_files
 from sppnet.storage import atomic_path
 
@@ -86,7 +86,7 @@ def tables(arguments) -> dict:
     found = {}
     for row, vectors in embedded([path for path, _ in images]):
         splits = arguments.final if row is ROWS[0] else arguments.splits
-        results = list(caltech101(gram_matrix(vectors), labels, splits=splits))
+        results = list(caltech101_results(gram_matrix(vectors), labels, splits=splits))
         values = 100 * np.array([result.accuracy for result in results])
         print(f"{row.title:32} {values.mean():.2f} ± {values.std(ddof=1):.2f}, {splits} splits", flush=True)
         found[row.title] = {

@@ -18,7 +18,7 @@ from sppnet.arrays import Boxes, Pixels
 from sppnet.boxes import Detections, Target
 from sppnet.evaluation.classification import ClassificationReport
 from sppnet.evaluation.detection import ClassResult, DetectionReport, image_f1
-from sppnet.images import read_image, write_image
+from sppnet.images import pixels_of, write_image
 from sppnet.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sppnet.classification.training import EpochRecord
-    from sppnet.datasets import Dataset
+    from sppnet.datasets.records import Sample
 
 Colour = tuple[int, int, int]
 # A confusion matrix of more classes shows no names, and no numbers, that could be read.
@@ -149,7 +149,7 @@ def contact_sheet(
 
 def draw_detection_report(
     report: DetectionReport,
-    dataset: Dataset,
+    data: Sequence[Sample],
     folder: Path,
     *,
     threshold: float = -0.5,
@@ -165,8 +165,8 @@ def draw_detection_report(
     ----------
     report : DetectionReport
         How good the detections in these images are.
-    dataset : Dataset
-        The images and what is there.
+    data : sequence of Sample
+        The annotated images, as many as the report has.
     folder : Path
         An existing folder; files of the names above are replaced.
     threshold : float
@@ -177,13 +177,13 @@ def draw_detection_report(
     classes, found = list(report.classes), report.detections
     plot_precision_recall(report.classes, folder / "precision-recall.png")
     shown = [detections.above(threshold) for detections in found]
-    quality = [image_f1(d, sample.target, classes) for d, sample in zip(shown, dataset, strict=True)]
-    order = sorted(range(len(dataset)), key=lambda i: (-quality[i], -float(found[i].scores[:1].sum())))
+    quality = [image_f1(d, sample.target, classes) for d, sample in zip(shown, data, strict=True)]
+    order = sorted(range(len(data)), key=lambda i: (-quality[i], -float(found[i].scores[:1].sum())))
     for name, chosen in (("best", order[:count]), ("worst", order[::-1][:count])):
         pictures = [
-            draw_detections(read_image(dataset[i].path), shown[i], classes, dataset[i].target) for i in chosen
+            draw_detections(pixels_of(data[i].image), shown[i], classes, data[i].target) for i in chosen
         ]
-        titles = [f"{dataset[i].name}  F1 {quality[i]:.2f}" for i in chosen]
+        titles = [f"{data[i].name}  F1 {quality[i]:.2f}" for i in chosen]
         write_image(folder / f"{name}.png", contact_sheet(pictures, titles))
 
 

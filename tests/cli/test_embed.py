@@ -240,7 +240,7 @@ class TestProtocol:
         small = ("--splits", "1", "--levels", "1", "--json", "r.json")
         succeeds("protocol", "caltech101", "data", "--scales", "64,96", *small)
         found = read_json("r.json")["embedder"]
-        assert '"sides": [64, 96]' in found
+        assert '"scales": [64, 96]' in found
         assert '"join_scales": true' in found
 
     def test_too_few_images(self):

@@ -4,7 +4,13 @@ from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
 from sppnet.evaluation import protocols
-from sppnet.evaluation.protocols import caltech101, cross_validated, gram_matrix, svm_scores, voc
+from sppnet.evaluation.protocols import (
+    caltech101_results,
+    cross_validated,
+    gram_matrix,
+    svm_scores,
+    voc_results,
+)
 
 
 def clusters(classes=4, each=12, noise=1.0, seed=0):
@@ -38,20 +44,22 @@ def test_svm_scores_are_those_of_the_vectors():
 class TestCaltech101:
     def test_separable_classes_are_all_right(self):
         vectors, labels = clusters(noise=0.05)
-        results = list(caltech101(gram_matrix(vectors), labels, splits=3, train=6))
+        results = list(caltech101_results(gram_matrix(vectors), labels, splits=3, train=6))
         assert [result.accuracy for result in results] == [1.0] * 3
         assert [result.cross_validation for result in results] == [1.0] * 3
 
     def test_noise_is_near_chance(self):
         vectors, labels = clusters(classes=5, each=40, noise=50)
-        results = list(caltech101(gram_matrix(vectors), labels, splits=4, train=6))
+        results = list(caltech101_results(gram_matrix(vectors), labels, splits=4, train=6))
         assert 0.1 < np.mean([result.accuracy for result in results]) < 0.3
         assert 0.05 < np.mean([result.cross_validation for result in results]) < 0.4
 
     def test_splits_follow_the_seed(self):
         vectors, labels = clusters(noise=3)
         gram = gram_matrix(vectors)
-        once, again, other = (list(caltech101(gram, labels, splits=3, train=6, seed=s)) for s in (0, 0, 1))
+        once, again, other = (
+            list(caltech101_results(gram, labels, splits=3, train=6, seed=s)) for s in (0, 0, 1)
+        )
         assert once == again != other
         assert len({result.accuracy for result in once}) > 1
 
@@ -65,7 +73,7 @@ class TestCaltech101:
 
         monkeypatch.setattr(protocols, "svm_scores", spied)
         vectors, labels = clusters(each=12)
-        list(caltech101(gram_matrix(vectors), labels, splits=1, train=6, test=4))
+        list(caltech101_results(gram_matrix(vectors), labels, splits=1, train=6, test=4))
         assert all(not (train & test) for train, test in uses)
         (seen, unseen), chosen = uses[-1], uses[:-1]
         assert (len(seen), len(unseen)) == (24, 16)
@@ -76,12 +84,12 @@ class TestCaltech101:
     def test_bad_settings(self, settings):
         vectors, labels = clusters()
         with pytest.raises(ValueError, match="expected at least 1 split"):
-            list(caltech101(gram_matrix(vectors), labels, **{"train": 6, **settings}))
+            list(caltech101_results(gram_matrix(vectors), labels, **{"train": 6, **settings}))
 
     def test_bad_matrix(self):
         vectors, labels = clusters()
         with pytest.raises(ValueError, match="expected it square"):
-            list(caltech101(gram_matrix(vectors)[:5], labels, train=6))
+            list(caltech101_results(gram_matrix(vectors)[:5], labels, train=6))
 
 
 class TestVoc:
@@ -92,7 +100,7 @@ class TestVoc:
         vectors, labels = clusters(noise=2.5, each=20)
         signs, gram = self.signs(labels), gram_matrix(vectors)
         seen, unseen = np.arange(0, 80, 2), np.arange(1, 80, 2)
-        results = voc(gram, signs, seen, unseen)
+        results = voc_results(gram, signs, seen, unseen)
         scores = svm_scores(gram, seen, unseen, signs[seen], [r.C for r in results])
         for k, result in enumerate(results):
             # Theirs is not interpolated: ours has the envelope of the curve.
@@ -105,8 +113,8 @@ class TestVoc:
         signs, gram = self.signs(labels), gram_matrix(vectors)
         seen, unseen = np.arange(0, 80, 2), np.arange(1, 80, 2)
         signs[[0, 1], 0] = 0
-        with_them = voc(gram, signs, seen, unseen)[0]
-        without = voc(gram, signs, seen[1:], unseen[1:])[0]
+        with_them = voc_results(gram, signs, seen, unseen)[0]
+        without = voc_results(gram, signs, seen[1:], unseen[1:])[0]
         assert with_them.positives == without.positives == 9
         scores = [svm_scores(gram, part, unseen, signs[part], [1.0] * 4)[:, 0] for part in (seen, seen[1:])]
         np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
@@ -124,12 +132,12 @@ class TestVoc:
     def test_a_class_without_examples(self):
         vectors, labels = clusters()
         with pytest.raises(ValueError, match="found 0 positive training images of class 3"):
-            voc(gram_matrix(vectors), self.signs(labels), np.arange(30), np.arange(30, 48))
+            voc_results(gram_matrix(vectors), self.signs(labels), np.arange(30), np.arange(30, 48))
 
     def test_training_images_are_not_tested(self):
         vectors, labels = clusters()
         with pytest.raises(ValueError, match="found 18 images both"):
-            voc(gram_matrix(vectors), self.signs(labels), np.arange(48), np.arange(30, 48))
+            voc_results(gram_matrix(vectors), self.signs(labels), np.arange(48), np.arange(30, 48))
 
     @pytest.mark.parametrize("seed", range(20))
     def test_every_class_is_in_every_fold(self, seed):

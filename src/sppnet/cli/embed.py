@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,10 +27,7 @@ from sppnet.cli.console import (
 from sppnet.errors import DatasetError, SppnetError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from sppnet.arrays import Boxes, FloatArray
-    from sppnet.boxes import Target
+    from sppnet.arrays import Boxes
     from sppnet.retrieval.embedder import Embedder
     from sppnet.retrieval.vectors import VectorWriter
 
@@ -174,17 +170,13 @@ def caltech101(
 
     C of the SVMs is chosen by cross-validation inside the training images of each split.
     """
-    import numpy as np
-
     from sppnet.datasets.image_folder import read_image_folder
-    from sppnet.evaluation.protocols import caltech101, check_caltech101, gram_matrix
+    from sppnet.evaluation.protocols import caltech101
 
     check_places(json_file, None, [data])
     images = read_image_folder(data, ".")
     for note in images.notes:
         print(f"note: {note}", file=sys.stderr)
-    labels = np.array([label for _, label in images])
-    check_caltech101(labels, splits)
     embedder = make_embedder(
         *(backbone, stages, scales, levels),
         output_stride=stride,
@@ -196,29 +188,15 @@ def caltech101(
         flip=flip,
         power=power,
     )
-    gram = gram_matrix(_all_vectors(embedder, [path for path, _ in images]))
-    results = caltech101(gram, labels, splits=splits, seed=seed)
-    found = list(track(results, "Fitting SVMs", splits))
-    values = np.array([result.accuracy for result in found])
-    spread = float(values.std(ddof=1)) if len(values) > 1 else None
-    expected = float(np.mean([result.cross_validation for result in found]))
-    print(f"{100 * expected:.2f} % by cross-validation inside the training images")
+    report = caltech101(images, embedder, splits=splits, seed=seed, track=track)
+    print(f"{100 * report.cross_validation:.2f} % by cross-validation inside the training images")
     print(
-        f"{100 * values.mean():.2f} % mean class accuracy"
-        + ("" if spread is None else f" ± {100 * spread:.2f}")
+        f"{100 * report.mean:.2f} % mean class accuracy"
+        + ("" if report.std is None else f" ± {100 * report.std:.2f}")
         + f" over {splits} splits (paper, Overfeat-7: {_PUBLISHED['caltech101']} ± 0.5)"
     )
     if json_file is not None:
-        content = {
-            "mean": float(values.mean()),
-            "std": spread,
-            "cross_validation": expected,
-            "splits": [asdict(result) for result in found],
-            "embedder": embedder.signature,
-            "images": len(images),
-            "classes": len(images.classes),
-        }
-        write_json(json_file, content)
+        write_json(json_file, report.facts())
 
 
 @protocol.command()
@@ -247,66 +225,40 @@ def voc(
 
     Scale, and C of the SVM of each class, are chosen by cross-validation inside the training images.
     """
-    import numpy as np
     from rich.table import Table
 
     from sppnet.datasets import read_dataset
-    from sppnet.evaluation.protocols import check_voc, cross_validated, gram_matrix, voc
+    from sppnet.evaluation.protocols import voc
 
     check_places(json_file, None, [data])
-    parts = [read_dataset(data, split) for split in (train_split, test_split)]
-    samples = [sample for part in parts for sample in part]
-    _distinct([sample.path for sample in samples])
-    names = sorted({*parts[0].classes}) if classes is None else name_list(classes)
-    signs = _presence([sample.target for sample in samples], names)
-    train, test = np.arange(len(parts[0])), np.arange(len(parts[0]), len(samples))
-    check_voc(signs, train, test, names)
-    paths = [sample.path for sample in samples]
-    expected: dict[int, float] = {}
-
-    def measured() -> Iterator[tuple[int, Embedder, FloatArray]]:
-        for side in integers("--scales", scales):
-            embedder = make_embedder(
-                *(backbone, stages, str(side), levels),
-                output_stride=stride,
-                weights=weights,
-                device=device,
-                mode=mode,
-                view=view,
-                flip=flip,
-                power=power,
-            )
-            gram = gram_matrix(_all_vectors(embedder, paths, f"Embedding at {side}"))
-            expected[side] = cross_validated(gram, signs, train, seed=seed)
-            print(f"shorter side {side}: {100 * expected[side]:.2f} mAP by cross-validation")
-            yield side, embedder, gram
-
-    # Of the large matrices only the best one so far is kept.
-    chosen, embedder, gram = max(measured(), key=lambda found: expected[found[0]])
-    results = voc(gram, signs, train, test, seed=seed)
-    table = Table("class", "positives", "AP (11-point)", "AP (area)", title=f"shorter side {chosen}")
-    for name, result in zip(names, results, strict=True):
+    embedders = {
+        side: make_embedder(
+            *(backbone, stages, str(side), levels),
+            output_stride=stride,
+            weights=weights,
+            device=device,
+            mode=mode,
+            view=view,
+            flip=flip,
+            power=power,
+        )
+        for side in integers("--scales", scales)
+    }
+    seen, unseen = read_dataset(data, train_split), read_dataset(data, test_split)
+    names = None if classes is None else name_list(classes)
+    report = voc(seen, unseen, embedders, classes=names, seed=seed, track=track)
+    for side, value in report.cross_validation.items():
+        print(f"shorter side {side}: {100 * value:.2f} mAP by cross-validation")
+    table = Table("class", "positives", "AP (11-point)", "AP (area)", title=f"shorter side {report.scale}")
+    for name, result in report.classes.items():
         values = (result.average_precision, result.area)
         table.add_row(name, str(result.positives), *(f"{100 * v:.2f}" for v in values))
-    tested = [result for result in results if result.positives]
-    means = [float(np.mean([getattr(r, kind) for r in tested])) for kind in ("average_precision", "area")]
     table.add_section()
-    table.add_row("mean", "", *(f"{100 * mean:.2f}" for mean in means))
+    table.add_row("mean", "", *(f"{100 * mean:.2f}" for mean in (report.mean_ap, report.mean_ap_area)))
     print_table(table)
     print(f"paper, VOC 2007, 20 classes, Overfeat-7: {_PUBLISHED['voc']}")
     if json_file is not None:
-        content = {
-            "mAP": means[0],
-            "mAP_area": means[1],
-            "classes": {
-                name: {"AP": r.average_precision, "AP_area": r.area, "C": r.C, "positives": r.positives}
-                for name, r in zip(names, results, strict=True)
-            },
-            "scale": chosen,
-            "cross_validation": {str(side): value for side, value in expected.items()},
-            "embedder": embedder.signature,
-        }
-        write_json(json_file, content)
+        write_json(json_file, report.facts())
 
 
 def make_embedder(backbone: str, stages: str, scales: str, levels: str, **settings: Any) -> Embedder:
@@ -443,28 +395,3 @@ def check_kind(place: Path, known: Embedder, asked: Embedder) -> None:
     """Raise a ValueError, with both names, if what is there was made with other settings."""
     if known.kind != asked.kind:
         raise SppnetError(f"{place}: made by another embedder, {known.kind}; expected {asked.kind}")
-
-
-def _all_vectors(embedder: Embedder, paths: Sequence[Path], title: str = "Embedding") -> np.ndarray[Any, Any]:
-    """Embed all images, in half precision; a protocol on some of them would be another one."""
-    import numpy as np
-
-    vectors = np.empty((len(paths), embedder.length), np.float16)
-    for i, found in enumerate(track(embedder.stream(paths), title, len(paths))):
-        if isinstance(found, Exception):
-            raise found
-        vectors[i] = found[0]
-    return vectors
-
-
-def _presence(targets: Sequence[Target], names: Sequence[str]) -> np.ndarray[Any, Any]:
-    """Return (n, K): 1 for a class that an image shows, 0 for one it shows with difficulty alone, else -1."""
-    import numpy as np
-
-    signs = np.full((len(targets), len(names)), -1)
-    columns = {name: k for k, name in enumerate(names)}
-    for row, target in zip(signs, targets, strict=True):
-        for label, ignored in zip(target.labels, target.ignored, strict=True):
-            if label in columns:
-                row[columns[label]] = max(row[columns[label]], 0 if ignored else 1)
-    return signs

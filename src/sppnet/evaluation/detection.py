@@ -96,7 +96,7 @@ class DetectionReport:
     @property
     def mean_ap_area(self) -> float:
         """Mean of the areas under the classes' precision-recall curves; nan if there is no object."""
-        return _mean_of_known([result.area for result in self.classes.values()])
+        return mean_of_known([result.area for result in self.classes.values()])
 
     @property
     def objects(self) -> int:
@@ -283,7 +283,7 @@ def voc_detection(
 
 def mean_average_precision(results: Mapping[str, ClassResult]) -> float:
     """Return the mean 11-point AP over the classes that have positives; nan if none has."""
-    return _mean_of_known([result.average_precision for result in results.values()])
+    return mean_of_known([result.average_precision for result in results.values()])
 
 
 def coco_detection(
@@ -458,7 +458,7 @@ def _evaluate_class(
     return ClassResult(eleven, area, precision, recall, joined[order], positives)
 
 
-def _mean_of_known(values: Iterable[float]) -> float:
+def mean_of_known(values: Iterable[float]) -> float:
     """Return the mean of the values that are not nan; nan if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan

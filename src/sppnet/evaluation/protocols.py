@@ -1,30 +1,50 @@
 """The paper's protocols for frozen features: Caltech101 and PASCAL VOC classification (sections 3.2 and 3.3).
 
-A protocol takes a Gram matrix, the inner products of the vectors of all images, and never the vectors
-themselves: a linear SVM needs no more, however long they are, and so any kernel can be measured the same way.
+`caltech101` and `voc` go the whole way from images to a report, with any embedder. What they measure by,
+`caltech101_results` and `voc_results`, takes a Gram matrix, the inner products of the vectors of all images,
+and never the vectors themselves: a linear SVM needs no more, however long they are, and so any kernel can be
+measured the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.arrays import FloatArray, IntArray
+from sppnet.arrays import FloatArray, IntArray, Pixels
+from sppnet.boxes import Target
 from sppnet.errors import SppnetError
 from sppnet.evaluation.classification import evaluate_classification
-from sppnet.evaluation.detection import average_precision
+from sppnet.evaluation.detection import average_precision, mean_of_known
+from sppnet.progress import Track, no_track
+
+if TYPE_CHECKING:
+    from sppnet.datasets.image_folder import LabelledImages
+    from sppnet.datasets.records import Dataset
 
 COSTS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """The values of C that cross-validation chooses from."""
 
 _FOLDS = 3
 _BLOCK = 1024
+
+
+class ImageEmbedder(Protocol):
+    """What makes the vectors that a protocol measures, such as `sppnet.Embedder`."""
+
+    @property
+    def signature(self) -> str:
+        """Everything that the vectors depend on, for the report."""
+
+    def stream(self, images: Iterable[Path | Pixels], /) -> Iterator[npt.NDArray[np.float32] | Exception]:
+        """Yield for each image in turn its (1, D) vector, or the error that it gave."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +56,7 @@ class SplitResult:
     accuracy : float
         Mean over the classes of the share of their test images that are right.
     C : float
-        Chosen by cross-validation inside the training images.
+        Cost of the SVMs, chosen by cross-validation inside the training images.
     cross_validation : float
         Accuracy that it had there: what to choose other settings by, without a look at the test images.
     """
@@ -44,6 +64,54 @@ class SplitResult:
     accuracy: float
     C: float
     cross_validation: float
+
+
+@dataclass(frozen=True)
+class Caltech101Report:
+    """How good features are by Caltech101's protocol, from `caltech101`.
+
+    Attributes
+    ----------
+    splits : tuple of SplitResult
+        What each random split gave.
+    images, classes : int
+        How many there are in the data.
+    embedder : str
+        Signature of the embedder.
+    """
+
+    splits: tuple[SplitResult, ...]
+    images: int
+    classes: int
+    embedder: str
+
+    @property
+    def mean(self) -> float:
+        """Mean class accuracy over the splits, in [0, 1]."""
+        return float(np.mean([split.accuracy for split in self.splits]))
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation of the accuracy from split to split; None of one split."""
+        values = [split.accuracy for split in self.splits]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+    @property
+    def cross_validation(self) -> float:
+        """Mean class accuracy by cross-validation inside the training images: to choose settings by."""
+        return float(np.mean([split.cross_validation for split in self.splits]))
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers as JSON has them."""
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "cross_validation": self.cross_validation,
+            "splits": [asdict(split) for split in self.splits],
+            "embedder": self.embedder,
+            "images": self.images,
+            "classes": self.classes,
+        }
 
 
 @dataclass(frozen=True)
@@ -55,15 +123,198 @@ class VocResult:
     average_precision, area : float
         In [0, 1]: VOC 2007's mean of 11 points, and the area under the curve. nan without test positives.
     C : float
-        Chosen by cross-validation inside the training images.
+        Cost of the SVM, chosen by cross-validation inside the training images.
     positives : int
-        Test images of the class.
+        Number of test images of the class.
     """
 
     average_precision: float
     area: float
     C: float
     positives: int
+
+
+@dataclass(frozen=True)
+class VocReport:
+    """How good features are by PASCAL VOC's classification task, from `voc`.
+
+    Attributes
+    ----------
+    classes : mapping of str to VocResult
+        What each class gave.
+    scale : int
+        Shorter side of the images in pixels, chosen by cross-validation inside the training images.
+    cross_validation : mapping of int to float
+        Mean average precision that each scale had there.
+    embedder : str
+        Signature of the embedder of the chosen scale.
+    """
+
+    classes: Mapping[str, VocResult]
+    scale: int
+    cross_validation: Mapping[int, float]
+    embedder: str
+
+    @property
+    def mean_ap(self) -> float:
+        """Mean of the 11-point average precisions of the classes that have test images."""
+        return mean_of_known([result.average_precision for result in self.classes.values()])
+
+    @property
+    def mean_ap_area(self) -> float:
+        """Mean of the areas under the curves of the classes that have test images."""
+        return mean_of_known([result.area for result in self.classes.values()])
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers as JSON has them; those that are not known are nan."""
+        return {
+            "mAP": self.mean_ap,
+            "mAP_area": self.mean_ap_area,
+            "classes": {
+                name: {"AP": r.average_precision, "AP_area": r.area, "C": r.C, "positives": r.positives}
+                for name, r in self.classes.items()
+            },
+            "scale": self.scale,
+            "cross_validation": {str(scale): value for scale, value in self.cross_validation.items()},
+            "embedder": self.embedder,
+        }
+
+
+def caltech101(
+    images: LabelledImages,
+    embedder: ImageEmbedder,
+    *,
+    splits: int = 10,
+    train: int = 30,
+    test: int = 50,
+    seed: int = 0,
+    track: Track = no_track,
+) -> Caltech101Report:
+    """Measure an embedder by Caltech101's protocol (section 3.3).
+
+    Of each class `train` random images train one-vs-rest SVMs and up to `test` others test them. The cost C
+    of the SVMs is chosen by cross-validation inside the training images of each split.
+
+    Parameters
+    ----------
+    images : LabelledImages
+        Images in class folders, from `sppnet.read_image_folder`.
+    embedder : ImageEmbedder
+        Makes a vector of each image, such as `sppnet.Embedder`.
+    splits : int
+        Number of random splits; the paper reports mean and deviation of 10.
+    train, test : int
+        Number of images of each class to learn from, and at most to test on.
+    seed : int
+        Seed of the random splits.
+    track : callable
+        ``track(items, description)`` yields the items and may draw progress.
+
+    Returns
+    -------
+    Caltech101Report
+
+    Raises
+    ------
+    SppnetError
+        If a class has no image left to test, or an image cannot be read: a protocol on some of the images
+        would be another one.
+    OSError
+        If a file cannot be opened.
+    """
+    labels = np.asarray(images.labels)
+    check_caltech101(labels, splits, train, test)
+    gram = _embedded([path for path, _ in images], embedder, "Embedding", track)
+    results = caltech101_results(gram, labels, splits=splits, train=train, test=test, seed=seed)
+    found = tuple(result for _, result in zip(track(range(splits), "Fitting SVMs"), results, strict=True))
+    return Caltech101Report(found, len(images), len(images.classes), embedder.signature)
+
+
+def voc(
+    train: Dataset,
+    test: Dataset,
+    embedders: Mapping[int, ImageEmbedder],
+    *,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    track: Track = no_track,
+) -> VocReport:
+    """Measure embedders by PASCAL VOC's classification task (section 3.2).
+
+    One SVM for each class tells the images that show it. Its cost C, and the scale of the images, are chosen
+    by cross-validation inside the training images.
+
+    Parameters
+    ----------
+    train, test : Dataset
+        Images to learn from and to test on, such as VOC's splits trainval and test.
+    embedders : mapping of int to ImageEmbedder
+        By the shorter side of the images in pixels an embedder of that scale, such as
+        ``{side: Embedder(scales=(side,)) for side in (224, 320, 392)}``.
+    classes : sequence of str, optional
+        The classes to measure, by default those of `train`.
+    seed : int
+        Seed of the folds of the cross-validation.
+    track : callable
+        ``track(items, description)`` yields the items and may draw progress.
+
+    Returns
+    -------
+    VocReport
+
+    Raises
+    ------
+    SppnetError
+        If there is no embedder, an image is given twice, a class lacks positives or negatives to learn from,
+        or an image cannot be read.
+    OSError
+        If a file cannot be opened.
+    """
+    if not embedders:
+        raise SppnetError("found no embedder, expected one for each scale to choose from")
+    samples = [*train, *test]
+    images = _distinct([sample.image for sample in samples])
+    names = list(train.classes if classes is None else classes)
+    signs = presence([sample.target for sample in samples], names)
+    seen, unseen = np.arange(len(train)), np.arange(len(train), len(samples))
+    check_voc(signs, seen, unseen, names)
+    expected: dict[int, float] = {}
+
+    def measured() -> Iterator[tuple[int, FloatArray]]:
+        for scale, embedder in embedders.items():
+            gram = _embedded(images, embedder, f"Embedding at {scale}", track)
+            expected[scale] = cross_validated(gram, signs, seen, seed=seed)
+            yield scale, gram
+
+    # Of the large matrices only the best one so far is kept.
+    chosen, gram = max(measured(), key=lambda found: expected[found[0]])
+    results = voc_results(gram, signs, seen, unseen, seed=seed)
+    by_name = dict(zip(names, results, strict=True))
+    return VocReport(by_name, chosen, expected, embedders[chosen].signature)
+
+
+def presence(targets: Sequence[Target], classes: Sequence[str]) -> IntArray:
+    """Return which classes images show.
+
+    Parameters
+    ----------
+    targets : sequence of n Target
+        What is in each image.
+    classes : sequence of K str
+        Objects of others are passed over.
+
+    Returns
+    -------
+    (n, K) int64
+        1 where an image shows the class, 0 where it shows only difficult objects or crowds of it, else -1.
+    """
+    signs = np.full((len(targets), len(classes)), -1)
+    columns = {name: k for k, name in enumerate(classes)}
+    for row, target in zip(signs, targets, strict=True):
+        for label, ignored in zip(target.labels, target.ignored, strict=True):
+            if label in columns:
+                row[columns[label]] = max(row[columns[label]], 0 if ignored else 1)
+    return signs
 
 
 def gram_matrix(vectors: npt.NDArray[np.floating[Any]]) -> FloatArray:
@@ -79,7 +330,7 @@ def gram_matrix(vectors: npt.NDArray[np.floating[Any]]) -> FloatArray:
     return gram
 
 
-def caltech101(
+def caltech101_results(
     gram: FloatArray,
     labels: npt.NDArray[np.integer[Any]],
     *,
@@ -89,9 +340,7 @@ def caltech101(
     costs: Sequence[float] = COSTS,
     seed: int = 0,
 ) -> Iterator[SplitResult]:
-    """Measure features by Caltech101's protocol (section 3.3).
-
-    Of each class `train` random images train one-vs-rest SVMs and up to `test` others test them.
+    """Measure features by Caltech101's protocol, see `caltech101`.
 
     Parameters
     ----------
@@ -100,13 +349,13 @@ def caltech101(
     labels : (n,) integers
         Class of each image.
     splits : int
-        How often; the paper and we report mean and deviation of 10.
+        Number of random splits.
     train, test : int
-        Images of each class.
+        Number of images of each class to learn from, and at most to test on.
     costs : sequence of float
         Values of C, from which threefold cross-validation inside the training images chooses.
     seed : int
-        Of the splits.
+        Seed of the random splits.
 
     Yields
     ------
@@ -138,7 +387,7 @@ def caltech101(
 def caltech101_splits(
     labels: npt.NDArray[np.integer[Any]], splits: int = 10, train: int = 30, test: int = 50, seed: int = 0
 ) -> Iterator[tuple[IntArray, IntArray]]:
-    """Yield the training and test images of each split that `caltech101` takes, class by class."""
+    """Yield the training and test images of each split of `caltech101_results`, class by class."""
     for split in range(splits):
         rng = np.random.default_rng((seed, split))
         shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
@@ -151,7 +400,7 @@ def caltech101_splits(
 def check_caltech101(
     labels: npt.NDArray[np.integer[Any]], splits: int = 10, train: int = 30, test: int = 50
 ) -> None:
-    """Raise now, before long work, the ValueError that `caltech101` would raise for these labels."""
+    """Raise now, before long work, the error that `caltech101` would raise for these labels."""
     _, counts = np.unique(labels, return_counts=True)
     least = int(counts.min()) if len(counts) else 0
     if splits < 1 or train < _FOLDS or test < 1 or least <= train:
@@ -161,7 +410,7 @@ def check_caltech101(
         )
 
 
-def voc(
+def voc_results(
     gram: FloatArray,
     signs: npt.NDArray[np.integer[Any]],
     train: IntArray,
@@ -170,7 +419,7 @@ def voc(
     costs: Sequence[float] = COSTS,
     seed: int = 0,
 ) -> list[VocResult]:
-    """Measure features by PASCAL VOC's classification task (section 3.2).
+    """Measure features by PASCAL VOC's classification task, see `voc`.
 
     Parameters
     ----------
@@ -178,13 +427,13 @@ def voc(
         Inner products of the images' vectors, from `gram_matrix`, or any other kernel.
     signs : (n, K) integers
         1 where the image shows the class, -1 where it does not, 0 where it shows only difficult objects of
-        it: these neither train nor test that class.
+        it: these neither train nor test that class. See `presence`.
     train, test : (m,) integers
         Images to learn from and to test on.
     costs : sequence of float
         Values of C, from which threefold cross-validation inside the training images chooses, for each class.
     seed : int
-        Of the folds.
+        Seed of the folds.
 
     Returns
     -------
@@ -214,7 +463,7 @@ def voc(
 def check_voc(
     signs: npt.NDArray[np.integer[Any]], train: IntArray, test: IntArray, names: Sequence[str] | None = None
 ) -> None:
-    """Raise now, before long work, the ValueError that `voc` would raise; `names` are its classes."""
+    """Raise now, before long work, the error that `voc` would raise; `names` are its classes."""
     both = np.intersect1d(train, test)
     if len(both):
         raise SppnetError(f"found {len(both)} images both to learn from and to test on, expected none")
@@ -236,7 +485,7 @@ def cross_validated(
 ) -> float:
     """Return the mean AP that features reach on held-out training images, to choose between features.
 
-    Arguments are those of `voc`; every class takes its best C.
+    Arguments are those of `voc_results`; every class takes its best C.
     """
     folds = _balanced_folds(signs[train], seed)
     held = _held_out_scores(gram, train, signs[train], folds, costs)
@@ -255,16 +504,18 @@ def svm_scores(
     Parameters
     ----------
     gram : (n, n) float array
+        Inner products of the images' vectors, or any other kernel.
     train, test : (m,) and (t,) integers
-        Rows of `gram`.
+        Rows of `gram` to learn from and to score.
     signs : (m, K) integers
-        Of the training images: 1, -1, or 0 for images that a class does not learn from.
+        For each training image 1, -1, or 0 where a class does not learn from it.
     costs : sequence of K float
         C of each class.
 
     Returns
     -------
     (t, K) float64
+        Distance from the border between the classes, positive on the side of the class.
     """
     from sklearn.svm import SVC
 
@@ -283,6 +534,33 @@ def svm_scores(
     # LIBSVM lets go of Python's lock.
     with ThreadPoolExecutor() as pool:
         return np.stack(list(pool.map(score, range(signs.shape[1]))), axis=1)
+
+
+def _embedded(
+    images: Sequence[Path | Pixels], embedder: ImageEmbedder, description: str, track: Track
+) -> FloatArray:
+    """Return the Gram matrix of the vectors of all images, which are held in half precision."""
+    vectors = np.zeros((0, 0), np.float16)
+    stream = embedder.stream(images)
+    for i, (_, found) in enumerate(zip(track(images, description), stream, strict=True)):
+        if isinstance(found, Exception):
+            raise found
+        if i == 0:
+            vectors = np.empty((len(images), found.shape[1]), np.float16)
+        vectors[i] = found[0]
+    return gram_matrix(vectors)
+
+
+def _distinct(images: Sequence[Path | Pixels]) -> Sequence[Path | Pixels]:
+    """Return the images, unless two are one file."""
+    files: dict[Path, Path] = {}
+    for path in images:
+        if not isinstance(path, Path):
+            continue
+        first = files.setdefault(path.resolve(), path)
+        if first is not path:
+            raise SppnetError(f"{path}: found the same file as {first}, expected each image once")
+    return images
 
 
 def _held_out_scores(
