@@ -23,9 +23,7 @@ from sppnet.arrays import Boxes
 from sppnet.boxes import Detections
 from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
-from sppnet.detection.file import shipped
 from sppnet.evaluation.detection import mean_average_precision, proposal_recall, voc_detection
-from sppnet.features.windows import encode
 from sppnet.images import read_image
 from sppnet.progress import StageTimer
 from sppnet.proposals import parse
@@ -36,7 +34,7 @@ MAPS = "maps"
 
 @dataclass
 class Variant:
-    sides: tuple[int, ...]
+    scales: tuple[int, ...]
     proposals: str
     regress: bool
     windows: list[Boxes] = field(default_factory=list)
@@ -49,29 +47,26 @@ def measure(detector: Detector, dataset, scales, kinds) -> list[Variant]:
     variants = [Variant(s, k, r) for s in scales for k in kinds for r in (False, True)]
     proposal_clock, encode_clock = StageTimer(), StageTimer()
     for sample in track(dataset, description="Detecting"):
-        image = read_image(sample.path)
-        shape, windows = image.shape[:2], {}
+        image, windows = read_image(sample.path), {}
         for kind, method in methods.items():
             with proposal_clock(kind):
-                windows[kind] = method(image)[0]
+                windows[kind] = method(image).boxes
         for sides in scales:
-            detector.sides = sides
+            detector.set_params(scales=sides)
             with encode_clock(str(sides)):
-                maps = encode(detector.backbone, image, sides)
+                encoded = detector.encode(image)
             if MAPS in kinds:
                 with proposal_clock(f"{MAPS} {sides}"):
-                    windows[MAPS] = detector.propose(maps, shape)
+                    windows[MAPS] = detector.propose(None, encoded)
             for v in variants:
-                if v.sides == sides:
+                if v.scales == sides:
                     v.windows.append(windows[v.proposals])
-                    v.found.append(
-                        detector.predict_maps(maps, shape, v.windows[-1], regress=v.regress, timer=v.timer)
-                    )
+                    v.found.append(detector.predict(encoded, v.windows[-1], regress=v.regress, timer=v.timer))
     for v in variants:
-        stage = f"{MAPS} {v.sides}" if v.proposals == MAPS else v.proposals
+        stage = f"{MAPS} {v.scales}" if v.proposals == MAPS else v.proposals
         v.timer.seconds |= {
             "proposals": proposal_clock.seconds[stage],
-            "backbone": encode_clock.seconds[str(v.sides)],
+            "backbone": encode_clock.seconds[str(v.scales)],
         }
     return variants
 
@@ -80,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="detector file, or - for the shipped one")
+    parser.add_argument("model", help="detector file, or the name of a shipped one")
     parser.add_argument("data")
     parser.add_argument("--split", default="val")
     parser.add_argument("--scales", action="append", help="shorter sides by commas; default: the detector's")
@@ -88,13 +83,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="only so many, evenly spread")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    detector = Detector.load(shipped() if args.model == "-" else args.model)
-    scales = [tuple(map(int, s.split(","))) for s in args.scales] if args.scales else [detector.sides]
+    detector = Detector.load(args.model)
+    scales = [tuple(map(int, s.split(","))) for s in args.scales] if args.scales else [detector.scales]
     dataset = list(read_dataset(args.data, args.split))
     dataset = dataset[:: max(1, len(dataset) // args.images)] if args.images else dataset
     targets = [s.target for s in dataset]
     first, kind = read_image(dataset[0].path), args.proposals[0]
-    detector.predict(first, None if kind == MAPS else parse(kind)(first)[0])
+    detector.predict(first, None if kind == MAPS else parse(kind)(first).boxes)
 
     variants = measure(detector, dataset, scales, args.proposals)
     rows = []
@@ -103,7 +98,7 @@ def main() -> None:
         recall = proposal_recall(v.windows, targets, classes=detector.classes_)
         rows.append(
             {
-                "scales": v.sides,
+                "scales": v.scales,
                 "proposals": v.proposals,
                 "regress": v.regress,
                 "mAP": mean_average_precision(results),

@@ -3,10 +3,10 @@
     python benchmarks/fully_connected.py DATA --scales 240,360,540,810 --cache FOLDER --json rows.json
 
 Every row is a detector of its own, fitted on the split train and tested on val: SVMs on the pooled features,
-on fc6 as it starts (at random: today's backbones come without fully connected layers), on the fine-tuned fc6 and
-fc7, and these with the backbone's layers behind ``--tune-after`` tuned as well; each with boxes as proposed and
-moved. Maps and trained layers are kept in FOLDER, rows that are in the JSON file are not fitted again, and
-``--images`` fits on fewer images. Seconds are per image, one stage after another, on all cores.
+on fc6 as it starts (at random: today's backbones come without fully connected layers), on the fine-tuned fc6
+and fc7, and these with the backbone's layers behind ``--tune-after`` tuned as well; each with boxes as
+proposed and moved. Maps and trained layers are kept in FOLDER, rows that are in the JSON file are not fitted
+again, and ``--images`` fits on fewer images. Seconds are per image, one stage after another, on all cores.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
 from sppnet.detection.finetune import Tuning
 from sppnet.evaluation.detection import mean_average_precision, voc_detection
-from sppnet.features.backbone import Backbone
-from sppnet.features.windows import MapCache
+from sppnet.features.cache import MapCache
 from sppnet.progress import StageTimer
 from sppnet.proposals import cache_folder, parse, propose_all
 from sppnet.storage import atomic_path
@@ -52,22 +51,19 @@ def variants(args) -> dict[str, dict]:
 
 def windows_of(samples, method):
     stream = propose_all([s.path for s in samples], parse(method), cache_folder())
-    return [boxes for _, boxes, _ in track(stream, "Windows", len(samples))]
+    return [found.boxes for found in track(stream, "Windows", len(samples))]
 
 
 def measure(detector, samples, windows, cache) -> dict:
     """Return mAP and AP with boxes as proposed and moved, and seconds of each stage behind the backbone."""
-    store, timer, targets = (
-        MapCache(cache, detector.backbone, detector.sides),
-        StageTimer(),
-        [s.target for s in samples],
-    )
+    store = MapCache(cache, detector.fitted_.backbone, detector.scales)
+    timer, targets = StageTimer(), [s.target for s in samples]
     found = {False: [], True: []}
     for sample, boxes in track(list(zip(samples, windows, strict=True)), "Testing"):
-        maps, shape = store(sample.path, StageTimer())
+        encoded = store(sample.path, StageTimer())
         for regress, results in found.items():
             watch = timer if regress else StageTimer()
-            results.append(detector.predict_maps(maps, shape, boxes, regress=regress, timer=watch))
+            results.append(detector.predict(encoded, boxes, regress=regress, timer=watch))
     row = {"seconds": {stage: s / len(samples) for stage, s in timer.seconds.items()}}
     for regress, results in found.items():
         scored = voc_detection(results, targets, detector.classes_)
@@ -127,13 +123,15 @@ def main() -> None:
         print(f"\n{name}", flush=True)
         start, timer = time.perf_counter(), StageTimer()
         detector = Detector(
-            Backbone(args.backbone), sides=tuple(map(int, args.scales.split(","))), **wanted[name]
+            args.backbone,
+            scales=tuple(map(int, args.scales.split(","))),
+            proposals=args.proposals,
+            **wanted[name],
         )
         detector.fit(
-            [s.path for s in train],
-            fit_on,
-            [s.target for s in train],
-            CLASSES,
+            train,
+            classes=CLASSES,
+            windows=fit_on,
             cache=args.cache,
             track=lambda items, text: track(items, text),
             timer=timer,

@@ -1,8 +1,8 @@
 """R-CNN beside the detector: average precision and seconds per image, as in the paper's tables 9 and 10.
 
 R-CNN (Girshick et al., "Rich feature hierarchies for accurate object detection and semantic segmentation",
-CVPR 2014) warps every candidate window to one size and runs the backbone on each; the detector runs it on the
-whole image. All else is the same here: backbone, pyramid, windows, SVMs, box regression, suppression. Run as::
+CVPR 2014) warps every candidate window to one size and runs the backbone on each; the detector runs it on
+the whole image. All else is the same here: backbone, pyramid, windows, SVMs, box regression, suppression. Run as::
 
     python benchmarks/rcnn.py DATA --images 200 --test 100 --windows 300 --scales 480 \\
         --scales 240,336,480,672 --cache FOLDER
@@ -33,11 +33,11 @@ from sppnet.boxes import Detections, clip
 from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
 from sppnet.detection.postprocess import postprocess
-from sppnet.detection.sampling import SamplingRules, plan_images
+from sppnet.detection.sampling import Examples, plan_images
 from sppnet.detection.svm import LinearSVMs, mine_hard_negatives
 from sppnet.evaluation.detection import mean_average_precision, voc_detection
 from sppnet.features.backbone import Backbone, _FromPixels
-from sppnet.features.windows import encode, pool_windows
+from sppnet.features.windows import WindowPooling
 from sppnet.images import read_image, resize
 from sppnet.pooling import SpatialPyramidPooling
 from sppnet.progress import StageTimer
@@ -136,8 +136,8 @@ class RCNN:
 
     def fit(self, samples, windows, classes):
         s = self.settings
-        rules = SamplingRules(s.negative_iou, s.regression_iou, s.regression_windows)
-        plans = plan_images(windows, [sample.target for sample in samples], classes, rules, s.seed)
+        images, targets = [sample.path for sample in samples], [sample.target for sample in samples]
+        plans = plan_images(Examples(images, windows, targets, tuple(classes)), s.settings.sampling, s.seed)
         positives, start, near = [], [], [[] for _ in classes]
         for sample, plan in track(list(zip(samples, plans, strict=True)), "Running the backbone on warps"):
             rows = self.features.kept(sample.path, plan.boxes)
@@ -155,7 +155,7 @@ class RCNN:
             first * self.scale,
             np.concatenate([p.negative[p.start] for p in plans]),
             self.candidates(samples, plans),
-            s.mining,
+            s.settings.mining,
         )
         return self
 
@@ -204,7 +204,7 @@ def check_warps(features, backbone, levels, image):
     # Of one batch and one more: every place in a batch counts, and the last that is not full.
     theirs = features(square, np.repeat(whole, features.batch + 1, axis=0), StageTimer())
     features.padding = padding
-    ours = pool_windows(encode(backbone, square, (SIDE,)), whole, (SIDE, SIDE), (SIDE,), levels)
+    ours = WindowPooling((SIDE,), levels)(backbone.encode(square, (SIDE,)), whole)
     difference, largest = float((theirs - ours).abs().max()), float(ours.abs().max())
     print(f"A whole image warped and pooled at {SIDE}: differ by {difference:.1e}, largest {largest:.1f}")
     if difference > 1e-4 * largest:
@@ -224,7 +224,7 @@ def take_times(rcnn, detectors, rows, samples, count, proposals, seed):
     systems = [rcnn.predict, *(d.predict for d in detectors)]
     for number, sample in enumerate(track(samples, "Taking the time")):
         image = read_image(sample.path)
-        windows = fill_up(method(image)[0], count, image, rng)
+        windows = fill_up(method(image).boxes, count, image, rng)
         for row, predict in zip(rows, systems, strict=True):
             if number == 0:  # buffers and kernels come to be
                 predict(image, windows[:100], timer=StageTimer())
@@ -318,16 +318,15 @@ def run(args, cache):
     backbone, method = Backbone(), parse(args.proposals)
     paths = [s.path for s in fitting + testing]
     proposed = propose_all(paths, method, cache / "windows")
-    windows = [boxes[: args.windows] for _, boxes, _ in track(proposed, "Proposing", total=len(paths))]
+    windows = [found.boxes[: args.windows] for found in track(proposed, "Proposing", total=len(paths))]
     train_windows, test_windows = windows[: len(fitting)], windows[len(fitting) :]
 
     features = WarpedFeatures(backbone, levels, args.padding, args.batch, cache)
     check_warps(features, backbone, levels, read_image(testing[0].path))
-    detectors = [Detector(backbone, levels=levels, sides=sides, seed=args.seed) for sides in scales]
+    detectors = [Detector(levels=levels, scales=sides, seed=args.seed) for sides in scales]
     rcnn = RCNN(detectors[0], features).fit(fitting, train_windows, classes)
-    targets = [s.target for s in fitting]
     for detector in detectors:
-        detector.fit([s.path for s in fitting], train_windows, targets, classes, cache=cache, track=track)
+        detector.fit(fitting, classes=classes, windows=train_windows, cache=cache, track=track)
     rows = [Row(f"R-CNN, padding {args.padding}")]
     rows += [Row(f"SPP, {', '.join(map(str, sides))}") for sides in scales]
     test(rcnn, detectors, rows, testing, test_windows)

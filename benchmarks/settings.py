@@ -3,10 +3,11 @@
 Run as::
 
     python benchmarks/settings.py DATA --train 300 --held 200 --classes cat,cow,dog,horse,person,sheep \\
-        --variant sides=480 --variant "sides=480 levels=6,3,2,1" --variant "sides=240,336,480,672 ridge=4000"
+        --variant scales=480 --variant "scales=480 levels=6,3,2,1" \\
+        --variant "scales=240,336,480,672 ridge=4000"
 
 A variant names arguments of `sppnet.Detector`, or C of its SVMs; what it does not name keeps its default.
-Maps are kept in a temporary folder for variants of the same sides: about 12 MB an image at four scales.
+Maps are kept in a temporary folder for variants of the same scales: about 12 MB an image at four scales.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import numpy as np
 from rich.progress import track
 
 from pooling import commit
-from sppnet import Backbone, Detector, read_dataset
+from sppnet import Detector, read_dataset
 from sppnet.detection.svm import MiningSettings
 from sppnet.evaluation.detection import mean_average_precision, voc_detection
-from sppnet.features.windows import MapCache
+from sppnet.features.cache import MapCache
 from sppnet.progress import StageTimer
 from sppnet.proposals import cache_folder, parse, propose_all
 
@@ -31,7 +32,7 @@ from sppnet.proposals import cache_folder, parse, propose_all
 def settings(text: str) -> dict:
     values = dict(part.split("=") for part in text.split())
     read = {
-        "sides": lambda v: tuple(map(int, v.split(","))),
+        "scales": lambda v: tuple(map(int, v.split(","))),
         "levels": lambda v: tuple(map(int, v.split(","))),
         "projection": str,
         "scale_rule": str,
@@ -57,24 +58,23 @@ def main() -> None:
     order = np.random.default_rng(args.seed).permutation(len(data))
     chosen = [data[i] for i in order[: args.train + args.held]]
     stream = propose_all([s.path for s in chosen], parse(args.proposals), cache_folder())
-    windows = [boxes for _, boxes, _ in track(stream, "Windows", total=len(chosen))]
+    windows = [found.boxes for found in track(stream, "Windows", total=len(chosen))]
     fit, held = slice(args.train), slice(args.train, None)
     targets = [s.target for s in chosen]
 
     print(f"{args.train} images to fit, {args.held} held out of train, seed {args.seed}; commit {commit()}\n")
     print("| variant | SVM | + box regression | fit s |\n|---|---|---|---|", flush=True)
-    backbone, paths = Backbone(), [s.path for s in chosen]
     with TemporaryDirectory() as folder:
         for variant in args.variant:
-            detector = Detector(backbone, **settings(variant))
+            detector = Detector(**settings(variant))
             start = time.perf_counter()
-            detector.fit(paths[fit], windows[fit], targets[fit], names, cache=Path(folder))
+            detector.fit(chosen[fit], classes=names, windows=windows[fit], cache=folder)
             seconds = time.perf_counter() - start
-            store, means = MapCache(Path(folder), backbone, detector.sides), []
+            store, means = MapCache(Path(folder), detector.fitted_.backbone, detector.scales), []
             for regress in (False, True):
                 found = [
-                    detector.predict_maps(*store(path, StageTimer()), boxes, regress=regress)
-                    for path, boxes in zip(paths[held], windows[held], strict=True)
+                    detector.predict(store(sample.path, StageTimer()), boxes, regress=regress)
+                    for sample, boxes in zip(chosen[held], windows[held], strict=True)
                 ]
                 means.append(100 * mean_average_precision(voc_detection(found, targets[held], names)))
             print(f"| {variant} | {means[0]:.1f} | {means[1]:.1f} | {seconds:.0f} |", flush=True)
