@@ -2,7 +2,8 @@
 
 R-CNN (Girshick et al., "Rich feature hierarchies for accurate object detection and semantic segmentation",
 CVPR 2014) warps every candidate window to one size and runs the backbone on each; the detector runs it on
-CVPR 2014) warps every candidate window to one size and runs the backbone on each; the detector runs it on
+the whole image. All else is the same here: backbone, pyramid, windows, SVMs, box regression, suppression.
+Run as::
 
     python benchmarks/rcnn.py DATA --images 200 --test 100 --windows 300 --scales 480 \\
         --scales 240,336,480,672 --cache FOLDER
