@@ -838,8 +838,13 @@ class TestBadData:
     def test_no_dataset(self, photos, model):
         Path("empty").mkdir()
         write(Path("notes.txt"), "no dataset")
-        for folder in ("empty", "photos", "notes.txt"):
-            says = [folder, "found no dataset", "Annotations/*.xml", "data.yaml"]
+        found = {
+            "empty": "no dataset",
+            "notes.txt": "no dataset",
+            "photos": "images and no annotations known",
+        }
+        for folder, what in found.items():
+            says = [folder, "found ", what, "Annotations/*.xml", "data.yaml"]
             fails("detect", "train", folder, "--out", "m.safetensors", says=says)
             fails("detect", "evaluate", model, folder, says=says)
 
