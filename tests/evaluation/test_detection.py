@@ -1,3 +1,4 @@
+import json
 import math
 import sys
 
@@ -9,6 +10,8 @@ from sppnet.evaluation.detection import (
     COCO_IOUS,
     average_precision,
     coco_detection,
+    evaluate_detections,
+    image_f1,
     match,
     mean_average_precision,
     proposal_recall,
@@ -282,6 +285,82 @@ def test_coco_without_pycocotools(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(ValueError, match=r'pip install "sppnet\[coco\]"'):
         coco_detection([], [], ["cat"])
+
+
+# --- the report ---------------------------------------------------------------------------------------------
+
+
+def test_report_is_what_the_parts_say():
+    found, targets = scattered(np.random.default_rng(5))
+    report = evaluate_detections(found, targets, ["a", "b", "c"], seen=3)
+    results = voc_detection(found, targets, ["a", "b", "c"])
+    assert list(report.classes) == ["a", "b", "c"]
+    for name, result in results.items():
+        np.testing.assert_array_equal(report.classes[name].precision, result.precision)
+        np.testing.assert_array_equal(report.classes[name].recall, result.recall)
+    assert report.mean_ap == mean_average_precision(results)
+    assert report.mean_ap_area == (results["a"].area + results["b"].area) / 2
+    assert report.mean_ap != report.mean_ap_area
+    assert report.objects == sum(int((~t.difficult).sum()) for t in targets)
+    assert report.images == 20
+    assert report.detections == tuple(found)
+    assert report.coco == pytest.approx(coco_detection(found, targets, ["a", "b", "c"]), nan_ok=True)
+    assert report.seen == 3
+
+
+def test_facts_of_a_report():
+    # Of two cats one is found, exactly; no bird is there, and one is said to be.
+    target = Target.of([[0, 0, 10, 10], [20, 0, 30, 10]], ["cat"] * 2)
+    found = detections([[0, 0, 10, 10], [50, 50, 60, 60]], [0.9, 0.8], ["cat", "bird"])
+    facts = evaluate_detections([found], [target], ["cat", "bird"]).facts()
+    assert math.isnan(facts["AP"].pop("bird"))
+    assert math.isnan(facts["AP_area"].pop("bird"))
+    coco = facts.pop("coco")
+    assert coco["AP50"] == pytest.approx(51 / 101)
+    assert json.loads(json.dumps(facts, allow_nan=False)) == {
+        "mAP": 6 / 11,
+        "AP": {"cat": 6 / 11},
+        "mAP_area": 0.5,
+        "AP_area": {"cat": 0.5},
+        "objects": {"cat": 2, "bird": 0},
+        "images": 1,
+        "seen": 0,
+    }
+
+
+def test_report_without_pycocotools(monkeypatch):
+    monkeypatch.setattr("sppnet.evaluation.detection.find_spec", lambda name: None)
+    report = evaluate_detections([NOTHING_FOUND], [NOTHING_THERE], ["cat"])
+    assert report.coco is None
+    assert "coco" not in report.facts()
+
+
+def test_report_of_nothing():
+    report = evaluate_detections([], [], ["cat"])
+    assert report.images == report.objects == 0
+    assert math.isnan(report.mean_ap)
+    assert math.isnan(report.mean_ap_area)
+    with pytest.raises(ValueError, match="one length, got 1 and 0"):
+        evaluate_detections([NOTHING_FOUND], [], ["cat"])
+
+
+def test_f1_of_an_image_by_hand():
+    target = Target.of(
+        [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], ["cat", "cat", "dog"], difficult=[0, 1, 0]
+    )
+    # A hit, its duplicate, one on the difficult cat that does not count, and a dog where none is: of three
+    # detections that count one is right, and of two objects one is found.
+    found = detections(
+        [[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10], [0, 0, 10, 10]],
+        [0.9, 0.8, 0.7, 0.6],
+        ["cat"] * 3 + ["dog"],
+    )
+    assert image_f1(found, target, ["cat", "dog"]) == 2 * 1 / (3 + 2)
+    assert image_f1(found, target, ["cat"]) == 2 * 1 / (2 + 1)
+    assert image_f1(found, target, ["cat"], threshold=1.01) == 0
+    assert image_f1(found, target, ["dog"]) == 0
+    assert image_f1(NOTHING_FOUND, NOTHING_THERE, ["cat"]) == 1
+    assert image_f1(found, target, ["bird"]) == 1
 
 
 # --- candidate windows --------------------------------------------------------------------------------------

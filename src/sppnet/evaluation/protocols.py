@@ -557,9 +557,10 @@ def _distinct(images: Sequence[Path | Pixels]) -> Sequence[Path | Pixels]:
     for path in images:
         if not isinstance(path, Path):
             continue
-        first = files.setdefault(path.resolve(), path)
-        if first is not path:
-            raise SppnetError(f"{path}: found the same file as {first}, expected each image once")
+        file = path.resolve()
+        if file in files:
+            raise SppnetError(f"{path}: found the same file as {files[file]}, expected each image once")
+        files[file] = path
     return images
 
 
