@@ -26,6 +26,7 @@ from sppnet.classification.network import NetworkSettings, build
 from sppnet.classification.training import Recipe, train
 from sppnet.errors import TrainingError
 
+TESTS = [str(folder) for folder in Path(__file__).parents[:2]]  # For scripts that import this file.
 RECIPE = Recipe(epochs=3, rate=0.02)
 NOT_EXACT = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -449,7 +450,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_bit_for_bit(images, tmp_path, acc
 CHILD = """
 import os, random, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_training import *
 
 def run(**options):
@@ -493,7 +494,7 @@ print("killed in the middle", within)
 
 def test_killed_again_and_again_a_run_ends_as_if_it_had_not_been(tmp_path):
     script = tmp_path / "child.py"
-    script.write_text(CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    script.write_text(CHILD.format(tests=TESTS, folder=str(tmp_path)))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=250)
     assert done.stderr == "", "no warnings in an ordinary run"
     assert done.returncode == 0
@@ -724,7 +725,7 @@ SHARED = """
 import itertools, json, sys
 from dataclasses import asdict
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import torch
 torch.set_num_threads(1)
 from test_training import *
@@ -787,7 +788,7 @@ def two(tmp_path_factory):
     """The folder and the results, by rank, of runs of two processes."""
     folder = tmp_path_factory.mktemp("two")
     script = folder / "shared.py"
-    script.write_text(SHARED.format(tests=str(Path(__file__).parent), folder=str(folder)))
+    script.write_text(SHARED.format(tests=TESTS, folder=str(folder)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]

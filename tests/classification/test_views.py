@@ -15,13 +15,7 @@ MAIN = 73
 VIEWS = ("one", "ten", "full", "maps10", "maps96", "maps98")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Work in one thread, as small maps do best."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def network_of(levels=(3, 2, 1), mode="max", name="zf5"):

@@ -1,14 +1,10 @@
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from sppnet.datasets import dataset_splits, read_dataset
 from sppnet.errors import DatasetError
 from trees import errors, only_error, save, scene, voc_tree, voc_xml, write
-
-DATA = Path(os.environ.get("SPPNET_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 @pytest.fixture
@@ -151,9 +147,8 @@ class TestVoc:
             path.unlink()
         assert f"{voc / 'JPEGImages'}: found no image" in only_error(voc)
 
-    @pytest.mark.skipif(not (DATA / "voc2012-animals").is_dir(), reason=f"no voc2012-animals in {DATA}")
-    def test_real_data(self):
-        dataset = read_dataset(DATA / "voc2012-animals", "train")
+    def test_real_data(self, shared_data):
+        dataset = read_dataset(shared_data("voc2012-animals"), "train")
         assert len(dataset) == 1697
         assert dataset.notes == ()
         count = Counter(label for sample in dataset for label in sample.target.labels)

@@ -55,9 +55,8 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    """The one that all detectors of default settings share, compiled once."""
-    return Backbone.shared("tf_efficientnet_lite0", ("head",), 16, None, "cpu")
+def backbone(lite0):
+    return lite0
 
 
 @pytest.fixture(scope="module")

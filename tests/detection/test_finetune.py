@@ -21,11 +21,6 @@ QUICK = Tuning(batches=20, batch=32, width=12, windows=24, epochs=3, images=2)
 
 
 @pytest.fixture(scope="module")
-def lite0():
-    return Backbone()
-
-
-@pytest.fixture(scope="module")
 def backbone():
     """A tiny one, for what does not ask how good it is."""
     return random_backbone(0)

@@ -13,7 +13,7 @@ from sppnet.classification.views import probabilities
 from sppnet.detection.detector import Detector
 from sppnet.detection.file import shipped
 from sppnet.detection.postprocess import postprocess
-from sppnet.features.backbone import Backbone, _FromPixels
+from sppnet.features.backbone import _FromPixels
 from sppnet.images import resize
 from sppnet.onnx.export import (
     _of_backbone,
@@ -201,8 +201,8 @@ def test_a_network_of_ones_own(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return Backbone()
+def backbone(lite0):
+    return lite0
 
 
 @pytest.fixture(scope="module")

@@ -45,12 +45,8 @@ def distinct(*shape, dtype=torch.float32):
 
 
 @pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seed(threads):
     torch.manual_seed(0)
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -18,13 +18,8 @@ SIDES = [(70, 97), (96, 64), (33, 90)]
 
 
 @pytest.fixture(autouse=True)
-def seed_and_threads():
-    """Work in one thread, as small maps do best."""
+def seed(threads):
     torch.manual_seed(0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def images_of(sides=SIDES, dtype=torch.float64, channels=3):
