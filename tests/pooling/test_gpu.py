@@ -292,17 +292,10 @@ def compile_ahead(kernel, dtype, mode, channels=256):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    forward = kernel == "_pool"
     names = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
     wide = names[torch.promote_types(dtype, torch.float32)]
-    plan = gpu._plan(LEVELS[0], derive=forward and mode == "max")
-    block = gpu.CHANNELS * 4 // max(dtype.itemsize, 4) // (1 if forward else 2)
-    constants = {
-        "PLAN": plan,
-        "LENGTH": sum(n * n for n in LEVELS[0]),
-        "CHANNELS": min(block, triton.next_power_of_2(channels)),
-        "AVERAGE": mode == "average",
-    }
+    cells = torch.empty((1, channels), dtype=dtype)
+    constants = {"FORM": gpu._form(cells, LEVELS[0], mode, backward=kernel == "_spread")}
     # Triton makes a constant of a 1, too.
     constants |= {"channels": 1} if channels == 1 else {}
     types = {

@@ -158,15 +158,13 @@ def _pool(
     index: tensor,
     channels: tensor,
     out: tensor,
-    PLAN: constexpr,
-    LENGTH: constexpr,
-    CHANNELS: constexpr,
-    AVERAGE: constexpr,
+    FORM: constexpr,
 ) -> None:
-    task = _task(images, windows, index, channels, CHANNELS)
-    vector = out + tl.program_id(0).to(tl.int64) * channels * LENGTH
+    PLAN: constexpr = FORM[0]
+    task = _task(images, windows, index, channels, FORM[2])
+    vector = out + tl.program_id(0).to(tl.int64) * channels * FORM[1]
     for i in tl.static_range(len(PLAN)):
-        _pool_level(cells, vector, task, PLAN[i], AVERAGE)
+        _pool_level(cells, vector, task, PLAN[i], FORM[3])
 
 
 @jit
@@ -233,15 +231,13 @@ def _spread(
     channels: tensor,
     grad: tensor,
     sums: tensor,
-    PLAN: constexpr,
-    LENGTH: constexpr,
-    CHANNELS: constexpr,
-    AVERAGE: constexpr,
+    FORM: constexpr,
 ) -> None:
-    task = _task(images, windows, index, channels, CHANNELS)
-    vector = grad + tl.program_id(0).to(tl.int64) * channels * LENGTH
+    PLAN: constexpr = FORM[0]
+    task = _task(images, windows, index, channels, FORM[2])
+    vector = grad + tl.program_id(0).to(tl.int64) * channels * FORM[1]
     for i in tl.static_range(len(PLAN)):
-        _spread_level(cells, vector, sums, task, PLAN[i], AVERAGE)
+        _spread_level(cells, vector, sums, task, PLAN[i], FORM[3])
 
 
 def pool(
@@ -263,9 +259,8 @@ def pool(
     out : (R, C * M) float tensor, contiguous
         Of any dtype.
     """
-    average = mode == "average"
-    plan = _plan(levels, derive=not average)
-    _launch(_pool, CHANNELS, maps, _cells(maps), windows, index, plan, average, out)
+    cells = _cells(maps)
+    _launch(_pool, maps, windows, index, (cells, out), _form(cells, levels, mode))
 
 
 def pool_backward(
@@ -280,46 +275,51 @@ def pool_backward(
     """
     cells = _cells(maps)
     sums = torch.zeros_like(cells, dtype=torch.promote_types(cells.dtype, torch.float32))
-    plan = _plan(levels, derive=False)
-    average = mode == "average"
-    _launch(_spread, CHANNELS // 2, maps, cells, windows, index, plan, average, grad.contiguous(), sums)
+    form = _form(cells, levels, mode, backward=True)
+    _launch(_spread, maps, windows, index, (cells, grad.contiguous(), sums), form)
     return [torch.empty_like(m).copy_(part) for m, part in zip(maps, _parts(sums, maps), strict=True)]
 
 
 def _launch(
     kernel: Any,
-    block: int,
     maps: Sequence[Tensor],
-    cells: Tensor,
     windows: Tensor,
     index: Tensor,
-    plan: Sequence[Sequence[int]],
-    average: bool,
-    *rest: Tensor,
+    numbers: Sequence[Tensor],
+    form: tuple[Any, ...],
 ) -> None:
-    """Launch a kernel with one program per window and block of channels."""
+    """Launch a kernel on cells and other numbers, with one program per window and block of channels."""
     images, start = [], 0
     for m in maps:
         for _ in range(len(m)):
             images.append((start, m.shape[3]))
             start += m.shape[2] * m.shape[3]
+    cells, *rest = numbers
     channels = cells.shape[1]
-    block = min(block * 4 // max(cells.itemsize, 4), triton.next_power_of_2(channels))
     # Triton launches on the current device.
     with torch.cuda.device_of(cells):  # type: ignore[no-untyped-call]
-        kernel[len(windows), triton.cdiv(channels, block)](
+        kernel[len(windows), triton.cdiv(channels, form[2])](
             cells,
             torch.tensor(images, device=cells.device),
             windows.contiguous(),
             index.contiguous(),
             channels,
             *rest,
-            PLAN=plan,
-            LENGTH=sum(n * n for n, *_ in plan),
-            CHANNELS=block,
-            AVERAGE=average,
+            FORM=form,
             num_warps=WARPS,
         )
+
+
+def _form(cells: Tensor, levels: Sequence[int], mode: str, backward: bool = False) -> tuple[Any, ...]:
+    """Return what a kernel is compiled for.
+
+    The plan of the levels, the number of their bins, how many channels a program has, whether it averages.
+    """
+    average = mode == "average"
+    plan = _plan(levels, derive=not average and not backward)
+    block = (CHANNELS // 2 if backward else CHANNELS) * 4 // max(cells.itemsize, 4)
+    block = min(block, triton.next_power_of_2(cells.shape[1]))
+    return plan, sum(n * n for n in levels), block, average
 
 
 def _plan(levels: Sequence[int], derive: bool) -> tuple[tuple[int, ...], ...]:
