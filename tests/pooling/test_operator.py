@@ -1,6 +1,5 @@
 """What PyTorch is promised about the operator: schema, gradients, compiler, exporter, autocast, memory."""
 
-import gc
 import math
 
 import numpy as np
@@ -8,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sppnet.pooling import SpatialPyramidPooling, memory, pool_regions
+from loops import LEVELS
+from sppnet.pooling import SpatialPyramidPooling, pool_regions
 from sppnet.pooling import operator as operators
 
 pool = torch.ops.sppnet.pool.default
-LEVELS = [(6, 3, 2, 1), (1, 2, 3), (4, 3, 2, 1), (5,), (7, 1), (2, 2)]
 
 
 def adaptive(maps, levels, mode="max"):
@@ -42,16 +41,6 @@ def random_windows(rng, maps, count):
 def distinct(*shape, dtype=torch.float32):
     """Return numbers without ties, which every dtype can tell apart."""
     return (torch.randperm(math.prod(shape)) - math.prod(shape) // 3).view(shape).to(dtype) / 8
-
-
-@pytest.fixture(autouse=True)
-def seed(threads):
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("mode", ["max", "average"])
@@ -272,37 +261,3 @@ def test_devices_without_a_kernel_compute_on_the_cpu(rng, monkeypatch):
     torch.testing.assert_close(pooled, by_windows([maps], windows, index, (6, 3, 2, 1), "max"))
     pooled.sum().backward()
     assert maps.grad.sum() == pooled.numel()
-
-
-def test_large_outputs_lend_each_other_their_memory():
-    size = memory.SMALLEST // 4
-    first = memory.empty((2, size), torch.float32)
-    place = first.data_ptr()
-    assert place % memory.LINE == 0
-    second = memory.empty((2, size), torch.float32)
-    assert second.data_ptr() != place
-    part, place = second[1:], second.data_ptr()
-    del first, second
-    gc.collect()
-    # A view keeps the memory, as does an array that shares it.
-    assert memory.empty((2, size), torch.float32).data_ptr() != place
-    array = part.numpy()
-    del part
-    array.fill(7)
-    third = memory.empty((2, size), torch.float32)
-    place = third.data_ptr()
-    third.fill_(1)
-    assert (array == 7).all()
-    del third
-    fourth = memory.empty((1, 2 * size + 5), torch.float32)
-    assert fourth.data_ptr() == place
-    del fourth
-    assert memory.empty((4, size), torch.float16).data_ptr() == place
-
-
-def test_kept_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(memory, "LARGEST", memory.SMALLEST)
-    memory._kept.clear()
-    assert memory.empty((memory.SMALLEST + 1,), torch.uint8).shape == (memory.SMALLEST + 1,)
-    assert memory._kept == []
-    assert memory.empty((3, 0), torch.float32).shape == (3, 0)

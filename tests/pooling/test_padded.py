@@ -17,11 +17,6 @@ from sppnet.pooling.padded import SizeBucketSampler, TrueSizes, collate_padded, 
 SIDES = [(70, 97), (96, 64), (33, 90)]
 
 
-@pytest.fixture(autouse=True)
-def seed(threads):
-    torch.manual_seed(0)
-
-
 def images_of(sides=SIDES, dtype=torch.float64, channels=3):
     return [torch.randn(channels, *side, dtype=dtype) for side in sides]
 

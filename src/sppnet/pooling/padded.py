@@ -37,7 +37,7 @@ def pad_batch(images: Sequence[Tensor], multiple: int = 1, value: float = 0.0) -
     Parameters
     ----------
     images : sequence of (C, H_i, W_i) tensors
-        Of one number of channels, one dtype, on one device; ValueError otherwise.
+        Of one number of channels, one dtype, on one device.
     multiple : int
         Height and width of the batch are rounded up to multiples of it.
     value : float
@@ -48,6 +48,11 @@ def pad_batch(images: Sequence[Tensor], multiple: int = 1, value: float = 0.0) -
     batch : (N, C, H, W) tensor
     sizes : (N, 2) int64 tensor
         True height and width of each image, on the CPU.
+
+    Raises
+    ------
+    SppnetError
+        If there are no images, or they are not as described, or `multiple` is below 1.
     """
     if len(images) == 0 or multiple < 1:
         raise SppnetError(f"expected images and a multiple from 1 up, found {len(images)} and {multiple}")
@@ -68,7 +73,20 @@ def pad_batch(images: Sequence[Tensor], multiple: int = 1, value: float = 0.0) -
 def collate_padded(
     samples: Sequence[tuple[Tensor, Any]], multiple: int = 1, value: float = 0.0
 ) -> tuple[tuple[Tensor, Tensor], Any]:
-    """Collate samples (image, label) of a `DataLoader` to ``(batch, sizes), labels``, by `pad_batch`."""
+    """Collate samples of a `DataLoader` whose images differ in size.
+
+    Parameters
+    ----------
+    samples : sequence of (image, label)
+        Images are tensors (C, H_i, W_i); labels are whatever `torch.utils.data.default_collate` takes.
+    multiple, value
+        As in `pad_batch`.
+
+    Returns
+    -------
+    (batch, sizes), labels
+        Batch and sizes from `pad_batch`, and the labels as one value.
+    """
     images, labels = zip(*samples, strict=True)
     return pad_batch(images, multiple, value), default_collate(list(labels))
 
@@ -89,6 +107,7 @@ class SizeBucketSampler(Sampler[list[int]]):
     shuffle : bool
         Draw other batches, in another order, in every epoch, as `seed` and the epoch determine.
     seed : int
+        Seed of every random draw.
     drop_last : bool
         Leave out images that fill no batch of their bucket, and batches that not every rank gets. Otherwise
         the first batches come again at the end, until every rank has as many.
@@ -97,6 +116,18 @@ class SizeBucketSampler(Sampler[list[int]]):
         size meet, and there is no padding.
     num_replicas, rank : int
         How many processes share the batches, and which of them this is.
+
+    Attributes
+    ----------
+    buckets : list of int64 arrays
+        The numbers of the images of similar size.
+    epoch : int
+        The epoch whose batches are drawn; see `set_epoch`.
+
+    Raises
+    ------
+    SppnetError
+        If an argument is not as described.
     """
 
     def __init__(
@@ -218,7 +249,22 @@ class TrueSizes(TorchFunctionMode):
         self._measured: Callable[[], Tensor | None] = lambda: None
 
     def of(self, maps: Tensor) -> Tensor:
-        """Return the true sizes of maps that were computed in the context, (N, 2) int64 on the CPU."""
+        """Return the true sizes of maps that were computed in the context.
+
+        Parameters
+        ----------
+        maps : (N, C, H, W) tensor
+
+        Returns
+        -------
+        (N, 2) int64 tensor, on the CPU
+            Height and width of each image's part of the maps.
+
+        Raises
+        ------
+        SppnetError
+            If no maps of this size were computed.
+        """
         if not self._knows(maps):
             known = ", ".join(f"{h} x {w}" for h, w in self._sizes)
             raise SppnetError(f"expected {self._count} maps of the batch, {known}, found {described(maps)}")
@@ -272,7 +318,7 @@ class TrueSizes(TorchFunctionMode):
         return maps
 
     def _slide(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Convolve or pool."""
+        """Convolve or pool, and learn the true sizes of the result."""
         given = dict(zip(_SETTINGS[func], args, strict=False)) | kwargs
         kernel = np.array(given["weight"].shape[2:] if "weight" in given else given["kernel_size"])
         stride = np.array(given.get("stride") or (1 if "weight" in given else kernel))
@@ -287,16 +333,20 @@ class TrueSizes(TorchFunctionMode):
         if ceil or np.any(total):
             input = self._fill(input, -math.inf if maximum else 0)
             if func is F.avg_pool2d and given.get("divisor_override") is None and self._padded(input):
-                # The number of cells that an average is over depends on where its image ends.
-                margin = total // 2 * given.get("count_include_pad", True)
-                inside = ~_beyond(before + 2 * margin, 2 * margin + input.shape[2:], input.device)
-                given["divisor_override"] = 1
-                counts = func(inside.to(input), **given | ({"padding": 0} if np.any(margin) else {}))
-                sums = func(input, **given)
-                return self._learn(func, sums / counts[..., : sums.shape[2], : sums.shape[3]].clamp(1), after)
+                return self._learn(func, self._average(input, given, total // 2), after)
         result = self._learn(func, func(input, **given), after)
         # An infinity that stays in the padding would be NaN in the gradient of what follows.
         return self._fill(result, 0) if maximum else result
+
+    def _average(self, input: Tensor, given: dict[str, Any], padding: IntArray) -> Tensor:
+        """Return averages over as many cells as each image has under the window, which its end may cut."""
+        margin = padding * given.get("count_include_pad", True)
+        sizes = self._sizes[input.shape[2:]] + 2 * margin
+        inside = ~_beyond(sizes, 2 * margin + input.shape[2:], input.device)
+        given = given | {"divisor_override": 1}
+        counts = F.avg_pool2d(inside.to(input), **given | ({"padding": 0} if np.any(margin) else {}))
+        sums: Tensor = F.avg_pool2d(input, **given)
+        return sums / counts[..., : sums.shape[2], : sums.shape[3]].clamp(1)
 
     def _pad(
         self, func: Any, input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None

@@ -1,68 +1,18 @@
+"""Any windows of maps become vectors, each as the layer makes one of the map cut out."""
+
 import math
-import os
-import subprocess
-import sys
-import threading
 
 import numpy as np
 import pytest
 import torch
 from torchvision.ops import roi_pool
 
+from loops import LEVELS, SIDES, oracle, some_windows, whole
 from sppnet.pooling import (
     SpatialPyramidPooling,
-    bin_bounds,
     pool_region_chunks,
     pool_regions,
-    pyramid_length,
-    valid_levels,
 )
-from sppnet.pooling.cpu import scheduling
-
-LEVELS = [(6, 3, 2, 1), (1, 2, 3), (4, 3, 2, 1), (5,), (7, 1), (2, 2)]
-SIDES = [(1, 1), (1, 7), (5, 1), (2, 3), (6, 6), (13, 13), (10, 17), (60, 45)]
-
-
-def oracle(feature, window, levels, mode="max"):
-    """Pool one window of a (C, H, W) map bin by bin with NumPy's own maximum and mean."""
-    x1, y1, x2, y2 = (int(v) for v in window)
-    part = feature.float().numpy()[:, y1:y2, x1:x2]
-    reduce = np.max if mode == "max" else np.mean
-    height, width = y2 - y1, x2 - x1
-    vectors = []
-    for n in levels:
-        level = np.empty((len(part), n, n), np.float32)
-        for i in range(n):
-            for j in range(n):
-                rows = slice(math.floor(i * height / n), math.ceil((i + 1) * height / n))
-                columns = slice(math.floor(j * width / n), math.ceil((j + 1) * width / n))
-                level[:, i, j] = reduce(part[:, rows, columns], axis=(1, 2))
-        vectors.append(level.ravel())
-    return torch.from_numpy(np.concatenate(vectors))
-
-
-def some_windows(rng, count, height, width):
-    """Return 3 or more random windows: the first is the whole map, the next two are single cells."""
-    xs, ys = (
-        np.sort(rng.integers(0, side, (count, 2)), axis=1) + np.array([0, 1]) for side in (width, height)
-    )
-    windows = np.stack([xs[:, 0], ys[:, 0], xs[:, 1], ys[:, 1]], axis=1)
-    windows[:3] = [[0, 0, width, height], [0, 0, 1, 1], [width - 1, height - 1, width, height]]
-    return windows
-
-
-def whole(feature):
-    height, width = feature.shape[-2:]
-    return np.array([[0, 0, width, height]])
-
-
-@pytest.fixture
-def rng():
-    torch.manual_seed(0)
-    return np.random.default_rng(0)
-
-
-pytestmark = pytest.mark.usefixtures("threads")
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -72,13 +22,6 @@ def test_the_window_that_is_the_whole_map_equals_the_layer(height_width, levels)
     assert torch.equal(
         pool_regions(feature, whole(feature), levels)[0], SpatialPyramidPooling(levels)(feature)
     )
-
-
-@pytest.mark.parametrize("levels", LEVELS)
-@pytest.mark.parametrize("height_width", SIDES)
-def test_the_layer_equals_the_loops(height_width, levels):
-    feature = torch.randn(3, *height_width)
-    assert torch.equal(SpatialPyramidPooling(levels)(feature), oracle(feature, whole(feature)[0], levels))
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -111,89 +54,6 @@ def test_many_windows_equal_the_layer_on_each(rng, threads, channels, levels):
 
 
 @pytest.mark.parametrize("mode", ["max", "average"])
-def test_maps_below_zero_and_smaller_than_the_bins(mode):
-    # Where other layers pad with zeros, leave bins empty or refuse.
-    layer = SpatialPyramidPooling((6, 3, 2, 1), mode)
-    for height in range(1, 7):
-        for width in range(1, 7):
-            feature = (-1 - torch.rand(3, height, width)).requires_grad_()
-            pooled = layer(feature)
-            torch.testing.assert_close(
-                pooled, oracle(feature.detach(), whole(feature)[0], layer.levels, mode)
-            )
-            pooled.sum().backward()
-            torch.testing.assert_close(feature.grad.sum(), torch.tensor(150.0))
-
-
-@pytest.mark.parametrize(("side", "n"), [(57, 7), (114, 7), (121, 7), (29, 11)])
-def test_bins_are_exact_where_those_of_single_precision_may_not_be(side, n):
-    # Along a slope, a bin of one cell more or less has another maximum.
-    slope = torch.arange(1.0 * side * side).reshape(side, side)
-    feature = torch.stack([slope, -slope])
-    expected = torch.nn.functional.adaptive_max_pool2d(feature, n).flatten()
-    assert torch.equal(SpatialPyramidPooling((n,))(feature), expected)
-
-
-def test_coarse_bins_are_unions_of_fine_ones():
-    for coarse, fine in [(1, 2), (1, 6), (2, 6), (3, 6), (2, 4), (3, 9)]:
-        k = fine // coarse
-        for size in range(1, 200):
-            starts, ends = bin_bounds(size, fine)
-            assert np.array_equal(bin_bounds(size, coarse), [starts[::k], ends[k - 1 :: k]])
-            assert (starts[1:] <= ends[:-1]).all()
-
-
-def test_bin_bounds_cover_every_cell_and_take_arrays():
-    for n in range(1, 9):
-        starts, ends = bin_bounds(np.arange(1, 70), n)
-        assert starts.shape == ends.shape == (69, n)
-        assert (starts < ends).all()
-        assert (starts[:, 0] == 0).all()
-        assert (ends[:, -1] == np.arange(1, 70)).all()
-
-
-@pytest.mark.parametrize("channels", [1, 64, 257])
-@pytest.mark.parametrize("mode", ["max", "average"])
-def test_memory_layout_does_not_matter(rng, channels, mode):
-    feature = torch.randn(1, channels, 12, 19)
-    windows = some_windows(rng, 20, 12, 19)
-    expected = pool_regions(feature, windows, mode=mode)
-    wide = torch.zeros(channels, 24, 38)
-    wide[:, ::2, ::2] = feature[0]
-    for same in (
-        feature.to(memory_format=torch.channels_last),
-        wide[:, ::2, ::2],
-        feature.mT.contiguous().mT,
-    ):
-        assert not same.is_contiguous() or channels == 1
-        assert torch.equal(pool_regions(same, windows, mode=mode), expected)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("mode", ["max", "average"])
-@pytest.mark.parametrize("shape", [(1, 64, 9, 7), (7, 128, 30, 41), (2, 320, 13, 13), (3, 96, 50, 60)])
-def test_whole_maps_and_few_windows_in_channels_last_order(rng, threads, shape, mode, dtype, count):
-    # Few distinct values, so that nearly every bin has ties.
-    maps = torch.from_numpy(rng.integers(-2, 3, shape)).to(dtype)
-    if mode == "max":
-        maps[torch.from_numpy(rng.random(shape) < 0.01)] = math.nan
-    height, width = shape[2:]
-    windows, index = torch.tensor([[1, 2, width, height], [0, 0, 3, 4]]), torch.tensor([shape[0] - 1, 0])
-    found = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        threads(1 if layout == torch.contiguous_format else count)
-        given = maps.clone(memory_format=layout).requires_grad_()
-        pooled = SpatialPyramidPooling(mode=mode)(given), pool_regions(given, windows, index=index, mode=mode)
-        upstream = [torch.arange(p.numel(), dtype=dtype).reshape(p.shape) for p in pooled]
-        grads = [torch.autograd.grad(p, given, u)[0] for p, u in zip(pooled, upstream, strict=True)]
-        assert all(grad.stride() == given.stride() for grad in grads)
-        found.append([*pooled, *grads])
-    for packed, direct in zip(*found, strict=True):
-        torch.testing.assert_close(direct, packed, rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("mode", ["max", "average"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_result_has_the_dtype_of_the_maps_unless_told(rng, dtype, mode):
     feature = torch.randn(17, 9, 8).to(dtype)
@@ -211,14 +71,6 @@ def test_the_result_has_the_dtype_of_the_maps_unless_told(rng, dtype, mode):
         assert torch.equal(out, asked)
     if mode == "max":
         assert torch.equal(pooled, exact.to(dtype))
-
-
-def test_conversion_in_parts_changes_nothing(rng, monkeypatch):
-    feature = torch.randn(17, 9, 8).half()
-    windows = some_windows(rng, 50, 9, 8)
-    expected = pool_regions(feature, windows)
-    monkeypatch.setattr(scheduling, "CONVERTED", 4 * 3 * 50 * 17)
-    assert torch.equal(pool_regions(feature, windows), expected)
 
 
 def test_a_vector_is_levels_then_channels_then_rows():
@@ -281,44 +133,6 @@ def test_output_of_the_caller(rng):
             assert (memory[skip + expected.numel() :] == -7).all()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_threads_do_not_change_the_result(rng, threads, count):
-    feature = torch.randn(257, 20, 30)
-    windows = some_windows(rng, 300, 20, 30)
-    expected = pool_regions(feature, windows)
-    threads(count)
-    assert torch.equal(pool_regions(feature, windows), expected)
-
-
-def test_callers_in_several_threads(rng, threads):
-    feature = torch.randn(64, 20, 30)
-    windows = some_windows(rng, 200, 20, 30)
-    expected = pool_regions(feature, windows)
-    threads(2)
-    results = []
-    callers = [
-        threading.Thread(target=lambda: results.append(pool_regions(feature, windows))) for _ in range(4)
-    ]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert len(results) == 4
-    assert all(torch.equal(result, expected) for result in results)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_can_pool():
-    script = (
-        "import os, numpy as np, torch; from sppnet.pooling import pool_regions\n"
-        "pool = lambda: pool_regions(torch.ones(256, 9, 9), np.array([[0, 0, 9, 9]] * 200))\n"
-        "pool(); child = os.fork()\n"
-        "if child == 0: os._exit(0 if bool((pool() == 1).all()) else 1)\n"
-        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
-    )
-    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
-
-
 @pytest.mark.parametrize("mode", ["max", "average"])
 def test_nan_and_infinities_as_in_the_layer(rng, mode):
     values = torch.tensor([math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-42, -1e-42, -1.0, 3e38])
@@ -346,51 +160,6 @@ def test_torchvision_agrees_on_whole_cells(rng, n):
     # roi_pool wants inclusive corners, after the number of the map.
     rois = torch.from_numpy(np.pad(windows - [0, 0, 1, 1], ((0, 0), (1, 0)))).float()
     assert torch.equal(pool_regions(feature, windows, (n,)), roi_pool(feature, rois, n).flatten(1))
-
-
-@pytest.mark.parametrize("mode", ["max", "average"])
-def test_gradients_of_the_layer(mode):
-    layer = SpatialPyramidPooling((3, 2, 1), mode=mode)
-    maps = torch.randperm(2 * 2 * 4 * 5).double().reshape(2, 2, 4, 5).requires_grad_()
-    assert torch.autograd.gradcheck(layer, maps)
-
-
-def test_the_layer_on_batches_and_single_maps():
-    layer = SpatialPyramidPooling()
-    maps = torch.randn(3, 5, 10, 17)
-    assert layer(maps).shape == (3, pyramid_length(5))
-    assert torch.equal(layer(maps)[1], layer(maps[1]))
-    assert layer(maps[:0]).shape == (0, 250)
-    assert layer(maps.bfloat16()).dtype == torch.bfloat16
-    assert repr(layer) == "SpatialPyramidPooling(levels=(6, 3, 2, 1), mode='max')"
-
-
-def test_length():
-    assert pyramid_length(256) == 12_800
-    assert pyramid_length(1280, (1, 2, 3)) == 17_920
-    assert valid_levels([np.int64(3), 1]) == (3, 1)
-
-
-@pytest.mark.parametrize("levels", [(), (0,), (3, -1), (2.0,), ("2",), (True, 2), 3, None, "321"])
-def test_bad_levels(levels):
-    for call in (
-        lambda: SpatialPyramidPooling(levels),
-        lambda: pyramid_length(3, levels),
-        lambda: pool_regions(torch.zeros(1, 2, 2), whole(torch.zeros(2, 2)), levels),
-    ):
-        with pytest.raises(ValueError, match="levels must be one or more positive integers"):
-            call()
-
-
-@pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 3), (2, 2, 3, 0), (3, 3), (1, 1, 1, 1, 1)])
-def test_bad_maps_for_the_layer(shape):
-    with pytest.raises(ValueError, match="maps must be floats of shape"):
-        SpatialPyramidPooling()(torch.zeros(shape))
-
-
-def test_integer_maps_for_the_layer():
-    with pytest.raises(ValueError, match=r"found torch.int64 of shape \(1, 2, 2\)"):
-        SpatialPyramidPooling()(torch.zeros(1, 2, 2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -534,69 +303,9 @@ def test_chunks_are_the_parts_of_the_whole_in_one_memory(rng):
         next(pool_region_chunks(maps, windows, index=index, max_bytes=0))
 
 
-def test_a_list_and_a_padded_batch_give_what_each_map_gives_alone(rng):
-    for mode, dtype in [("max", torch.float32), ("average", torch.float32), ("max", torch.bfloat16)]:
-        layer = SpatialPyramidPooling(mode=mode)
-        sides = [(1, 1), (9, 4), (7, 30), (20, 2), (20, 30)]
-        maps = [torch.randn(65, *s).to(dtype) for s in sides]
-        expected = torch.stack([layer(m) for m in maps])
-        assert torch.equal(layer(maps), expected)
-        padded = torch.full((5, 65, 20, 30), math.nan, dtype=dtype)
-        for i, m in enumerate(maps):
-            padded[i, :, : m.shape[1], : m.shape[2]] = m
-        for batch in (padded, padded.to(memory_format=torch.channels_last)):
-            for kind in (torch.int64, torch.int32, torch.uint8):
-                assert torch.equal(layer(batch, torch.tensor(sides, dtype=kind)), expected)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ([[3, 4], [3, 5]], r"windows\[1\] must be .* x2 <= 4 and .* found \[0, 0, 5, 3\]"),
-        ([[3, 4], [0, 4]], r"windows\[1\] must be"),
-        ([[3, 4]], r"of shape \(2, 2\), height and width .* found torch.int64 of shape \(1, 2\)"),
-        ([[3.0, 4.0], [3.0, 4.0]], r"integer tensor of shape \(2, 2\)"),
-    ],
-)
-def test_bad_sizes(sizes, message):
-    with pytest.raises(ValueError, match=message):
-        SpatialPyramidPooling()(torch.zeros(2, 1, 3, 4), torch.tensor(sizes))
-
-
-def test_sizes_without_a_padded_batch():
-    with pytest.raises(ValueError, match=r"sizes belong to a padded batch .* found a list"):
-        SpatialPyramidPooling()([torch.zeros(1, 3, 4)], torch.tensor([[3, 4]]))
-    with pytest.raises(ValueError, match=r"sizes belong to a padded batch .* found a single map"):
-        SpatialPyramidPooling()(torch.zeros(1, 3, 4), torch.tensor([[3, 4]]))
-
-
-def test_many_images_of_many_sizes_in_threads(rng, threads):
-    maps = [torch.randn(70, *rng.integers(1, 40, 2)) for _ in range(60)]
-    layer = SpatialPyramidPooling((6, 3, 2, 1))
-    threads(2)
-    pooled = layer(maps)
-    threads(1)
-    assert torch.equal(pooled, torch.stack([layer(m) for m in maps]))
-    index = rng.integers(0, 60, 1000)
-    windows = np.concatenate([some_windows(rng, 4, *maps[i].shape[1:])[[3]] for i in index])
-    threads(3)
-    pooled = pool_regions(maps, windows, index=index)
-    for r in range(0, 1000, 37):
-        assert torch.equal(pooled[r], oracle(maps[index[r]], windows[r], (6, 3, 2, 1)))
-
-
 def test_integers_that_do_not_fit_are_no_part_of_the_map():
     huge = np.array([[0, 0, 2**64 - 1, 1]], dtype=np.uint64)
     with pytest.raises(ValueError, match=r"windows\[0\] must be"):
         pool_regions(torch.zeros(1, 3, 4), huge)
     with pytest.raises(ValueError, match=r"windows\[0\] must be"):
         pool_regions(torch.zeros(1, 3, 4), np.array([[0, 0, 2**62, 1]]))
-
-
-def test_bad_mode():
-    for call in (
-        SpatialPyramidPooling,
-        lambda mode: pool_regions(torch.zeros(1, 1, 1), [[0, 0, 1, 1]], mode=mode),
-    ):
-        with pytest.raises(ValueError, match=r"mode must be one of .* found 'min'"):
-            call(mode="min")
