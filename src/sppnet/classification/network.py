@@ -25,8 +25,8 @@ from torch.overrides import has_torch_function
 from sppnet.errors import SppnetError
 from sppnet.features.geometry import Geometry, derive_geometry
 from sppnet.features.timm import RANDOM, create_timm, fix_same_padding, load_weights
-from sppnet.pooling import SpatialPyramidPooling, pyramid_length
-from sppnet.pooling.bins import LEVELS, valid_levels
+from sppnet.pooling.bins import LEVELS, pyramid_length, valid_levels
+from sppnet.pooling.layer import SpatialPyramidPooling
 from sppnet.storage import read_metadata, write_tensors
 
 FORMAT, VERSION = "sppnet-network", "1"

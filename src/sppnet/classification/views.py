@@ -20,7 +20,8 @@ from sppnet.classification.augment import central_crop, resize_shorter
 from sppnet.classification.network import SPPNet
 from sppnet.errors import SppnetError
 from sppnet.images import resize, view_windows, whole_image_size
-from sppnet.pooling import SpatialPyramidPooling, pool_regions
+from sppnet.pooling.layer import SpatialPyramidPooling
+from sppnet.pooling.regions import pool_regions
 
 # Shorter sides for views of 224 x 224 (section 3.1.5).
 SCALES = (224, 256, 300, 360, 448, 560)

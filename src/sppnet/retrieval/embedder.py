@@ -29,7 +29,7 @@ from sppnet.features.encoded import EncodedImage
 from sppnet.features.windows import WindowPooling, side_by_side
 from sppnet.images import pixels_of, resize
 from sppnet.parallel import in_order
-from sppnet.pooling import pyramid_length
+from sppnet.pooling.bins import pyramid_length
 from sppnet.storage import write_tensors
 
 FORMAT, VERSION = "sppnet-embedder", "2"
