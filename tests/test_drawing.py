@@ -55,10 +55,11 @@ def test_a_box_is_drawn_in_the_colour_of_its_class_inside_its_pixels():
     assert picture.dtype == np.uint8
     assert (image == 128).all(), "the image itself stays"
     colour = class_colour("dog", NAMES)
-    for y, x in [(60, 30), (60, 79), (99, 30), (99, 79), (80, 30), (99, 50)]:
+    # Two pixels wide in an image this small.
+    for y, x in [(60, 30), (60, 79), (99, 30), (99, 79), (80, 30), (99, 50), (61, 60), (80, 31), (98, 50)]:
         assert tuple(picture[y, x]) == colour
     changed = (picture != image).any(axis=2)
-    assert not changed[65:95, 35:75].any(), "the middle stays"
+    assert not changed[62:98, 32:78].any(), "the middle stays"
     assert not changed[100:].any(), "the box ends at its last pixel"
     assert not changed[61:, :30].any()
     assert not changed[61:, 80:].any()

@@ -32,6 +32,10 @@ TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1
 
 Method = Literal["11point", "area"]
 _METHODS: tuple[Method, ...] = ("11point", "area")
+_COCO_NAMES = {
+    "AP": ("", "50", "75", "_small", "_medium", "_large"),
+    "AR": ("_1", "_10", "_100", "_small", "_medium", "_large"),
+}
 
 
 @dataclass(frozen=True)
@@ -130,9 +134,9 @@ class ProposalRecall:
     average_recall : float
         Mean of `recall`.
     mean_windows : float
-        Windows per image.
+        Mean number of windows of an image.
     positives : int
-        Number of objects.
+        Number of objects (neither difficult nor crowd).
     """
 
     ious: Float64Array
@@ -197,6 +201,11 @@ def average_precision(recall: FloatArray, precision: FloatArray, method: Method 
     -------
     float
         In [0, 1]; 0 for an empty curve.
+
+    Raises
+    ------
+    SppnetError
+        If there is no such method.
 
     Notes
     -----
@@ -362,7 +371,7 @@ def proposal_recall(
     ious: Sequence[float] = COCO_IOUS,
     classes: Iterable[str] | None = None,
 ) -> ProposalRecall:
-    """Measure how many objects some candidate window covers.
+    """Measure how many objects the candidate windows cover.
 
     Each object is held against the window it overlaps most; one window may cover several objects. Difficult
     and crowd boxes are left out.
@@ -372,11 +381,20 @@ def proposal_recall(
     windows : iterable of (R, 4) float arrays
         Candidate windows, image by image.
     targets : sequence of Target
-        As many as there are images.
+        What is in each image.
     ious : sequence of float
-        Overlaps to measure recall at.
+        Overlaps (IoU) to measure recall at.
     classes : iterable of str, optional
-        Count only objects of these classes.
+        Count only objects of these classes; by default all.
+
+    Returns
+    -------
+    ProposalRecall
+
+    Raises
+    ------
+    SppnetError
+        If there are not as many sets of windows as targets.
     """
     per_image = list(windows)
     _check_lengths("windows", per_image, targets)
@@ -394,12 +412,6 @@ def proposal_recall(
     return ProposalRecall(levels, recall, float(recall.mean()), count / max(len(per_image), 1), len(overlaps))
 
 
-_COCO_NAMES = {
-    "AP": ("", "50", "75", "_small", "_medium", "_large"),
-    "AR": ("_1", "_10", "_100", "_small", "_medium", "_large"),
-}
-
-
 def image_f1(detections: Detections, target: Target, classes: Iterable[str], threshold: float = 0.5) -> float:
     """Return the F1 measure of the detections in one image, all classes together.
 
@@ -409,11 +421,18 @@ def image_f1(detections: Detections, target: Target, classes: Iterable[str], thr
     Parameters
     ----------
     detections : Detections
+        What was found in the image.
     target : Target
+        What is there.
     classes : iterable of str
         The classes that count.
     threshold : float
         Least IoU of a hit.
+
+    Returns
+    -------
+    float
+        In [0, 1].
     """
     hits = counted = objects = 0
     for name in classes:
@@ -452,10 +471,10 @@ def _evaluate_class(
     hits = np.cumsum(verdict[order] == TRUE_POSITIVE)
     precision = hits / np.arange(1, len(order) + 1)
     recall = hits / positives if positives else np.full(len(order), np.nan)
-    eleven, area = (
+    eleven, under = (
         average_precision(recall, precision, method) if positives else math.nan for method in _METHODS
     )
-    return ClassResult(eleven, area, precision, recall, joined[order], positives)
+    return ClassResult(eleven, under, precision, recall, joined[order], positives)
 
 
 def mean_of_known(values: Iterable[float]) -> float:
