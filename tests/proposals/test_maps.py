@@ -40,7 +40,7 @@ def empty(channels=CHANNELS, factors=(1.0, 0.5), shape=SHAPE):
 
 
 def scene(seed, factors=(1.0, 0.5)):
-    """Return an image encoded at two scales, whose cells in the one or two objects tell how far the sides are."""
+    """Return an image encoded at two scales; cells in its one or two objects tell how far the sides are."""
     rng = np.random.default_rng(seed)
     boxes = []
     for half in range(1 + seed % 2):
