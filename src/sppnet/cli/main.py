@@ -111,7 +111,7 @@ def export(
     from sppnet.detection.detector import Detector
     from sppnet.features.backbone import Backbone
     from sppnet.models import model_path
-    from sppnet.onnx.export import export_classifier, export_detector, export_features
+    from sppnet.onnx.export import export_model
     from sppnet.storage import check_writable, file_format
 
     if out.suffix != ".onnx":
@@ -123,13 +123,10 @@ def export(
         check_places(out, None, [path])
         if file_format(path) == networks.FORMAT:
             network, settings = networks.load_network(path)
-            export_classifier(network, out, classes=settings.classes)
-            print(f"{out}: image -> probabilities of {len(settings.classes)} classes")
-            return
-        detector = Detector.load(path, weights=weights)
-        export_detector(detector, out)
-        print(f"{out}: image, windows -> scores, boxes of {', '.join(detector.classes_)}")
+            what = export_model(network, out, classes=settings.classes)
+        else:
+            what = export_model(Detector.load(path, weights=weights), out)
     else:
         backbone = Backbone(model, stages.split(","), weights=weights)
-        export_features(backbone, out, side=side, levels=integers("--levels", levels))
-        print(f"{out}: image -> features of {model}")
+        what = export_model(backbone, out, scale=side, levels=integers("--levels", levels))
+    print(f"{out}: {what}")

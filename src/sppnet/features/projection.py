@@ -6,7 +6,6 @@ graph of an ONNX file on tensors (paper section 4.1 and appendix A).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -24,7 +23,7 @@ PROJECTIONS = {"released": 6.5 / 16, "paper": 0.5}
 SCALE_RULES = {"released": 208, "paper": 224}
 
 
-def choose_scale(boxes: Any, shorter: Any, sides: Sequence[int], reference: float, rule: str) -> Any:
+def choose_scale(boxes: Any, shorter: Any, sides: Any, reference: float, rule: str) -> Any:
     """Choose for each box the scale at which it is nearest to `reference` pixels in side.
 
     The shorter side of the resized image that would give the box an area of ``reference ** 2`` is
@@ -36,7 +35,7 @@ def choose_scale(boxes: Any, shorter: Any, sides: Sequence[int], reference: floa
         Boxes in pixels of the original image, 0-based and half-open.
     shorter : int, or tensor of no dimension
         Shorter side of the original image in pixels.
-    sides : sequence of int
+    sides : sequence of int, or (S,) float64 array or tensor
         Shorter side of the resized image at each scale, in pixels.
     reference : float
         Side in pixels that a box should have at its scale: 224 in the paper, 208 in the released code.
@@ -61,15 +60,15 @@ def choose_scale(boxes: Any, shorter: Any, sides: Sequence[int], reference: floa
     exact = xp.astype(boxes, xp.float64)
     areas = (exact[:, 2] - exact[:, 0]) * (exact[:, 3] - exact[:, 1])
     areas = xp.where(areas < 1, xp.ones_like(areas), areas)
-    order = sorted(range(len(sides)), key=lambda s: sides[s])
-    rising = xp.asarray([float(sides[s]) for s in order], dtype=xp.float64)
+    sides = xp.asarray(sides, dtype=xp.float64)
     wanted = reference * shorter
     if rule == "paper":
         # The numbers of pixels differ by area / shorter ** 2 times this.
-        gaps = xp.abs(rising**2 - (wanted**2 / areas)[:, None])
+        gaps = xp.abs(sides**2 - (wanted**2 / areas)[:, None])
     else:
-        gaps = xp.abs(rising - xp.floor(wanted / xp.sqrt(areas) + 0.5)[:, None])
-    return xp.take(xp.asarray(order, dtype=xp.int64), xp.argmin(gaps, axis=1))
+        gaps = xp.abs(sides - xp.floor(wanted / xp.sqrt(areas) + 0.5)[:, None])
+    nearest = gaps == xp.min(gaps, axis=1, keepdims=True)
+    return xp.argmin(xp.where(nearest, sides, xp.inf), axis=1)
 
 
 def response_cells(first: Any, last: Any, geometry: Geometry, shrink: float) -> tuple[Any, Any]:

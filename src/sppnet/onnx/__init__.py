@@ -1,1 +1,1 @@
-"""Networks and detectors as ONNX files."""
+"""Models as ONNX files: `sppnet.onnx.export`."""
