@@ -2,7 +2,8 @@
 
 PyTorch's exporter refuses adaptive pooling unless all sizes divide. Here the bins' bounds are integer
 arithmetic on sizes within the graph: a map is cut into rows of bins and these into columns; a window of a map
-is cut into its bins, each a rectangle for ONNX's ``MaxRoiPool`` or, for means, four corners in a table of sums.
+is cut into its bins, each a rectangle for ONNX's ``MaxRoiPool`` or, for means, four corners in a table of
+sums.
 
 All of it runs while PyTorch exports: each call of `op` adds a node to the graph.
 """
