@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sppnet.arrays import Boxes, Pixels
 from sppnet.boxes import Detections, Target
+from sppnet.errors import SppnetError
 from sppnet.evaluation.classification import ClassificationReport
 from sppnet.evaluation.detection import ClassResult, DetectionReport, image_f1
-from sppnet.images import pixels_of, write_image
+from sppnet.images import pixels_of, read_image, resize, write_image
 from sppnet.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 
     from sppnet.classification.training import EpochRecord
     from sppnet.datasets.records import Sample
+    from sppnet.retrieval.index import Hit
 
 Colour = tuple[int, int, int]
 # A confusion matrix of more classes shows no names, and no numbers, that could be read.
 _NAMED, _COUNTED = 60, 25
+# Longer side in pixels of the copies of hits that go on a sheet: many large images would fill the memory.
+_TILE = 480
 
 
 def class_colour(name: str, names: Sequence[str]) -> Colour:
@@ -145,6 +149,44 @@ def contact_sheet(
         sheet.paste(tile, (x + (side - tile.width) // 2, y + (side - tile.height) // 2))
         pen.text((x + 6, y + side), title, fill=(230, 230, 230), font=font)
     return np.asarray(sheet)
+
+
+def draw_hits(query: Pixels, box: Boxes, hits: Sequence[Hit], folder: Path) -> tuple[Pixels, tuple[str, ...]]:
+    """Draw what was searched with and what was found, each with its region, on a contact sheet.
+
+    Parameters
+    ----------
+    query : (H, W, 3) uint8 RGB
+        The image that was searched with.
+    box : (4,) float32
+        The region of it.
+    hits : sequence of Hit
+        What `sppnet.retrieval.index.Index.search` found.
+    folder : Path
+        Where the images of the index lie.
+
+    Returns
+    -------
+    (H, W, 3) uint8 RGB and tuple of str
+        The sheet, and a line for each image that could not be read; it is left out.
+    """
+    pictures, titles, failures = [_tile(query, box)], ["query"], []
+    for rank, hit in enumerate(hits, 1):
+        try:
+            pictures.append(_tile(read_image(folder / hit.image), hit.box))
+        except (SppnetError, OSError) as error:
+            failures.append(str(error))
+        else:
+            titles.append(f"{rank}  {hit.score:.3f}  {hit.image}")
+    return contact_sheet(pictures, titles), tuple(failures)
+
+
+def _tile(image: Pixels, box: Boxes) -> Pixels:
+    """Draw a region on a small copy of an image."""
+    height, width = image.shape[:2]
+    scale = min(1.0, _TILE / max(height, width))
+    small = resize(image, max(1, round(scale * height)), max(1, round(scale * width)))
+    return draw_region(small, box * scale)
 
 
 def draw_detection_report(

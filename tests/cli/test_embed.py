@@ -151,13 +151,13 @@ class TestEmbed:
     def test_other_settings_are_not_appended(self, photos):
         succeeds("embed", photos, "--out", "v.safetensors", *SMALL)
         arguments = ("--out", "v.safetensors", "--scales", "96", "--levels", "1", "--append")
-        fails("embed", photos, *arguments, says=['"sides": [64]', '"sides": [96]'])
+        fails("embed", photos, *arguments, says=['"scales": [64]', '"scales": [96]'])
         arguments = ("--out", "v.safetensors", *SMALL, "--flip", "--append")
         fails("embed", photos, *arguments, says=['"flip": false', '"flip": true'])
 
     def test_flip(self, photos):
         succeeds("embed", photos, "--out", "v.safetensors", *SMALL, "--flip")
-        found, embed = read_vectors("v.safetensors"), Embedder(sides=(64,), levels=(1,), flip=True)
+        found, embed = read_vectors("v.safetensors"), Embedder(scales=(64,), levels=(1,), flip=True)
         for name, vector in zip(found.names, found.vectors, strict=True):
             assert np.array_equal(vector, embed(name))
         arguments = ("--out", "w.safetensors", "--like", "v.safetensors", "--flip")
@@ -167,12 +167,12 @@ class TestEmbed:
         arguments = ("--scales", "64,96", "--levels", "1", "--join-scales")
         outcome = succeeds("embed", photos, "--out", "v.safetensors", *arguments)
         assert "of 2560 numbers" in outcome.out
-        found, embed = read_vectors("v.safetensors"), Embedder(sides=(64, 96), levels=(1,), join_scales=True)
+        found, embed = read_vectors("v.safetensors"), Embedder(scales=(64, 96), levels=(1,), join_scales=True)
         for name, vector in zip(found.names, found.vectors, strict=True):
             assert np.array_equal(vector, embed(name))
         fails(
             *("embed", photos, "--out", "v.safetensors", *arguments[:-1], "--append"),
-            says=['"sides": [64, 96]', '"join_scales": true'],
+            says=['"scales": [64, 96]', '"join_scales": true'],
         )
 
     def test_a_dataset_gives_whole_images(self):
@@ -301,7 +301,7 @@ class TestSearch:
     def test_another_embedder_is_refused(self, index, photos):
         shutil.copytree(index, "index")
         other = ("--scales", "96", *INDEX[2:])
-        fails("index", photos, "--out", "index", *other, says=['"sides": [64]', '"sides": [96]'])
+        fails("index", photos, "--out", "index", *other, says=['"scales": [64]', '"scales": [96]'])
         fails("index", photos, "--out", "index", *INDEX, "--flip", says=['"flip": false', '"flip": true'])
 
     def test_other_regions_and_other_folders_are_refused(self, index, photos):

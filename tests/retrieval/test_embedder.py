@@ -15,7 +15,7 @@ from sppnet.images import read_image, resize
 from sppnet.pooling import SpatialPyramidPooling
 from sppnet.retrieval.embedder import Embedder
 
-SMALL = {"sides": (64,), "levels": (2, 1)}
+SMALL = {"scales": (64,), "levels": (2, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +63,22 @@ class TestVectors:
         assert np.array_equal(embed.embed_maps(maps, (96, 128), boxes.astype(np.float32)), together)
 
     def test_without_power_and_norm_are_the_pooled_numbers(self, scenes):
-        plain = Embedder(sides=(64,), levels=(1,), power=1, norm="none", mode="average")
+        plain = Embedder(scales=(64,), levels=(1,), power=1, norm="none", mode="average")
         (stage,) = plain.network(scenes[0], 64).stages
         np.testing.assert_allclose(plain(scenes[0]), stage.mean(dim=(1, 2)).numpy(), atol=1e-5)
 
     def test_of_several_stages_weigh_the_same(self, scenes):
-        both = Embedder(sides=(64,), levels=(1,), stages=("4", "head"))
+        both = Embedder(scales=(64,), levels=(1,), stages=("4", "head"))
         vector = both(scenes[0])
         lengths = [np.linalg.norm(part) for part in np.split(vector, [both.network.channels[0]])]
         np.testing.assert_allclose(lengths, 0.5**0.5, atol=1e-5)
 
     def test_each_box_is_pooled_at_its_scale(self, scenes):
-        several = Embedder(sides=(128, 448), levels=(1,))
+        several = Embedder(scales=(128, 448), levels=(1,))
         large, small = [0, 0, 128, 96], [10, 10, 40, 40]
         found = several(scenes[0], [large, small])
         for side, box, vector in ((128, large, found[0]), (448, small, found[1])):
-            alone = Embedder(sides=(side,), levels=(1,))(scenes[0], [box])[0]
+            alone = Embedder(scales=(side,), levels=(1,))(scenes[0], [box])[0]
             np.testing.assert_allclose(vector, alone, atol=1e-6)
 
     @pytest.mark.parametrize("view", ["crop", "warp"])
@@ -86,8 +86,8 @@ class TestVectors:
     def test_of_other_views(self, view, side, scenes):
         image = scenes[0]
         seen = image[:, 16:112] if view == "crop" else resize(image, side, side)
-        found = Embedder(sides=(side,), levels=(2, 1), view=view)(image)
-        np.testing.assert_allclose(found, Embedder(sides=(side,), levels=(2, 1))(seen), atol=1e-6)
+        found = Embedder(scales=(side,), levels=(2, 1), view=view)(image)
+        np.testing.assert_allclose(found, Embedder(scales=(side,), levels=(2, 1))(seen), atol=1e-6)
 
     def test_no_boxes(self, embed, scenes):
         assert embed(scenes[0], np.zeros((0, 4))).shape == (0, embed.length)
@@ -105,10 +105,10 @@ class TestJoinedScales:
     SIDES = (64, 96, 160)
 
     def joined(self, **settings):
-        return Embedder(**{**SMALL, "sides": self.SIDES, **settings}, join_scales=True)
+        return Embedder(**{**SMALL, "scales": self.SIDES, **settings}, join_scales=True)
 
     def apart(self, image, boxes=None, **settings):
-        each = [Embedder(**{**SMALL, **settings, "sides": (side,)})(image, boxes) for side in self.SIDES]
+        each = [Embedder(**{**SMALL, **settings, "scales": (side,)})(image, boxes) for side in self.SIDES]
         return np.concatenate(each, axis=-1)
 
     @pytest.mark.parametrize(
@@ -141,14 +141,14 @@ class TestJoinedScales:
         settings = {"stages": ("4", "head"), "levels": (2, 1)}
         found = self.joined(**settings)
         parts = [
-            Embedder(**{**SMALL, **settings, "stages": (stage,), "sides": (side,)})(scenes[0])
+            Embedder(**{**SMALL, **settings, "stages": (stage,), "scales": (side,)})(scenes[0])
             for side in self.SIDES
             for stage in settings["stages"]
         ]
         np.testing.assert_allclose(found(scenes[0]), np.concatenate(parts) / np.sqrt(6), atol=1e-6)
 
     def test_of_one_are_no_others(self, embed, scenes):
-        np.testing.assert_array_equal(self.joined(sides=SMALL["sides"])(scenes[0]), embed(scenes[0]))
+        np.testing.assert_array_equal(self.joined(scales=SMALL["scales"])(scenes[0]), embed(scenes[0]))
 
     def test_files_from_before_there_was_a_choice_are_read(self, embed, tmp_path):
         embed.save(tmp_path / "e.safetensors")
@@ -160,7 +160,7 @@ class TestJoinedScales:
 
     def test_are_projected_saved_and_part_of_the_signature(self, scenes, tmp_path):
         found = self.joined(pca=3).fit(scenes)
-        assert found.kind != Embedder(**{**SMALL, "sides": self.SIDES}, pca=3).kind
+        assert found.kind != Embedder(**{**SMALL, "scales": self.SIDES}, pca=3).kind
         found.save(tmp_path / "e.safetensors")
         loaded = Embedder.load(tmp_path / "e.safetensors")
         assert loaded.join_scales
@@ -214,9 +214,9 @@ class TestFlip:
 
     def test_each_box_takes_its_scale_in_both(self, scenes):
         boxes = np.array([[0, 0, 128, 96], [10, 10, 40, 40]])
-        found = self.flipped(sides=(128, 448))(scenes[0], boxes)
+        found = self.flipped(scales=(128, 448))(scenes[0], boxes)
         for side, box, vector in zip((128, 448), boxes, found, strict=True):
-            np.testing.assert_allclose(vector, self.flipped(sides=(side,))(scenes[0], [box])[0], atol=1e-6)
+            np.testing.assert_allclose(vector, self.flipped(scales=(side,))(scenes[0], [box])[0], atol=1e-6)
 
     @pytest.mark.parametrize("view", ["full", "crop", "warp"])
     def test_changes_nothing_for_a_symmetric_image(self, view, scenes):
@@ -273,7 +273,7 @@ class TestBadInput:
             {"view": "half"},
             {"norm": "l1"},
             {"power": 0},
-            {"sides": ()},
+            {"scales": ()},
             {"levels": (0,)},
             {"mode": "sum"},
             {"pca": 0},

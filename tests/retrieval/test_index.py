@@ -13,7 +13,7 @@ from sppnet.retrieval.index import MANIFEST, Hit, Index, changes
 def embedder():
     """Vectors of 8 numbers."""
     images = [trees.scene(n).image for n in range(1, 10)]
-    return Embedder(sides=(64,), levels=(1,), pca=8).fit(images)
+    return Embedder(scales=(64,), levels=(1,), pca=8).fit(images)
 
 
 def vectors(count, seed):

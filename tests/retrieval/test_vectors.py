@@ -14,7 +14,7 @@ from sppnet.retrieval.vectors import (
     write_vectors,
 )
 
-SMALL = {"sides": (64,), "levels": (1,)}
+SMALL = {"scales": (64,), "levels": (1,)}
 
 
 @pytest.fixture(scope="module")

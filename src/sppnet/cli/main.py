@@ -14,7 +14,8 @@ import typer
 from sppnet.cli.classify import classify
 from sppnet.cli.console import Device, Weights, check_places, integers, print_failures, track
 from sppnet.cli.detect import PROPOSALS, SHOWN, detect, detect_in
-from sppnet.cli.embed import embed, protocol
+from sppnet.cli.embed import embed
+from sppnet.cli.protocol import protocol
 from sppnet.cli.search import index, search
 from sppnet.errors import SppnetError
 

@@ -6,6 +6,7 @@ own: the network runs once over the image, and every box is pooled from its maps
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -33,11 +34,17 @@ from sppnet.pooling.bins import pyramid_length
 from sppnet.storage import write_tensors
 
 FORMAT, VERSION = "sppnet-embedder", "2"
+"""Mark of a file of an embedder alone; the version counts for those in files of vectors, too."""
+
 VIEWS = ("full", "crop", "warp")
 NORMS = ("l2", "none")
-_FACTS = "embedder"
-# So many vectors teach the projection, drawn at random; more change it little.
 SAMPLE = 4096
+"""So many vectors teach a projection, drawn at random; more change it little."""
+
+_FACTS = "embedder"
+# What a file keeps: all settings but those of the machine, and the seed of a draw that is done.
+_KEPT = ("scales", "join_scales", "levels", "mode", "view", "flip", "power", "norm", "pca")
+_KEPT_BACKBONE = ("backbone", "stages", "output_stride")
 
 Vectors = npt.NDArray[np.float32]
 
@@ -48,46 +55,47 @@ class Embedder(Estimator):
     Parameters
     ----------
     backbone : str
-        A timm model name.
+        Name of a timm model.
     stages : tuple of str
         Which maps are pooled, see `sppnet.features.backbone.Backbone`; the vectors of several are joined.
     output_stride : int
-        Largest stride of the backbone.
+        Largest stride of the backbone: 32, or 16 for finer maps.
     weights : str, optional
         Weights file of the backbone, or ``"random"``; by default the installed ones.
     device : str
-        ``"cpu"``, or a PyTorch device.
+        ``"cpu"``, or a PyTorch device such as ``"cuda"``, on which the backbone runs.
     scales : tuple of int
         Shorter sides in pixels to which images are resized. Of several, each box takes the one at which its
         own side is nearest to 208 pixels (section 4.1), unless `join_scales`.
     join_scales : bool
         Whether every box is pooled at every scale and the vectors are joined: as many times as long.
     levels : tuple of int
-        The pyramid; ``(1,)`` is global pooling.
+        The pyramid: level n cuts a box into n x n bins. ``(1,)`` is global pooling.
     mode : {"max", "average"}
         What is kept of a bin.
     view : {"full", "crop", "warp"}
         The whole image; its central square; or the whole image pressed into a square (section 3.3). Boxes
         need the whole image.
     flip : bool
-        Whether the mirror image is pooled, too, and its bins, mirrored back, are averaged with the image's:
-        it costs a second pass of the network. What was left stays left; the mean with the vector of the
-        mirror image as it is would not tell them apart.
+        Whether the image with left and right exchanged is pooled, too, and its bins, turned back, are
+        averaged with the image's: it costs a second pass of the network. What was left stays left; the mean
+        with the flipped image's vector as it is would not tell them apart.
     power : float
         Every number becomes ``sign(x) * abs(x) ** power`` before the norm; 1 leaves it, as the paper does.
         0.5 keeps a few strong responses from deciding everything.
     norm : {"l2", "none"}
-        Whether vectors are scaled to length 1 (section 3.2), those that are joined first one by one.
+        Whether vectors are scaled to length 1 (section 3.2); those that are joined, first one by one.
     pca : int, optional
-        Number of components to project to, learnt by `fit`; projected vectors are scaled to length 1 again.
+        Number of components to project to, learned by `fit`; projected vectors are scaled to length 1 again.
     seed : int
-        Of the sample that the projection is learnt from.
+        Seed of the draw of the images that the projection is learned from.
 
     Attributes
     ----------
     pca_mean_ : (D,) float32
+        Mean of the vectors that the projection was learned from. There where `pca` is set, after `fit`.
     pca_components_ : (pca, D) float32
-        Learnt by `fit` where `pca` is set.
+        The directions that are projected to, of length 1. There where `pca` is set, after `fit`.
 
     Examples
     --------
@@ -140,7 +148,7 @@ class Embedder(Estimator):
     @property
     def pooling(self) -> WindowPooling:
         """How boxes become vectors."""
-        return WindowPooling(self.scales, self.levels, self.mode)
+        return WindowPooling(self.scales, self.levels, self.mode, scale_rule="released")
 
     @property
     def kind(self) -> str:
@@ -177,8 +185,12 @@ class Embedder(Estimator):
         Raises
         ------
         SppnetError
-            If a box has no area or lies outside the image (names the first), the projection is not learnt
-            yet, or boxes are asked of another view than the full one.
+            If a box has no area or lies outside the image (names the first), the projection is not learned
+            yet, boxes are asked of another view than the full one, or the maps are of other settings.
+        ImageError
+            If the image cannot be read.
+        FileNotFoundError
+            If there is no such file.
         """
         vectors = self._embed(self.network, image, boxes)
         return vectors[0] if boxes is None else vectors
@@ -225,25 +237,53 @@ class Embedder(Estimator):
         return backbone.encode(pixels, self.scales, flip=self.flip)
 
     def _check_encoded(self, encoded: EncodedImage) -> None:
-        """Raise an error for maps of other scales, or with or without the flipped image."""
+        """Raise an error for maps of other scales or stages, or with or without the flipped image."""
         if len(encoded.scales) != len(self.scales) or (encoded.flipped is not None) != self.flip:
             found = f"{len(encoded.scales)} scales" + " and the flipped image" * (encoded.flipped is not None)
             expected = f"{len(self.scales)}" + " and the flipped image" * self.flip
             raise SppnetError(f"found maps at {found}, expected {expected}: those that encode gives")
+        if encoded.channels != self.network.channels:
+            found = f"maps of {encoded.channels} channels"
+            raise SppnetError(f"found {found}, expected {self.network.channels}: those that encode gives")
 
     def fit_transform(self, images: Iterable[Image], labels: object = None) -> Vectors:
-        """Learn the projection from images, and embed them; see `fit` and `transform`."""
+        """Learn the projection from images and embed them, as `fit` and `transform` do.
+
+        Parameters
+        ----------
+        images : iterable of path, str, PIL.Image.Image or (H, W, 3) uint8 RGB
+            The images.
+        labels
+            Passed over; scikit-learn gives them.
+
+        Returns
+        -------
+        (n, D) float32
+            A row for each image.
+        """
         images = list(images)
         return self.fit(images, labels).transform(images)
 
     def fit(self, images: Iterable[Image], labels: object = None) -> Embedder:
-        """Learn the projection from images; without `pca` there is nothing to learn.
+        """Learn the projection from whole images; without `pca` there is nothing to learn.
 
         Parameters
         ----------
-        images : iterable of path or (H, W, 3) uint8 RGB
+        images : iterable of path, str, PIL.Image.Image or (H, W, 3) uint8 RGB
+            The images; of more than 4096, so many are drawn at random.
         labels
-            Passed over, for scikit-learn.
+            Passed over; scikit-learn gives them.
+
+        Returns
+        -------
+        Embedder
+            Itself.
+
+        Raises
+        ------
+        SppnetError
+            If a setting is none of its kind, there are fewer images than components, or an image cannot be
+            read (`ImageError`, names it).
         """
         self.network  # noqa: B018  (says now what is wrong with the settings)
         if self.pca is None:
@@ -252,17 +292,27 @@ class Embedder(Estimator):
         return self.fit_vectors([self.unprojected().transform(chosen)])
 
     def unprojected(self) -> Embedder:
-        """Return the same embedder without the projection: what that is learnt from."""
+        """Return an embedder of the same settings without `pca`: a projection is learned from its vectors."""
         settings: dict[str, Any] = self.get_params() | {"pca": None}
         return Embedder(**settings)
 
     def fit_vectors(self, vectors: Sequence[Vectors]) -> Embedder:
-        """Learn the projection from arrays (n, D) of vectors of the `unprojected` embedder.
+        """Learn the projection from vectors, of boxes or of whole images.
+
+        Parameters
+        ----------
+        vectors : sequence of (n, D) float32
+            Vectors of the `unprojected` embedder; of more than 4096 in all, so many are drawn at random.
+
+        Returns
+        -------
+        Embedder
+            Itself.
 
         Raises
         ------
         SppnetError
-            If there are fewer vectors than components.
+            If there are fewer vectors than components, or `pca` is not set.
         """
         from sklearn.decomposition import PCA
 
@@ -280,12 +330,22 @@ class Embedder(Estimator):
         return self
 
     def transform(self, images: Iterable[Image]) -> Vectors:
-        """Embed whole images, (n, D) float32.
+        """Embed whole images, all cores at work.
+
+        Parameters
+        ----------
+        images : iterable of path, str, PIL.Image.Image or (H, W, 3) uint8 RGB
+            The images.
+
+        Returns
+        -------
+        (n, D) float32
+            A row for each image.
 
         Raises
         ------
         SppnetError, OSError
-            From the first image that cannot be read; the message names it.
+            What the first image that cannot be read gave; the message names it.
         """
 
         def rows() -> Iterator[Vectors]:
@@ -299,7 +359,7 @@ class Embedder(Estimator):
 
     def stream(
         self, images: Iterable[Image], boxes: Iterable[npt.ArrayLike | None] | None = None
-    ) -> Iterator[Vectors | Exception]:
+    ) -> Iterator[Vectors | SppnetError | OSError]:
         """Embed many images in their order, or the boxes in each.
 
         Each thread takes an image from its file to its vectors, so that all cores work all the time; at most
@@ -307,13 +367,15 @@ class Embedder(Estimator):
 
         Parameters
         ----------
-        images : iterable of path or (H, W, 3) uint8 RGB
+        images : iterable of path, str, PIL.Image.Image or (H, W, 3) uint8 RGB
+            The images; drawn from as the vectors are taken.
         boxes : iterable of (R, 4) float or None, optional
-            For each image; None is the whole image.
+            Boxes in each image, in its pixels, 0-based and half-open; None is the whole image.
 
         Returns
         -------
-        iterator of (R, D) float32, or of the ValueError or OSError that an image gave
+        iterator of (R, D) float32, or of SppnetError or OSError
+            For each image its vectors, or the error that it gave, which names it.
         """
         threads = torch.get_num_threads()
         attempt = partial(self._attempt, _for_threads(self.network, threads))
@@ -321,26 +383,41 @@ class Embedder(Estimator):
         # Twice as many as cores: while some wait for the backbone's streams, others decode and pool.
         return in_order(attempt, pairs, 2 * threads)
 
-    def _attempt(self, backbone: Backbone, asked: tuple[Image, npt.ArrayLike | None]) -> Vectors | Exception:
+    def _attempt(
+        self, backbone: Backbone, asked: tuple[Image, npt.ArrayLike | None]
+    ) -> Vectors | SppnetError | OSError:
         """Embed an image, or boxes in it, to (R, D), or return the error that names it."""
         image, boxes = asked
         try:
             return self._embed(backbone, image, boxes)
         except (SppnetError, OSError) as error:
-            known = isinstance(image, np.ndarray) or str(image) in str(error)
-            return error if known else ValueError(f"{image}: {error}")
+            return named(error, image)
 
     def save(self, path: str | Path) -> None:
-        """Write settings and projection to a safetensors file, for `load`."""
+        """Write settings and projection to a safetensors file, for `load`.
+
+        Parameters
+        ----------
+        path : path
+            Replaced if it exists.
+
+        Raises
+        ------
+        NotFittedError
+            If `pca` is set and the projection is not learned yet.
+        OSError
+            If the file cannot be written.
+        """
         facts, tensors = self.state()
         write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, **facts})
 
     def state(self) -> tuple[dict[str, str], dict[str, Tensor]]:
         """Return what `load` needs, as metadata and tensors for a safetensors file of any format."""
         about = {
+            "version": VERSION,
             "signature": self.signature,
             "settings": self._settings(),
-            "backbone": self._backbone_settings(),
+            "backbone": {name: getattr(self, name) for name in _KEPT_BACKBONE},
         }
         projection = {} if self.pca is None else {"mean": self.pca_mean_, "components": self.pca_components_}
         tensors = {f"pca.{name}": torch.from_numpy(value) for name, value in projection.items()}
@@ -353,14 +430,22 @@ class Embedder(Estimator):
         Parameters
         ----------
         path : path
+            A file of `save`, of `sppnet.retrieval.vectors.write_vectors`, or of an index.
         weights : str, optional
             Weights file of the backbone, if it was not the installed one.
         device : str
+            ``"cpu"``, or a PyTorch device, on which the backbone is to run.
+
+        Returns
+        -------
+        Embedder
+            One that gives the vectors that the one in the file gave.
 
         Raises
         ------
         SppnetError
-            If the file holds none, or the backbone at hand has other weights (names both).
+            If the file holds none or one of another version, or the backbone at hand has other weights
+            (names both).
         FileNotFoundError
             If there is no such file.
         """
@@ -372,8 +457,8 @@ class Embedder(Estimator):
             embedder.pca_mean_, embedder.pca_components_ = fitted["pca.mean"], fitted["pca.components"]
         if embedder.signature != about["signature"]:
             raise SppnetError(
-                f"{path}: made by {about['signature']}, found {embedder.signature}; expected the same backbone "
-                "and weights"
+                f"{path}: made by {about['signature']}, found {embedder.signature}; "
+                "expected the same backbone and weights"
             )
         return embedder
 
@@ -387,13 +472,7 @@ class Embedder(Estimator):
         return self.pca is None or hasattr(self, "pca_components_")
 
     def _settings(self) -> dict[str, Any]:
-        names = ("scales", "levels", "mode", "view", "flip", "power", "norm", "pca")
-        settings = {name: getattr(self, name) for name in names}
-        # Named only where it is set: files from before there was a choice keep their signature.
-        return settings | ({"join_scales": True} if self.join_scales else {})
-
-    def _backbone_settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("backbone", "stages", "output_stride")}
+        return {name: getattr(self, name) for name in _KEPT}
 
     def _checked(self, boxes: npt.ArrayLike, shape: tuple[int, int]) -> Boxes:
         if self.view != "full":
@@ -449,7 +528,27 @@ def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Vectors]]:
             projection = {k: file.get_tensor(k) for k in file.keys() if k.startswith("pca.")}  # noqa: SIM118
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise SppnetError(f"{path}: found no embedder in it ({error}), expected one of sppnet's") from None
+    if about.get("version") != VERSION:
+        found = f"an embedder of version {about.get('version', 1)}"
+        raise SppnetError(f"{path}: found {found}, expected version {VERSION}; make the file anew")
     return about, projection
+
+
+def named(error: SppnetError | OSError, image: Image | EncodedImage) -> SppnetError | OSError:
+    """Return an error that an image gave, with the name of its file if it lacks that."""
+    plain = not isinstance(image, str | Path) or str(image) in str(error)
+    return error if plain else SppnetError(f"{image}: {error}")
+
+
+def check_same(place: Path, known: Embedder, asked: Embedder) -> None:
+    """Raise an error, with both names, if what is there was made by another embedder than the one asked for.
+
+    One that has still to learn its projection asks for equal settings, and any projection.
+    """
+    ready = asked.__sklearn_is_fitted__()
+    found, expected = (known.signature, asked.signature) if ready else (known.kind, asked.kind)
+    if found != expected:
+        raise SppnetError(f"{place}: made by another embedder, {found}; expected {expected}")
 
 
 @lru_cache(maxsize=8)
@@ -467,6 +566,4 @@ def _sampled(items: Any, seed: int) -> Any:
 
 def _fingerprint(values: Vectors) -> str:
     """Return 16 hexadecimal digits that stand for an array."""
-    import hashlib
-
     return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:16]

@@ -8,8 +8,8 @@ always one whole index, the old or the new.
 from __future__ import annotations
 
 import json
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,26 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
 
-from sppnet.arrays import Boxes
+from sppnet.arrays import Boxes, Image, IntArray
 from sppnet.errors import SppnetError
-from sppnet.retrieval.embedder import Embedder, Vectors
+from sppnet.features.encoded import EncodedImage
+from sppnet.progress import Track, no_track
+from sppnet.retrieval.embedder import Embedder, Vectors, check_same
+from sppnet.retrieval.manifest import FORMAT, MANIFEST, VERSION, damage, file_facts, read_manifest
+from sppnet.retrieval.regions import Regions, changes, fitted_on_regions, image_stamps, prepared
 from sppnet.retrieval.vectors import pack_names, unpack_names
-from sppnet.storage import atomic_path, read_json, write_tensors
+from sppnet.storage import atomic_path, write_tensors
 
-FORMAT, VERSION = "sppnet-index", "2"
-MANIFEST = "index.json"
+SETTINGS: Mapping[str, Any] = {"output_stride": 16, "scales": (320,), "levels": (2, 1), "pca": 256}
+"""Settings of the embedder that `Index.build` makes unless it is given one (benchmarks/search.py)."""
 
 # Neighbours per vector, and how many candidates are kept while adding and searching: recall@10 of 0.95 and
 # more among a million regions (benchmarks/search.py).
 _CONNECTIVITY, _ADD, _SEARCH = 16, 96, 128
 # So many regions are looked at one by one, in less than a millisecond.
 _EXACT = 5000
-_CHUNK = 1 << 24
-_KEYS = {"generation", "source", "rows", "graph", "regions", "images", "files"}
+# Seconds after which an index that grows is written.
+_SAVE_EVERY = 300.0
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class Hit:
     Attributes
     ----------
     image : str
-        Its name in the index.
+        Name of the image: its path below the folder that was indexed.
     box : (4,) float32
-        The region of it that matches best, in its pixels.
+        The region of it that matches best, in its pixels, 0-based and half-open.
     score : float
         Inner product of the vectors: 1 for equal ones.
     """
@@ -56,12 +60,44 @@ class Hit:
     score: float
 
 
+@dataclass(frozen=True)
+class Update:
+    """What `Index.build` did.
+
+    Attributes
+    ----------
+    found : int
+        Number of images in the folder.
+    new, changed, gone : tuple of str
+        Names of the images that were to be added, done again, and removed.
+    failures : tuple of str
+        A line for each image that could not be read; it is not in the index.
+    """
+
+    found: int
+    new: tuple[str, ...]
+    changed: tuple[str, ...]
+    gone: tuple[str, ...]
+    failures: tuple[str, ...]
+
+
+@dataclass
+class _Rows:
+    """What an index holds: row r of the graph is region `boxes[r]` of image `owners[r]`, a place in `images`."""
+
+    graph: Any
+    images: dict[str, str]
+    owners: IntArray
+    boxes: Boxes
+
+
 class Index:
-    """Vectors of regions, found by likeness; `create` or `open` one.
+    """Vectors of regions of images, found by similarity; `build`, `open` or `create` one.
 
     Attributes
     ----------
     folder : Path
+        Where the index lies.
     source : str
         Where the images lie.
     regions : str
@@ -70,82 +106,185 @@ class Index:
         Makes the vectors, those of the queries, too; they have length 1.
     images : dict of str to str
         Name of each image to its stamp: any text that changes when the image does.
+    update : Update or None
+        What `build` did; None if the index was not built but opened or created.
+
+    Examples
+    --------
+    ::
+
+        index = Index.build("photos", "photos.index")
+        hits = index.search("cat.jpg", box=(140, 30, 440, 290))
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        source: str,
-        regions: str,
-        embedder: Embedder,
-        graph: Any,
-        images: dict[str, str],
-        owners: npt.NDArray[np.int64],
-        boxes: Boxes,
-    ) -> None:
-        self.folder, self.source, self.regions = folder, source, regions
-        self.embedder, self.images = embedder, images
-        self._graph = graph
+    update: Update | None = None
+
+    def __init__(self, folder: Path, embedder: Embedder, source: str, regions: str, rows: _Rows) -> None:
+        self.folder, self.embedder, self.source, self.regions = folder, embedder, source, regions
+        self.images, self._graph = rows.images, rows.graph
         # Row r of the graph is a region of image `_owners[r]`, a place in `_names`; -1 when it was removed.
-        self._names = list(images)
-        self._owners, self._boxes, self._next = [owners], [boxes], len(owners)
+        self._names = list(rows.images)
+        self._owners, self._boxes, self._next = [rows.owners], [rows.boxes], len(rows.owners)
 
     @classmethod
-    def create(cls, folder: Path, embedder: Embedder, source: str = "", regions: str = "") -> Index:
-        """Begin an index; nothing is written before `save`.
+    def build(
+        cls,
+        photos: str | Path,
+        folder: str | Path,
+        *,
+        embedder: Embedder | None = None,
+        proposals: str = "edge-boxes",
+        windows: int = 60,
+        track: Track = no_track,
+    ) -> Index:
+        """Index the regions of all images in a folder, or bring such an index up to date.
+
+        New and changed images are added, those that are gone are removed; the rest stays. The index is saved
+        every five minutes and at the end, also when the work is stopped: called again, it goes on.
+
+        Parameters
+        ----------
+        photos : path
+            Folder of images, at any depth.
+        folder : path
+            Folder of the index; made if it is missing, and brought up to date if it holds an index.
+        embedder : Embedder, optional
+            Makes the vectors. A projection that is not learned yet is learned from regions of some of the
+            images; the embedder itself stays as it is. By default one of `SETTINGS`.
+        proposals : str
+            Method that proposes windows besides the whole image, see `sppnet.proposals.parse`; or ``"none"``.
+        windows : int
+            Most regions of an image, the whole image counted.
+        track : callable
+            ``track(items, description)`` yields the items and may draw progress.
+
+        Returns
+        -------
+        Index
+            Saved; `update` tells what was done, and names the images that could not be read.
+
+        Raises
+        ------
+        SppnetError
+            If there is no image, or the index in `folder` is of another embedder, of other regions, or of
+            another folder of images; says what differs.
+        OSError
+            If the index cannot be written, or no image can be read.
+        """
+        photos, folder = Path(photos), Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise OSError(f"{folder}: found a file, expected a folder, or nothing yet")
+        found, regions = image_stamps(photos), Regions(proposals, windows)
+        asked = Embedder(**SETTINGS) if embedder is None else embedder
+        if (folder / MANIFEST).exists():
+            index = cls.open(folder, weights=asked.weights, device=asked.device)
+            index._check(asked, str(regions), photos, found)
+            index.source = str(photos.resolve())
+        else:
+            ready = fitted_on_regions(asked, [photos / name for name in found], regions, track)
+            index = cls.create(folder, ready, str(photos.resolve()), str(regions))
+        new, changed, gone = changes(index.images, found)
+        index.remove([*changed, *gone])
+        try:
+            failures = index._fill(photos, {name: found[name] for name in [*new, *changed]}, regions, track)
+        finally:
+            # What was done stays, also when it is stopped.
+            if index.images:
+                index.save()
+        index.update = Update(len(found), tuple(new), tuple(changed), tuple(gone), tuple(failures))
+        return index
+
+    def _check(self, embedder: Embedder, regions: str, photos: Path, found: Mapping[str, str]) -> None:
+        """Raise an error if the index was made of something else than is asked for."""
+        check_same(self.folder, self.embedder, embedder)
+        if self.regions != regions:
+            raise SppnetError(f"{self.folder}: made of regions by {self.regions}; expected {regions}")
+        source = str(photos.resolve())
+        if self.source != source and not self.images.keys() & found.keys():
+            raise SppnetError(
+                f"{self.folder}: the index of {self.source}, expected that folder, found {source}"
+            )
+
+    def _fill(self, photos: Path, stamps: Mapping[str, str], regions: Regions, track: Track) -> list[str]:
+        """Add images, save now and then, and return what could not be read."""
+        failures: list[str] = []
+        saved = time.monotonic()
+        ready = prepared([photos / name for name in stamps], regions)
+        for name, found in zip(track(list(stamps), "Indexing"), ready, strict=True):
+            if isinstance(found, Exception):
+                failures.append(str(found))
+                continue
+            pixels, boxes = found
+            self.add(name, stamps[name], boxes, self.embedder(pixels, boxes))
+            if time.monotonic() - saved > _SAVE_EVERY:
+                self.save()
+                saved = time.monotonic()
+        return failures
+
+    @classmethod
+    def create(cls, folder: str | Path, embedder: Embedder, source: str = "", regions: str = "") -> Index:
+        """Begin an index of one's own regions, for `add`; nothing is written before `save`.
+
+        Parameters
+        ----------
+        folder : path
+            Where it is to lie.
+        embedder : Embedder
+            Makes the vectors; its projection, if it has one, must be learned.
+        source : str
+            Where the images lie.
+        regions : str
+            How the regions of an image are chosen, in words.
 
         Raises
         ------
         SppnetError
             If there is an index, or the embedder does not give vectors of length 1.
         """
+        folder = Path(folder)
         if (folder / MANIFEST).exists():
             raise SppnetError(f"{folder}: found an index, expected none yet; open it instead")
         if embedder.norm != "l2":
             raise SppnetError(f"found the norm {embedder.norm!r}, expected 'l2' for an index")
-        owners, boxes = np.zeros(0, np.int64), np.zeros((0, 4), np.float32)
-        return cls(folder, source, regions, embedder, _graph(embedder.length), {}, owners, boxes)
+        rows = _Rows(_graph(embedder.length), {}, np.zeros(0, np.int64), np.zeros((0, 4), np.float32))
+        return cls(folder, embedder, source, regions, rows)
 
     @classmethod
-    def open(cls, folder: Path, *, weights: str | None = None, device: str = "cpu") -> Index:
+    def open(cls, folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> Index:
         """Read an index.
 
         Parameters
         ----------
-        folder : Path
+        folder : path
+            The folder that `save` wrote.
         weights : str, optional
             Weights file of the backbone, if it was not the installed one.
         device : str
+            ``"cpu"``, or a PyTorch device, on which the backbone of the queries is to run.
 
         Raises
         ------
         SppnetError
-            If there is none, it is damaged or half written, or the backbone at hand is another one (names both).
+            If there is none, it is damaged or half written, or the backbone at hand is another one (names
+            both).
         """
-        about = _read_manifest(folder)
-        damage = _damage(folder, about)
-        if damage is not None and (newer := _read_manifest(folder)) != about:
+        folder = Path(folder)
+        about = read_manifest(folder)
+        wrong = damage(folder, about)
+        if wrong is not None and (newer := read_manifest(folder)) != about:
             # It was saved meanwhile.
-            about, damage = newer, _damage(folder, newer)
-        if damage is not None:
-            raise SppnetError(f"{damage}; make the index anew")
-        rows, graph = (folder / about[key] for key in ("rows", "graph"))
-        content = load_file(rows)
-        embedder = Embedder.load(rows, weights=weights, device=device)
-        restored = _graph(embedder.length)
-        restored.load(str(graph))
+            about, wrong = newer, damage(folder, newer)
+        if wrong is not None:
+            raise SppnetError(f"{wrong}; make the index anew")
+        path = folder / about["rows"]
+        content, embedder = load_file(path), Embedder.load(path, weights=weights, device=device)
+        graph = _graph(embedder.length)
+        graph.load(str(folder / about["graph"]))
         names = unpack_names(content["names"], np.arange(about["images"]))
         stamps = unpack_names(content["stamps"], content["stamp"])
-        return cls(
-            folder,
-            about["source"],
-            about["regions"],
-            embedder,
-            restored,
-            dict(zip(names, stamps, strict=True)),
-            content["owners"],
-            content["boxes"],
-        )
+        images = dict(zip(names, stamps, strict=True))
+        rows = _Rows(graph, images, content["owners"], content["boxes"])
+        return cls(folder, embedder, about["source"], about["regions"], rows)
 
     def __len__(self) -> int:
         """Return the number of regions."""
@@ -163,10 +302,13 @@ class Index:
         Parameters
         ----------
         name : str
+            Name of the image, by which `search` tells it.
         stamp : str
+            Any text that changes when the image does.
         boxes : (R, 4) float32
+            The regions in pixels of the image, 0-based and half-open.
         vectors : (R, D) float32
-            Of length 1.
+            Their vectors, of length 1.
 
         Raises
         ------
@@ -193,6 +335,11 @@ class Index:
     def remove(self, names: Iterable[str]) -> None:
         """Remove images with all their regions; the others stay as they are.
 
+        Parameters
+        ----------
+        names : iterable of str
+            Names of the images.
+
         Raises
         ------
         SppnetError
@@ -215,24 +362,57 @@ class Index:
         for place in places:
             self._names[place] = ""
 
-    def search(self, vector: Vectors, top: int = 20) -> list[Hit]:
-        """Find the images with the regions most like a vector, best first, each with its best region.
+    def search(
+        self, image: Image | EncodedImage, *, box: npt.ArrayLike | None = None, top: int = 20
+    ) -> list[Hit]:
+        """Find the images with the regions most like an image, or a region of one.
 
         Parameters
         ----------
-        vector : (D,) float32
-            Of length 1.
+        image : path, str, PIL.Image.Image, (H, W, 3) uint8 RGB, or EncodedImage
+            The image to search with; it need not be in the index. Of what `Index.embedder.encode` gave, any
+            number of regions can be searched for.
+        box : (4,) float, optional
+            The region x1, y1, x2, y2 in pixels of the image, 0-based and half-open; by default the whole.
         top : int
             Most images.
 
         Returns
         -------
         list of Hit
+            Best first, each image once, with its best region.
 
         Raises
         ------
         SppnetError
-            If the vector has another length than the index's.
+            If the box has no area or lies outside the image, `top` is below 1, or the image cannot be read
+            (`ImageError`).
+        FileNotFoundError
+            If there is no such file.
+        """
+        if box is None:
+            return self.search_vector(self.embedder(image), top)
+        return self.search_vector(self.embedder(image, np.asarray(box, np.float32)[None])[0], top)
+
+    def search_vector(self, vector: Vectors, top: int = 20) -> list[Hit]:
+        """Find the images with the regions most like a vector; see `search`.
+
+        Parameters
+        ----------
+        vector : (D,) float32
+            A vector of length 1 that `embedder` made.
+        top : int
+            Most images.
+
+        Returns
+        -------
+        list of Hit
+            Best first, each image once, with its best region.
+
+        Raises
+        ------
+        SppnetError
+            If `top` is below 1, or the vector has another length than the index's.
         """
         if vector.shape != (self._graph.ndim,) or top < 1:
             raise SppnetError(
@@ -255,9 +435,21 @@ class Index:
     def nearest(
         self, vector: Vectors, count: int, *, exact: bool = False
     ) -> tuple[npt.NDArray[np.int64], Vectors]:
-        """Return rows and scores of the `count` regions nearest to a vector, best first.
+        """Return the regions nearest to a vector, whatever their images.
 
-        `exact` looks at every region instead of following the graph.
+        Parameters
+        ----------
+        vector : (D,) float32
+            A vector of length 1.
+        count : int
+            Most regions.
+        exact : bool
+            Whether every region is looked at, instead of following the graph.
+
+        Returns
+        -------
+        (n,) int64 and (n,) float32
+            Rows, in the order in which regions were added, and inner products; best first.
         """
         if not len(self):
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -277,7 +469,7 @@ class Index:
         self.folder.mkdir(parents=True, exist_ok=True)
         manifest = self.folder / MANIFEST
         nothing: dict[str, Any] = {"files": {}, "generation": 0}
-        old = _read_manifest(self.folder) if manifest.exists() else nothing
+        old = read_manifest(self.folder) if manifest.exists() else nothing
         generation = old["generation"] + 1
         rows, graph = (self.folder / f"{generation}.{suffix}" for suffix in ("safetensors", "usearch"))
         try:
@@ -323,7 +515,7 @@ class Index:
             "regions": self.regions,
             "count": len(self),
             "images": len(self.images),
-            "files": {path.name: _facts(path) for path in (rows, graph)},
+            "files": {path.name: file_facts(path) for path in (rows, graph)},
         }
 
     def _rows(self) -> tuple[npt.NDArray[np.int64], Boxes]:
@@ -339,21 +531,6 @@ class Index:
         return self._owners[0], boxes
 
 
-def changes(
-    known: Mapping[str, str], found: Mapping[str, str]
-) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    """Compare images of an index with those of a folder, by name and stamp.
-
-    Returns
-    -------
-    (list of str, list of str, list of str)
-        New, changed, and gone, in order.
-    """
-    new = [name for name in found if name not in known]
-    changed = [name for name in found if name in known and known[name] != found[name]]
-    return new, changed, [name for name in known if name not in found]
-
-
 def _graph(length: int) -> Any:
     """Return an empty graph for vectors of a length; its settings are not in its file."""
     from usearch.index import Index as Graph
@@ -366,35 +543,3 @@ def _graph(length: int) -> Any:
         expansion_add=_ADD,
         expansion_search=_SEARCH,
     )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise SppnetError(f"{folder}: found no {MANIFEST}, expected an index that sppnet index made")
-    about = read_json(path)
-    if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-        found = about.get("format") if isinstance(about, dict) else type(about).__name__
-        raise SppnetError(f"{path}: found {found}, expected {FORMAT} {VERSION}")
-    missing = _KEYS - about.keys()
-    if missing:
-        raise SppnetError(f"{path}: found no {', '.join(sorted(missing))}, expected all that an index has")
-    return about
-
-
-def _damage(folder: Path, about: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the files of an index, if anything is."""
-    for name, facts in about["files"].items():
-        found = _facts(folder / name) if (folder / name).is_file() else None
-        if found != facts:
-            return f"{folder / name}: found a damaged or missing file ({found}), expected {facts}"
-    return None
-
-
-def _facts(path: Path) -> dict[str, int]:
-    """Return the size of a file, and a checksum by which damage shows."""
-    checksum = 0
-    with path.open("rb") as file:
-        while content := file.read(_CHUNK):
-            checksum = zlib.crc32(content, checksum)
-    return {"bytes": path.stat().st_size, "crc32": checksum}
