@@ -4,18 +4,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
+from sklearn.utils import estimator_checks as checks
 
 import trees
+from sppnet.errors import NotFittedError, SppnetError
 from sppnet.images import read_image, resize
 from sppnet.pooling import SpatialPyramidPooling
 from sppnet.retrieval.embedder import Embedder
+from sppnet.storage import write_tensors
 
 SMALL = {"scales": (64,), "levels": (2, 1)}
+CHECKS = (
+    checks.check_parameters_default_constructible,
+    checks.check_no_attributes_set_in_init,
+    checks.check_get_params_invariance,
+    checks.check_set_params,
+    checks.check_estimator_repr,
+    checks.check_estimator_cloneable,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +71,11 @@ class TestVectors:
         assert len(calls) == 1
         for box, vector in zip(boxes, together, strict=True):
             assert np.array_equal(embed(scenes[1], [box])[0], vector)
-        maps = embed.maps(scenes[1])
-        assert np.array_equal(embed.embed_maps(maps, (96, 128), boxes.astype(np.float32)), together)
+        encoded = embed.encode(scenes[1])
+        assert len(calls) == 1 + len(boxes) + 1
+        assert np.array_equal(embed(encoded, boxes), together)
+        assert np.array_equal(embed(encoded), embed(scenes[1]))
+        assert len(calls) == 1 + len(boxes) + 2
 
     def test_without_power_and_norm_are_the_pooled_numbers(self, scenes):
         plain = Embedder(scales=(64,), levels=(1,), power=1, norm="none", mode="average")
@@ -72,6 +87,11 @@ class TestVectors:
         vector = both(scenes[0])
         lengths = [np.linalg.norm(part) for part in np.split(vector, [both.network.channels[0]])]
         np.testing.assert_allclose(lengths, 0.5**0.5, atol=1e-5)
+
+    def test_the_scale_of_a_box_is_the_one_nearest_to_208_pixels(self, scenes):
+        # The released code's rule: sides of 63 pixels in an image of 96 are 208 at a shorter side of 317.
+        several, boxes = Embedder(scales=(310, 330)), np.array([[0, 0, 63, 63], [0, 0, 61, 61]], np.float32)
+        assert several.pooling.choose(several.encode(scenes[0]), boxes).tolist() == [0, 1]
 
     def test_each_box_is_pooled_at_its_scale(self, scenes):
         several = Embedder(scales=(128, 448), levels=(1,))
@@ -150,12 +170,12 @@ class TestJoinedScales:
     def test_of_one_are_no_others(self, embed, scenes):
         np.testing.assert_array_equal(self.joined(scales=SMALL["scales"])(scenes[0]), embed(scenes[0]))
 
-    def test_files_from_before_there_was_a_choice_are_read(self, embed, tmp_path):
+    def test_choice_is_named_in_files(self, embed, tmp_path):
         embed.save(tmp_path / "e.safetensors")
         with safe_open(tmp_path / "e.safetensors", "pt") as file:
             about = json.loads(file.metadata()["embedder"])
-        assert "join_scales" not in about["settings"]
-        assert "join_scales" not in about["signature"]
+        assert about["settings"]["join_scales"] is False
+        assert '"join_scales": false' in about["signature"]
         assert not Embedder.load(tmp_path / "e.safetensors").join_scales
 
     def test_are_projected_saved_and_part_of_the_signature(self, scenes, tmp_path):
@@ -241,11 +261,19 @@ class TestFlip:
         np.testing.assert_allclose(loaded(scenes[4]), found(scenes[4]), atol=1e-5)
 
     def test_needs_the_maps_of_both(self, embed, scenes):
-        maps, found = embed.maps(scenes[0]), self.flipped()
-        with pytest.raises(ValueError, match="found maps at 1 scales, expected 1 and as many of the mirror"):
-            found.embed_maps(maps, (96, 128))
-        with pytest.raises(ValueError, match=r"found maps at 2 scales, expected 1$"):
-            embed.embed_maps(found.maps(scenes[0]), (96, 128))
+        encoded, found = embed.encode(scenes[0]), self.flipped()
+        with pytest.raises(SppnetError, match="found maps at 1 scales, expected 1 and the flipped image"):
+            found(encoded)
+        with pytest.raises(SppnetError, match="found maps at 1 scales and the flipped image, expected 1:"):
+            embed(found.encode(scenes[0]))
+
+    def test_needs_the_maps_of_its_scales_and_stages(self, embed, scenes):
+        other = Embedder(**{**SMALL, "scales": (64, 96)})
+        with pytest.raises(SppnetError, match="found maps at 2 scales, expected 1:"):
+            embed(other.encode(scenes[0]))
+        other = Embedder(**SMALL, stages=("4",))
+        with pytest.raises(SppnetError, match=r"found maps of \(112,\) channels, expected \(1280,\)"):
+            embed(other.encode(scenes[0]))
 
 
 class TestBadInput:
@@ -288,6 +316,26 @@ class TestEstimator:
     def test_is_cloned(self):
         one = Embedder(**SMALL, mode="average")
         assert clone(one).get_params() == one.get_params()
+        assert repr(one) == "Embedder(levels=(2, 1), mode='average', scales=(64,))"
+        with pytest.raises(SppnetError, match="found the setting 'sides' of Embedder, expected one of"):
+            one.set_params(sides=(64,))
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_passes_the_checks_of_scikit_learn(self, check):
+        check("Embedder", Embedder(**SMALL))
+
+    def test_a_second_fit_gives_the_same(self, scenes):
+        one = Embedder(**SMALL, pca=3)
+        assert one.fit(scenes) is one
+        before, settings = one.transform(scenes), one.get_params()
+        one.fit(scenes[:4]).fit(scenes)
+        # BLAS rounds by where the numbers lie in memory.
+        np.testing.assert_allclose(one.transform(scenes), before, atol=1e-5)
+        assert one.get_params() == settings
+
+    def test_fits_and_transforms_at_once(self, scenes):
+        found = Embedder(**SMALL, pca=3).fit_transform(iter(scenes))
+        np.testing.assert_allclose(found, Embedder(**SMALL, pca=3).fit(scenes).transform(scenes), atol=1e-5)
 
     def test_transforms_as_it_embeds(self, embed, scenes, tmp_path):
         trees.save(tmp_path / "a.png", scenes[0])
@@ -331,7 +379,7 @@ class TestProjection:
         np.testing.assert_allclose(found @ found.T, centred @ centred.T, atol=1e-3)
 
     def test_must_be_learnt(self, scenes):
-        with pytest.raises(ValueError, match="not learnt yet"):
+        with pytest.raises(NotFittedError, match="this Embedder is not fitted yet"):
             Embedder(**SMALL, pca=5)(scenes[0])
 
     def test_needs_as_many_images_as_components(self, scenes):
@@ -362,7 +410,23 @@ class TestFile:
         with pytest.raises(FileNotFoundError):
             Embedder.load(tmp_path / "f.safetensors")
 
+    def test_of_another_version_is_refused(self, embed, tmp_path):
+        facts, tensors = embed.state()
+        about = json.loads(facts["embedder"])
+        for version in ("1", None):
+            old = {**about, "version": version} if version else {k: about[k] for k in about if k != "version"}
+            write_tensors(tmp_path / "e.safetensors", tensors, {"embedder": json.dumps(old)})
+            with pytest.raises(SppnetError, match="of version 1, expected version 2; make the file anew"):
+                Embedder.load(tmp_path / "e.safetensors")
 
-def test_reads_files(embed, scenes, tmp_path):
-    trees.save(tmp_path / "a.jpg", scenes[0])
-    assert np.array_equal(embed(tmp_path / "a.jpg"), embed(read_image(tmp_path / "a.jpg")))
+
+def test_takes_whatever_stands_for_an_image(embed, scenes, tmp_path):
+    path = tmp_path / "a.jpg"
+    trees.save(path, scenes[0])
+    expected = embed(read_image(path))
+    for given in (path, str(path), Image.open(path), embed.encode(path)):
+        assert np.array_equal(embed(given), expected)
+    with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
+        embed("none.jpg")
+    with pytest.raises(SppnetError, match="found list, expected one image"):
+        embed([path])

@@ -6,7 +6,9 @@ import pytest
 
 import trees
 from sppnet.retrieval.embedder import Embedder
-from sppnet.retrieval.index import MANIFEST, Hit, Index, changes
+from sppnet.retrieval.index import Hit, Index
+from sppnet.retrieval.manifest import MANIFEST
+from sppnet.retrieval.regions import changes
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ class TestSearch:
     def test_finds_the_best_region_of_the_best_images(self, top, index):
         for seed in range(100, 105):
             (query,) = vectors(1, seed)
-            agree(index.search(query, top), query, index.images, top)
+            agree(index.search_vector(query, top), query, index.images, top)
 
     def test_the_graph_finds_nearly_all(self, embedder, tmp_path):
         made = Index.create(tmp_path / "i", embedder)
@@ -72,10 +74,10 @@ class TestSearch:
         assert right >= 190
 
     def test_gives_all_images_where_more_are_asked_for(self, index):
-        assert len(index.search(vectors(1, 0)[0], 100)) == 30
+        assert len(index.search_vector(vectors(1, 0)[0], 100)) == 30
 
     def test_an_empty_index_has_no_hits(self, embedder, tmp_path):
-        assert Index.create(tmp_path / "i", embedder).search(vectors(1, 0)[0]) == []
+        assert Index.create(tmp_path / "i", embedder).search_vector(vectors(1, 0)[0]) == []
 
     def test_looks_past_many_regions_of_one_image(self, embedder, tmp_path):
         crowded = Index.create(tmp_path / "i", embedder)
@@ -83,15 +85,15 @@ class TestSearch:
         crowded.add("crowd", "", boxes(500), np.repeat(query[None], 500, axis=0))
         for n in range(5):
             crowded.add(str(n), "", boxes(5), vectors(5, n))
-        hits = crowded.search(query, 4)
+        hits = crowded.search_vector(query, 4)
         assert len({hit.image for hit in hits}) == 4
         assert hits[0].image == "crowd"
 
     def test_bad_queries(self, index):
         with pytest.raises(ValueError, match=r"found a vector \(7,\)"):
-            index.search(np.zeros(7, np.float32))
+            index.search_vector(np.zeros(7, np.float32))
         with pytest.raises(ValueError, match="top 0"):
-            index.search(vectors(1, 0)[0], 0)
+            index.search_vector(vectors(1, 0)[0], 0)
 
 
 class TestChanging:
@@ -100,13 +102,13 @@ class TestChanging:
         index.remove(gone)
         assert len(index) == 100
         (query,) = vectors(1, 100)
-        agree(index.search(query, 20), query, index.images, 20)
+        agree(index.search_vector(query, 20), query, index.images, 20)
 
     def test_an_image_comes_back_with_other_regions(self, index):
         index.remove(["4.jpg"])
         (query,) = vectors(1, 55)
         index.add("4.jpg", "new", boxes(1), query[None])
-        assert index.search(query, 1)[0].image == "4.jpg"
+        assert index.search_vector(query, 1)[0].image == "4.jpg"
         assert index.images["4.jpg"] == "new"
         assert len(index) == 146
 
@@ -140,7 +142,7 @@ class TestDisk:
         assert opened.embedder.signature == embedder.signature
         for seed in range(100, 105):
             (query,) = vectors(1, seed)
-            agree(opened.search(query, 10), query, opened.images, 10)
+            agree(opened.search_vector(query, 10), query, opened.images, 10)
         opened.add("new.jpg", "", boxes(1), vectors(1, 0))
         opened.remove(["1.jpg"])
         opened.save()
@@ -185,7 +187,8 @@ class TestDisk:
             Index.create(tmp_path, embedder)
         for content, says in (
             ([], "found list"),
-            ({"format": "sppnet-index", "version": "1"}, "found no files"),
+            ({"format": "sppnet-index", "version": "1"}, "found sppnet-index 1, expected sppnet-index 2"),
+            ({"format": "sppnet-index", "version": "2"}, "found no files"),
         ):
             (tmp_path / MANIFEST).write_text(json.dumps(content))
             with pytest.raises(ValueError, match=says):
