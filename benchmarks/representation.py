@@ -15,7 +15,7 @@ import glob
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from pooling import commit, machine
 from sppnet import Embedder, read_image
 from sppnet.datasets.image_folder import read_image_folder
 from sppnet.evaluation.protocols import caltech101_results, gram_matrix
+from sppnet.features.encoded import EncodedImage
 from sppnet.images import image_files
 from sppnet.storage import atomic_path
 
@@ -105,11 +106,11 @@ def embedded(paths: list[Path]):
     for view, side in dict.fromkeys((row.view, row.side) for row in ROWS):
         rows = [row for row in ROWS if (row.view, row.side) == (view, side)]
         stages = tuple(dict.fromkeys(row.stage for row in rows))
-        backbone = Embedder(stages=stages, sides=(side,), view=view)
+        backbone = Embedder(stages=stages, scales=(side,), view=view)
         makers = [
             Embedder(
                 stages=(row.stage,),
-                sides=(side,),
+                scales=(side,),
                 view=view,
                 levels=row.levels,
                 mode=row.mode,
@@ -119,18 +120,17 @@ def embedded(paths: list[Path]):
         ]
         vectors = [np.empty((len(paths), maker.length), np.float16) for maker in makers]
         for i, path in enumerate(track(paths, f"{view} {side}", console=STDERR)):
-            pixels = read_image(path)
-            maps = backbone.maps(pixels)
+            encoded = backbone.encode(path)
             for row, maker, into in zip(rows, makers, vectors, strict=True):
-                into[i] = maker.embed_maps(
-                    [one_stage(m, stages.index(row.stage)) for m in maps], pixels.shape[:2]
-                )[0]
+                into[i] = maker(one_stage(encoded, stages.index(row.stage)))
         while rows:
             yield rows.pop(0), vectors.pop(0)
 
 
-def one_stage(maps, place: int):
-    return type(maps)(maps.stages[place : place + 1], maps.geometry[place : place + 1], maps.factors)
+def one_stage(encoded: EncodedImage, place: int) -> EncodedImage:
+    one = slice(place, place + 1)
+    scales = (replace(m, stages=m.stages[one], geometry=m.geometry[one]) for m in encoded.scales)
+    return replace(encoded, scales=tuple(scales))
 
 
 def throughput(arguments) -> dict:
@@ -138,7 +138,7 @@ def throughput(arguments) -> dict:
     embedder, threads = Embedder(), torch.get_num_threads()
     backbone = embedder.network.for_threads(threads)
     pictures = [read_image(path) for path in paths]
-    (side,) = embedder.sides
+    (side,) = embedder.scales
 
     def bare(image) -> None:
         backbone(image, side)

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def embedders(arguments) -> dict[str, Embedder]:
-    settings = {"sides": (arguments.side,), "output_stride": 16, "pca": arguments.pca}
+    settings = {"scales": (arguments.side,), "output_stride": 16, "pca": arguments.pca}
     return {",".join(map(str, levels)): Embedder(levels=levels, **settings) for levels in PYRAMIDS}
 
 
@@ -64,13 +64,13 @@ def quality(arguments) -> dict:
     rng = np.random.default_rng(0)
     stored, asked = read_dataset(arguments.data, "train"), read_dataset(arguments.data, "val")
     known, propose = embedders(arguments), parse("edge-boxes")
-    learn(known, [s.path for s in stored], lambda pixels: propose(pixels)[0][: arguments.windows])
+    learn(known, [s.path for s in stored], lambda pixels: propose(pixels).boxes[: arguments.windows])
     queries = {"train": drawn(stored, arguments.queries, rng), "val": drawn(asked, arguments.queries, rng)}
     regions = {name: [] for name in known}
     vectors = {split: {name: [] for name in known} for split in queries}
     for i, sample in enumerate(track(stored, "Images of train", console=STDERR)):
         pixels = read_image(sample.path)
-        boxes = propose(pixels)[0][: arguments.windows]
+        boxes = propose(pixels).boxes[: arguments.windows]
         each(known, pixels, boxes, regions)
         if i in queries["train"]:
             each(known, pixels, queries["train"][i][0], vectors["train"])
@@ -118,9 +118,9 @@ def learn(known: dict[str, Embedder], paths: list[Path], propose, count: int = 2
 
 def each(known: dict[str, Embedder], pixels, boxes, into: dict[str, list]) -> None:
     """Embed boxes by several embedders, on maps that are computed once."""
-    maps = next(iter(known.values())).maps(pixels)
+    encoded = next(iter(known.values())).encode(pixels)
     for name, embedder in known.items():
-        into[name].append(embedder.embed_maps(maps, pixels.shape[:2], boxes))
+        into[name].append(embedder(encoded, boxes))
 
 
 def best_scores(queries: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
@@ -183,7 +183,7 @@ def speed(arguments) -> dict:
         whole = []
         for query in queries[:50]:
             start = time.perf_counter()
-            index.search(query, 20)
+            index.search_vector(query, 20)
             whole.append(time.perf_counter() - start)
         start = time.perf_counter()
         index.save()

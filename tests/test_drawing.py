@@ -14,6 +14,7 @@ from sppnet.drawing import (
     draw_classification_report,
     draw_detection_report,
     draw_detections,
+    draw_hits,
     draw_region,
     plot_confusion,
     plot_curves,
@@ -21,7 +22,8 @@ from sppnet.drawing import (
 )
 from sppnet.evaluation.classification import evaluate_classification
 from sppnet.evaluation.detection import ClassResult, evaluate_detections
-from sppnet.images import read_image
+from sppnet.images import read_image, resize
+from sppnet.retrieval.index import Hit
 
 NAMES = ["cat", "dog", "bird"]
 
@@ -353,3 +355,17 @@ def test_a_region_is_drawn_on_a_copy():
         assert tuple(found[y, x]) == (0, 0, 0), "a dark line inside the bright one"
     assert (found[:18] == 100).all()
     assert (found[28:32, 20:40] == 100).all()
+
+
+def test_hits_lie_on_a_sheet_behind_the_query_each_with_its_region(tmp_path):
+    Image.fromarray(grey(960, 1280)).save(tmp_path / "large.png")
+    box = np.array([40, 30, 120, 100], np.float32)
+    hits = [Hit("large.png", 8 * box, 0.9), Hit("none.png", box, 0.8)]
+    sheet, failures = draw_hits(grey(), box, hits, tmp_path)
+    assert len(failures) == 1
+    assert "none.png" in failures[0]
+    large = resize(grey(960, 1280), 360, 480)
+    expected = contact_sheet(
+        [draw_region(grey(), box), draw_region(large, 3 * box)], ["query", "1  0.900  large.png"]
+    )
+    assert np.array_equal(sheet, expected)

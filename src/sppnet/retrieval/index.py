@@ -83,7 +83,7 @@ class Update:
 
 @dataclass
 class _Rows:
-    """What an index holds: row r of the graph is region `boxes[r]` of image `owners[r]`, a place in `images`."""
+    """What an index holds: row r of the graph is region `boxes[r]` of the image at place `owners[r]`."""
 
     graph: Any
     images: dict[str, str]
