@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage lint types format animals clean
+.PHONY: demo test coverage lint types format docs wheel animals clean
 
 # Tests run in a process for each core; each process keeps to one core (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
@@ -35,10 +35,25 @@ format: .venv/test
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+.venv/docs: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 .venv/test: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@
+
+# The site, in site/; a warning is an error, and nothing is fetched.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
+# The wheel, in dist/, and what must be in it.
+wheel: .venv/test
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|__init__.pyi|models.animals.safetensors/' | wc -l | grep -qx ' *3'
 
 # The detector inside the package; DATA is a VOC folder with the split train. More than an hour on 2 cores.
 animals: .venv/run
@@ -49,4 +64,4 @@ animals: .venv/run
 		--out src/sppnet/data/animals.safetensors
 
 clean:
-	rm -rf .venv out build dist
+	rm -rf .venv out build dist site
