@@ -1,34 +1,118 @@
-"""The examples of the documentation run as they stand."""
+"""The examples of README, docs and docstrings run as they stand; their commands exist, with these options."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
 import pytest
+import typer
+from documents import PAGES, ROOT, Block, blocks, command_lines, draw_files, names
 
-DOCS = Path(__file__).parent.parent / "docs"
-PAGES = {"pooling.md": 5, "representation.md": 2}
-EXAMPLES = {
-    f"{page}: {title}": code
-    for page in PAGES
-    for title, code in re.findall(
-        r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```",
-        (DOCS / page).read_text(),
-        re.DOTALL | re.MULTILINE,
-    )
-}
+SOURCE = ROOT / "src"
+PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
+NOT_RUN = [block for block in PYTHON if block.why]
+RUN = {page: [b for b in PYTHON if b.page == page and not b.why] for page in PAGES}
+DOCTESTS = [path for path in sorted(SOURCE.rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("title", EXAMPLES)
-def test_example(title):
-    exec(compile(EXAMPLES[title], title, "exec"), {})
+def relative(path):
+    return str(path.relative_to(ROOT))
 
 
-def test_every_example_is_found_and_short():
-    for page, count in PAGES.items():
-        found = [title for title in EXAMPLES if title.startswith(page)]
-        assert len(found) == (DOCS / page).read_text().count("```python") == count
-    for title, code in EXAMPLES.items():
-        lines = [
-            line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))
-        ]
-        assert len(lines) < 10, title
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """A current folder that holds the files that examples name."""
+    draw_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page", [page for page, found in RUN.items() if found], ids=relative)
+def test_the_examples_of_a_page_run_one_after_another(drawn, page):
+    given = names()
+    for block in RUN[page]:
+        block.run(given)
+
+
+@pytest.mark.parametrize("block", NOT_RUN, ids=lambda block: block.name)
+def test_an_example_that_is_not_run_says_why(block):
+    pytest.skip(f"{block.name}: {block.why}")
+
+
+@pytest.mark.parametrize("path", DOCTESTS, ids=relative)
+def test_docstrings(drawn, path):
+    module = importlib.import_module(".".join(path.relative_to(SOURCE).with_suffix("").parts))
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted
+    assert not found.failed
+
+
+def parameters_of(words):
+    """Return the command that words name, and what its own parser makes of the rest."""
+    from sppnet.cli.main import app
+
+    command, rest = typer.main.get_command(app), list(words)
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command = command.commands[rest.pop(0)]
+    context = command.context_class(command, info_name=command.name)
+    given, left, _ = command.make_parser(context).parse_args(rest)
+    assert not left or hasattr(command, "commands"), f"found too much: {left}"
+    return command, context, given, left
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_command_lines_of_a_page_parse(page):
+    for words in command_lines(page):
+        try:
+            command, context, given, left = parameters_of(words)
+            assert not left, f"found no command {left}"
+            for parameter in command.params:
+                value = given.get(parameter.name)
+                # Words in capitals stand for what the reader puts there.
+                if isinstance(value, str) and not re.search("[A-Z]", value) and value != "...":
+                    checked(parameter, value, context)
+        except Exception as error:
+            pytest.fail(f"{relative(page)}: sppnet {' '.join(words)}: {error}")
+
+
+def checked(parameter, value, context):
+    """Convert a value as the command would, unless it names a file, which need not exist here."""
+    if "path" not in str(parameter.get_help_record(context) or "").lower():
+        parameter.process_value(context, value)
+
+
+def test_blocks_are_found_with_their_lines_reasons_and_errors(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\n```python\nx = 1\n1 / 0\n```\n\n<!-- not run: slow -->\n```python\ny\n```\n")
+    assert blocks(page) == [
+        Block(page, 4, "python", "x = 1\n1 / 0\n", ""),
+        Block(page, 10, "python", "y\n", "slow"),
+    ]
+    with pytest.raises(ZeroDivisionError) as caught:
+        blocks(page)[0].run({})
+    assert caught.traceback[-1].lineno + 1 == 5
+    page.write_text("```\nsppnet run A \\\n  --x 1  # more\nother\ntorchrun sppnet b\n```\nand `sppnet c --d`.")
+    assert command_lines(page) == [["run", "A", "--x", "1"], ["b"], ["c", "--d"]]
+
+
+def test_every_fence_is_seen():
+    for page in PAGES:
+        assert page.read_text(encoding="utf-8").count("\n```python") == sum(b.page == page for b in PYTHON)
+
+
+@pytest.mark.parametrize("words", [["detect", "trian"], ["detect", "run", "--no-such"], ["demo", "a"]])
+def test_a_wrong_command_line_does_not_parse(words):
+    from sppnet.cli.main import main
+
+    with pytest.raises(Exception, match="(?i)no such option|too much|no command"):  # noqa: PT012
+        *_, left = parameters_of(words)
+        raise ValueError(f"no command {left}") if left else AssertionError(main)
+
+
+def test_pages_link_to_files_that_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            generated = page.parent.name == "docs" and Path(target).name in (
+                *("commands.md", "contributing.md", "security.md", "changelog.md"),
+            )
+            assert target.startswith("https://") or generated or (page.parent / target).exists(), (page, target)
