@@ -73,7 +73,9 @@ def picture() -> str:
         "<title>The rooms of sppnet, and the way of one image</title>"
         f'<style>{STYLE}</style><defs>{head}</defs><rect class="paper" width="100%" height="100%"/>'
         f'<text class="title" x="{LEFT}" y="32">The rooms: each may know those on its floor and below</text>'
-        f'<text class="title" x="{STEP_LEFT}" y="32">The way of one image</text>' + "\n".join(parts) + "</svg>\n"
+        f'<text class="title" x="{STEP_LEFT}" y="32">The way of one image</text>'
+        + "\n".join(parts)
+        + "</svg>\n"
     )
 
 

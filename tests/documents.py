@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
 import trees
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,7 @@ def draw_files(folder):
         trees.save(folder / name, trees.scene(seed, 192, 256).image)
     trees.voc_tree(folder / "my-data", {"train": 6, "val": 3})
     for root in (folder / "flowers", folder / "photos"):
-        for split, count in (("train", 4), ("val", 2)):
+        for split, count in (("train", 11), ("val", 2)):
             trees.class_tree(root / split, count)
 
 

@@ -149,6 +149,16 @@ def test_every_room_has_a_floor():
     assert {room(name) for name in PATHS} - {""} <= FLOOR.keys()
 
 
+def test_the_picture_of_the_house_shows_every_room():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    folders = {room(name) for name in PATHS if PATHS[name].name == "__init__.py"} - {""}
+    for name in folders | (set(GROUND) & {room(n) for n in PATHS}):
+        assert f"`{name}`" in page, name
+    for name in folders:
+        assert name in drawn, name
+
+
 def test_no_arrow_points_up():
     rooms = between_rooms(arrows())
     up = {f"{one} -> {other}" for one in rooms for other in rooms[one] if FLOOR[other] > FLOOR[one]}

@@ -116,10 +116,10 @@ class Detector(Estimator):
 
     Examples
     --------
-    >>> detector = Detector.load("animals")
-    >>> found = detector.predict(np.zeros((120, 160, 3), np.uint8))
-    >>> len(found.labels)
-    0
+    >>> from skimage.data import chelsea
+    >>> found = Detector.load("animals").predict(chelsea())
+    >>> found.labels[0]
+    'cat'
     """
 
     fitted_: Fitted

@@ -68,6 +68,7 @@ def export_network(
 
     Examples
     --------
+    >>> from sppnet.pooling.layer import SpatialPyramidPooling
     >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), SpatialPyramidPooling(), nn.Linear(400, 10))
     >>> export_network(network, (torch.zeros(2, 3, 64, 64),), "network.onnx")  # doctest: +SKIP
     """
