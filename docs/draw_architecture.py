@@ -1,4 +1,4 @@
-"""Draw docs/architecture.svg: the rooms by floor, and the way of one image: python docs/draw_architecture.py."""
+"""Draw docs/architecture.svg, the rooms and the way of one image: python docs/draw_architecture.py."""
 
 from html import escape
 from pathlib import Path
@@ -35,18 +35,20 @@ LEFT, ROOM_WIDTH, ROOM_HEIGHT, GAP = 20, 640, 62, 14
 STEP_LEFT, STEP_WIDTH, STEP_HEIGHT = 740, 300, 44
 STYLE = """
   text { font: 14px system-ui, sans-serif; fill: #16302d } .small { font-size: 11px; fill: #3f5753 }
-  .title { font-weight: 600 } rect { fill: #e3f2ef; stroke: #2c7a6f; rx: 6 } .step { fill: #fdf3df; stroke: #b07d1e }
-  path { stroke: #b07d1e; stroke-width: 1.5; fill: none; marker-end: url(#head) } .paper { fill: #ffffff; stroke: none }
+  .title { font-weight: 600 }
+  rect { fill: #e3f2ef; stroke: #2c7a6f; rx: 6 } .step { fill: #fdf3df; stroke: #b07d1e }
+  path { stroke: #b07d1e; stroke-width: 1.5; fill: none; marker-end: url(#head) }
+  .paper { fill: #ffffff; stroke: none }
 """
 
 
 def box(x: float, y: float, width: float, height: float, name: str, text: str, kind: str = "room") -> str:
     """Return a rectangle with a name and a line below it."""
-    middle = x + width / 2
+    centre, middle = f'x="{x + width / 2:g}" text-anchor="middle"', y + height / 2
     return (
         f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"/>'
-        f'<text class="title" x="{middle:g}" y="{y + height / 2 - 3:g}" text-anchor="middle">{escape(name)}</text>'
-        f'<text class="small" x="{middle:g}" y="{y + height / 2 + 13:g}" text-anchor="middle">{escape(text)}</text>'
+        f'<text class="title" y="{middle - 3:g}" {centre}>{escape(name)}</text>'
+        f'<text class="small" y="{middle + 13:g}" {centre}>{escape(text)}</text>'
     )
 
 
@@ -65,11 +67,13 @@ def picture() -> str:
             parts.append(f'<path d="M{middle:g} {y - 12:g} V{y - 2:g}"/>')
     height = 50 + max(len(FLOORS) * (ROOM_HEIGHT + GAP), len(STEPS) * pitch)
     head = (
-        '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
+        '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" '
+        'orient="auto">'
         '<polygon points="0,0 8,4 0,8" fill="#b07d1e"/></marker>'
     )
+    view = f"0 0 {STEP_LEFT + STEP_WIDTH + 20} {height}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {STEP_LEFT + STEP_WIDTH + 20} {height}" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" role="img">'
         "<title>The rooms of sppnet, and the way of one image</title>"
         f'<style>{STYLE}</style><defs>{head}</defs><rect class="paper" width="100%" height="100%"/>'
         f'<text class="title" x="{LEFT}" y="32">The rooms: each may know those on its floor and below</text>'

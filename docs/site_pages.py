@@ -1,4 +1,4 @@
-"""Pages of the site that are written from the code: mkdocs calls these functions (``hooks`` in mkdocs.yml)."""
+"""Pages of the site that are written from the code: mkdocs.yml names this file among its hooks."""
 
 import ast
 from pathlib import Path
@@ -20,7 +20,7 @@ ABOUT = {"contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md", "ch
 
 
 def rooms() -> dict[str, list[str]]:
-    """Return the public modules of every room in the order of import; files beside the rooms are the ground."""
+    """Return the public modules of every room, in the order of import."""
     found: dict[str, list[str]] = {room: [] for room in ORDER}
     for path in sorted(SOURCE.rglob("*.py")):
         parts = path.relative_to(SOURCE).with_suffix("").parts

@@ -5,8 +5,6 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 import trees
 
 ROOT = Path(__file__).parents[1]
@@ -68,18 +66,7 @@ def draw_files(folder):
 
 
 def names():
-    """Return what examples take as given: images, boxes, targets, maps and windows of them."""
+    """Return what examples take as given."""
     import torch
 
-    images, windows, targets = trees.drawn((1, 3, 5, 7))
-    torch.manual_seed(0)
-    return {
-        "__name__": "example",
-        "boxes": np.array([[10, 10, 60, 60], [40, 20, 120, 90]], np.float32),
-        "image": images[0],
-        "images": images,
-        "maps": torch.randn(256, 13, 17),
-        "pixels": torch.rand(2, 3, 224, 224) * 255,
-        "targets": targets,
-        "windows": torch.tensor([[0, 0, 17, 13], [3, 5, 10, 11]]),
-    }
+    return {"__name__": "example", "image": trees.scene(1).image, "pixels": torch.rand(2, 3, 224, 224) * 255}

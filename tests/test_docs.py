@@ -3,7 +3,6 @@
 import doctest
 import importlib
 import re
-from pathlib import Path
 
 import pytest
 import typer
@@ -11,6 +10,7 @@ import typer
 from documents import PAGES, ROOT, Block, blocks, command_lines, draw_files, names
 
 SOURCE = ROOT / "src"
+GENERATED = ("commands.md", "contributing.md", "security.md", "changelog.md")  # docs/site_pages.py
 PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
 NOT_RUN = [block for block in PYTHON if block.why]
 RUN = {page: [b for b in PYTHON if b.page == page and not b.why] for page in PAGES}
@@ -120,17 +120,14 @@ def test_a_wrong_command_line_does_not_parse(words):
     try:
         *_, left = parameters_of(words)
     except Exception as error:
-        assert "no such option" in str(error).lower()
-    else:
-        assert left
+        left = re.findall("no such option", str(error).lower())
+    assert left
 
 
 def test_pages_link_to_files_that_exist():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
-            generated = page.parent.name == "docs" and Path(target).name in (
-                *("commands.md", "contributing.md", "security.md", "changelog.md"),
-            )
+            generated = page.parent.name == "docs" and target in GENERATED
             assert target.startswith("https://") or generated or (page.parent / target).exists(), (
                 page,
                 target,
