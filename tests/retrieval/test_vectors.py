@@ -1,13 +1,18 @@
 import re
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import trees
+from sppnet.errors import SppnetError
 from sppnet.retrieval import vectors as module
 from sppnet.retrieval.embedder import Embedder
 from sppnet.retrieval.vectors import (
     VectorTable,
     VectorWriter,
+    join_files,
     join_tables,
     parts_folder,
     read_vectors,
@@ -20,6 +25,11 @@ SMALL = {"scales": (64,), "levels": (1,)}
 @pytest.fixture(scope="module")
 def embedder():
     return Embedder(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [trees.scene(n).image for n in range(1, 7)]
 
 
 def table(names=("a.jpg", "a.jpg", "b é\n.jpg"), seed=0, length=6, dtype=np.float32):
@@ -157,6 +167,29 @@ class TestWriter:
         with pytest.raises(ValueError, match=both):
             VectorWriter(path, other, append=True)
 
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32])
+    def test_joins_files_without_holding_them_byte_for_byte(self, dtype, scenes, tmp_path):
+        learned = Embedder(**SMALL, pca=2).fit(scenes)
+        tables = [table(seed=seed, dtype=dtype) for seed in range(3)]
+        tables.append(table(names=('\udcff é "quoted".jpg',) * 5, seed=4, dtype=dtype))
+        files = [tmp_path / f"{i}.safetensors" for i in range(len(tables))]
+        for file, one in zip(files, tables, strict=True):
+            write_vectors(file, one, learned, projection=False)
+        write_vectors(tmp_path / "expected.safetensors", join_tables(tables), learned)
+        assert join_files(tmp_path / "found.safetensors", files, learned) == 14
+        found = tmp_path / "found.safetensors"
+        assert found.read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+        assert same(read_vectors(found), join_tables(tables))
+        # Also onto one of them.
+        join_files(files[0], files, learned)
+        assert files[0].read_bytes() == found.read_bytes()
+        with pytest.raises(SppnetError, match="no vectors, expected one length and type"):
+            join_files(found, [], learned)
+        write_vectors(files[0], table(length=7, dtype=dtype), learned)
+        with pytest.raises(SppnetError, match=r"found vectors of 6 of float.., 7 of float.., expected one"):
+            join_files(found, files, learned)
+        assert found.read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+
     def test_a_full_disk_leaves_what_was_there(self, embedder, tmp_path, monkeypatch):
         path = tmp_path / "v.safetensors"
         writer = VectorWriter(path, embedder)
@@ -164,14 +197,11 @@ class TestWriter:
         writer.finish()
         before = path.read_bytes()
 
-        def full(*_):
-            raise OSError("no space")
-
         writer = VectorWriter(path, embedder, append=True)
         self.fill(writer, "b")
         writer.flush()
-        monkeypatch.setattr(module, "write_tensors", full)
-        with pytest.raises(OSError, match="no space"):
+        monkeypatch.setattr(module, "atomic_path", lambda _: nullcontext(Path("/dev/full")))
+        with pytest.raises(OSError, match=r"v\.safetensors: cannot write \(No space left on device\)"):
             writer.finish()
         assert path.read_bytes() == before
         monkeypatch.undo()

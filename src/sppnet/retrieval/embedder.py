@@ -420,7 +420,7 @@ class Embedder(Estimator):
             "backbone": {name: getattr(self, name) for name in _KEPT_BACKBONE},
         }
         projection = {} if self.pca is None else {"mean": self.pca_mean_, "components": self.pca_components_}
-        tensors = {f"pca.{name}": torch.from_numpy(value) for name, value in projection.items()}
+        tensors = {f"pca.{n}": torch.from_numpy(np.ascontiguousarray(v)) for n, v in projection.items()}
         return {_FACTS: json.dumps(about)}, tensors
 
     @classmethod

@@ -6,8 +6,10 @@ stopped at any moment and goes on.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from sppnet.arrays import Boxes, IntArray
+from sppnet.arrays import Boxes, FloatArray, IntArray
 from sppnet.errors import SppnetError
 from sppnet.retrieval.embedder import Embedder
-from sppnet.storage import read_metadata, write_tensors
+from sppnet.storage import atomic_path, read_metadata, write_tensors
 
 FORMAT, VERSION = "sppnet-vectors", "2"
 
 # Bytes of vectors after which a part is written.
 _PART = 1 << 26
-
-Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,23 @@ class VectorTable:
     Attributes
     ----------
     vectors : (n, D) float32 or float16
+        The vectors.
     names : tuple of n str
         The image of each row, as it was named.
     boxes : (n, 4) float32
-        What of the image the vector stands for, in its pixels; the whole image for whole images.
+        What of the image the vector stands for, in its pixels, 0-based and half-open; of a whole image all of
+        it.
     labels : tuple of n str
         Class names where the boxes or images had some, else empty.
     """
 
-    vectors: Floats
+    vectors: FloatArray
     names: tuple[str, ...]
     boxes: Boxes
     labels: tuple[str, ...]
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self.names)
 
 
@@ -63,16 +67,21 @@ def join_tables(tables: Sequence[VectorTable]) -> VectorTable:
     SppnetError
         If there is none, or their vectors differ in length or type.
     """
+    _check_kinds(tables)
+    return VectorTable(
+        np.concatenate([table.vectors for table in tables]),
+        tuple(name for table in tables for name in table.names),
+        np.concatenate([table.boxes for table in tables]),
+        tuple(label for table in tables for label in table.labels),
+    )
+
+
+def _check_kinds(tables: Sequence[VectorTable]) -> None:
+    """Raise an error unless the vectors of tables are all of one length and type."""
     kinds = {(table.vectors.shape[1], table.vectors.dtype.name) for table in tables}
     if len(kinds) != 1:
         found = ", ".join(f"{length} of {kind}" for length, kind in sorted(kinds)) or "no vectors"
         raise SppnetError(f"found vectors of {found}, expected one length and type")
-    return VectorTable(
-        np.concatenate([table.vectors for table in tables]),
-        sum((table.names for table in tables), ()),
-        np.concatenate([table.boxes for table in tables]),
-        sum((table.labels for table in tables), ()),
-    )
 
 
 def write_vectors(
@@ -80,28 +89,120 @@ def write_vectors(
 ) -> None:
     """Write vectors and the embedder that made them, whole or not at all.
 
-    Without its `projection`, `Embedder.load` cannot read the embedder back, only `check_embedder` its name.
+    Parameters
+    ----------
+    path : path
+        A safetensors file; replaced if it exists.
+    table : VectorTable
+        The vectors, and what they stand for.
+    embedder : Embedder
+        What made them.
+    projection : bool
+        Whether the embedder's projection is written, too. Without it `Embedder.load` cannot read the embedder
+        back from the file, and `check_embedder` only compares its name.
 
     Raises
     ------
     OSError
         If it cannot be written.
     """
-    facts, tensors = embedder.state()
+    tensors, facts = _content(table, embedder, projection)
+    vectors = torch.from_numpy(np.ascontiguousarray(table.vectors))
+    write_tensors(path, {"vectors": vectors, **tensors}, facts)
+
+
+def _content(
+    table: VectorTable, embedder: Embedder, projection: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a file but for the vectors, and its metadata."""
+    facts, fitted = embedder.state()
     names, image = pack_names(table.names)
     labels, label = pack_names(table.labels)
-    content: dict[str, Tensor] = {
-        "vectors": torch.from_numpy(np.ascontiguousarray(table.vectors)),
-        "boxes": torch.from_numpy(np.ascontiguousarray(table.boxes)),
-        **{"names": names, "image": image, "labels": labels, "label": label},
-    }
-    if projection:
-        content |= tensors
-    write_tensors(path, content, {"format": FORMAT, "version": VERSION, **facts})
+    tensors = {"boxes": torch.from_numpy(np.ascontiguousarray(table.boxes))}
+    tensors |= {"names": names, "image": image, "labels": labels, "label": label}
+    return tensors | (fitted if projection else {}), {"format": FORMAT, "version": VERSION, **facts}
+
+
+def join_files(path: Path, files: Sequence[Path], embedder: Embedder) -> int:
+    """Put files of vectors together, in their order, whole or not at all, without holding their vectors.
+
+    The file is, byte for byte, what `write_vectors` writes of the joined tables.
+
+    Returns
+    -------
+    int
+        Number of rows.
+
+    Raises
+    ------
+    SppnetError
+        If there is none, or their vectors differ in length or type.
+    OSError
+        If it cannot be written.
+    """
+    tables = [_mapped(file) for file in files]
+    _check_kinds(tables)
+    none = [VectorTable(table.vectors[:0], table.names, table.boxes, table.labels) for table in tables]
+    rest = join_tables(none)
+    tensors, facts = _content(rest, embedder, projection=True)
+    # safetensors itself orders the tensors: the file of no vectors shows where they go.
+    empty = save({"vectors": torch.from_numpy(rest.vectors), **tensors}, facts)
+    start = 8 + int.from_bytes(empty[:8], "little")
+    header = json.loads(empty[8:start])
+    before = start + header["vectors"]["data_offsets"][0]
+    text = _header(header, len(rest), sum(table.vectors.nbytes for table in tables))
+    with atomic_path(path) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text + empty[start:before])
+                for table in tables:
+                    file.write(table.vectors.data)
+                file.write(empty[before:])
+        except OSError as error:
+            raise OSError(f"{path}: cannot write ({error.strerror})") from None
+        # Where files that are mapped cannot be replaced, they must not be mapped any more.
+        tables.clear()
+    return len(rest)
+
+
+def _header(header: dict[str, Any], rows: int, size: int) -> bytes:
+    """Return the header of a safetensors file of no vectors as that of a file of some, of `size` bytes."""
+    metadata = dict(sorted(header.pop("__metadata__").items()))
+    header["vectors"]["shape"][0], end = rows, 0
+    for name, about in header.items():
+        first, last = about["data_offsets"]
+        about["data_offsets"] = [end, end + (size if name == "vectors" else last - first)]
+        end = about["data_offsets"][1]
+    whole = {"__metadata__": metadata, **header}
+    text = json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode()
+    return text.ljust(-(-len(text) // 8) * 8)
+
+
+def _mapped(path: Path) -> VectorTable:
+    """Read a file of vectors, but for the vectors: they stay in it until they are looked at."""
+    read_metadata(path, FORMAT, VERSION)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        about = json.loads(file.read(length))["vectors"]
+    kind = np.float16 if about["dtype"] == "F16" else np.float32
+    start = 8 + length + about["data_offsets"][0]
+    vectors = np.memmap(path, kind, "r", start, tuple(about["shape"]))
+    with _reading(path) as content:
+        return _table(content, vectors)
 
 
 def read_vectors(path: str | Path) -> VectorTable:
-    """Read a file that `write_vectors` wrote; `Embedder.load` reads the embedder from it.
+    """Read a file of vectors; `Embedder.load` reads the embedder that made them from it.
+
+    Parameters
+    ----------
+    path : path
+        A file that `write_vectors` or `sppnet.retrieval.embed.embed` wrote.
+
+    Returns
+    -------
+    VectorTable
+        All of it, in memory.
 
     Raises
     ------
@@ -111,14 +212,25 @@ def read_vectors(path: str | Path) -> VectorTable:
         If there is no such file.
     """
     read_metadata(path, FORMAT, VERSION)
+    with _reading(Path(path)) as file:
+        return _table(file, file.get_tensor("vectors"))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Open a file of vectors; what is wrong in it becomes an error that names it."""
     try:
         with safe_open(path, "np") as file:
-            names = unpack_names(file.get_tensor("names"), file.get_tensor("image"))
-            labels = unpack_names(file.get_tensor("labels"), file.get_tensor("label"))
-            table = VectorTable(file.get_tensor("vectors"), names, file.get_tensor("boxes"), labels)
-    except (SafetensorError, ValueError, IndexError) as error:
+            yield file
+    except (SafetensorError, UnicodeDecodeError, IndexError) as error:
         raise SppnetError(f"{path}: {error}, expected a file of vectors, {FORMAT} {VERSION}") from None
-    return table
+
+
+def _table(file: Any, vectors: FloatArray) -> VectorTable:
+    """Return vectors with what an open file tells of them."""
+    names = unpack_names(file.get_tensor("names"), file.get_tensor("image"))
+    labels = unpack_names(file.get_tensor("labels"), file.get_tensor("label"))
+    return VectorTable(vectors, names, file.get_tensor("boxes"), labels)
 
 
 def pack_names(names: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -182,9 +294,9 @@ class VectorWriter:
         self.dtype = np.dtype(np.float16 if half else np.float32)
         self.folder = parts_folder(path)
         self._waiting: list[VectorTable] = []
-        self._old = [self._read(path)] if append and path.exists() else []
+        self._old = [path] if append and path.exists() else []
         self._count = 0
-        self.done = _boxes_by_name(self._old)
+        self.done = _boxes_by_name([self._read(old) for old in self._old])
         self.part_names: set[str] = set()
         for part in sorted(self.folder.glob("part-*.safetensors")):
             table = self._read(part)
@@ -195,8 +307,20 @@ class VectorWriter:
             self.done |= _boxes_by_name([table])
             self.part_names |= set(table.names)
 
-    def add(self, name: str, vectors: Floats, boxes: Boxes, labels: Sequence[str]) -> None:
-        """Add the rows of an image."""
+    def add(self, name: str, vectors: FloatArray, boxes: Boxes, labels: Sequence[str]) -> None:
+        """Add the rows of an image.
+
+        Parameters
+        ----------
+        name : str
+            Name of the image.
+        vectors : (R, D) float32 or float16
+            Its rows, kept in the precision of the writer.
+        boxes : (R, 4) float32
+            What of the image each row stands for, in its pixels.
+        labels : sequence of R str
+            Class of each row, or empty.
+        """
         rows = VectorTable(vectors.astype(self.dtype), (name,) * len(vectors), boxes, tuple(labels))
         self._waiting.append(rows)
         if sum(table.vectors.nbytes for table in self._waiting) >= self.part_bytes:
@@ -213,22 +337,23 @@ class VectorWriter:
     def finish(self) -> int:
         """Put everything into one file, remove the parts, and return the number of rows.
 
+        The vectors are copied from file to file: they need not fit into memory together.
+
         Raises
         ------
         SppnetError
             If there is no row, or old ones differ from the new in length or type.
         """
         self.flush()
-        parts = [read_vectors(part) for part in sorted(self.folder.glob("part-*.safetensors"))]
-        table = join_tables([*self._old, *parts])
-        write_vectors(self.path, table, self.embedder)
+        parts = sorted(self.folder.glob("part-*.safetensors"))
+        count = join_files(self.path, [*self._old, *parts], self.embedder)
         if self.folder.exists():
             shutil.rmtree(self.folder)
-        return len(table)
+        return count
 
     def _read(self, path: Path) -> VectorTable:
         check_embedder(path, self.embedder)
-        table = read_vectors(path)
+        table = _mapped(path)
         if table.vectors.dtype != self.dtype:
             raise SppnetError(f"{path}: found vectors of {table.vectors.dtype}, expected {self.dtype}")
         return table
@@ -250,7 +375,7 @@ def parts_folder(path: Path) -> Path:
 
 
 def check_embedder(path: Path, embedder: Embedder) -> None:
-    """Raise a ValueError, with both names, if a file was made by another embedder."""
+    """Raise an error, with both names, if a file was made by another embedder."""
     known = Embedder.stored_signature(path)
     if known != embedder.signature:
         raise SppnetError(f"{path}: made by another embedder, {known}; expected {embedder.signature}")
