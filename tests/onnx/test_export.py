@@ -1,6 +1,7 @@
 import copy
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,10 @@ from sppnet.onnx.export import (
     export_model,
     export_network,
 )
+from sppnet.onnx.networks import Scoring
+from sppnet.onnx.preparation import PixelRules, Preparation
 from sppnet.pooling import SpatialPyramidPooling
+from sppnet.proposals.maps import Objectness
 from sppnet.regression import BoxRegression
 
 
@@ -58,8 +62,8 @@ def test_features_of_a_backbone(small_backbone, photo, tmp_path):
 
 @pytest.fixture(scope="module")
 def detector():
-    """The detector that is shipped, at two scales of its own."""
-    return Detector.load("animals").set_params(scales=(320, 160))
+    """The detector that is shipped, at one scale of its own."""
+    return Detector.load("animals").set_params(scales=(320,))
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +159,23 @@ def test_detector_by_the_rules_of_the_paper(of_the_paper, session_of_the_paper, 
     assert json.loads(facts["projection"]) == json.loads(facts["scale_rule"]) == "paper"
 
 
+@pytest.mark.parametrize("scale_rule", ["released", "paper"])
+@pytest.mark.parametrize("projection", ["released", "paper"])
+def test_networks_of_a_detector_follow_its_rules(of_the_paper, photo, scale_rule, projection):
+    scales = (160, 320, 240)
+    detector = copy.copy(of_the_paper).set_params(
+        scales=scales, scale_rule=scale_rule, projection=projection, reference=None
+    )
+    prepare, score = Preparation(PixelRules.of(detector.fitted_.backbone), scales), Scoring(detector).eval()
+    for image in map(np.ascontiguousarray, (photo, photo[:, :130], photo[:11, :300], photo[:9, :8])):
+        windows = windows_of(image, 300)
+        with torch.no_grad():
+            scores, boxes = score(*prepare(torch.from_numpy(image)), torch.from_numpy(windows))
+        expected = raw(detector, image, windows)
+        np.testing.assert_allclose(scores.numpy(), expected[0], atol=1e-4)
+        np.testing.assert_allclose(boxes.numpy(), expected[1], atol=1e-2)
+
+
 @pytest.mark.parametrize(("height", "width"), [(12, 451), (300, 14), (21, 440)])
 def test_detector_on_a_strip_chooses_scales_by_its_true_sides(
     of_the_paper, session_of_the_paper, photo, height, width
@@ -223,7 +244,7 @@ def test_detector_file_says_what_it_is(detector, session):
     }
     assert tuple(facts["classes"]) == detector.classes_
     assert facts["nms_iou"] == detector.nms_iou
-    assert facts["scales"] == [320, 160]
+    assert facts["scales"] == [320]
     assert facts["levels"] == list(detector.levels)
     assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [
         ("image", ["height", "width", 3], "tensor(uint8)"),
@@ -244,13 +265,13 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_the_file(small_backbone,
     with pytest.raises(SppnetError, match=r"cannot be exported: .*data-dependent") as failure:
         export_network(Refused(), (maps,), path)
     assert "\n" not in str(failure.value)
-    for export in (export_detector, export_model):
-        with pytest.raises(NotFittedError, match="not fitted"):
-            export(Detector(), path)
+    with pytest.raises(NotFittedError, match="not fitted"):
+        export_detector(Detector(), path)
+    for model in (Detector(), pool, Objectness()):
+        with pytest.raises(SppnetError, match=f"found {type(model).__name__}, expected a fitted Detector"):
+            export_model(model, path)
     with pytest.raises(SppnetError, match=r"network\.txt: found the suffix '\.txt', expected \.onnx"):
         export_model(backbone, path.with_suffix(".txt"))
-    with pytest.raises(SppnetError, match="found SpatialPyramidPooling, expected a Detector"):
-        export_model(pool, path)
     with pytest.raises(SppnetError, match="levels must be"):
         export_features(backbone, path, scale=160, levels=(0,))
     with pytest.raises(OSError, match="cannot write"):
@@ -273,7 +294,8 @@ class TestClassifier:
         network = build(NetworkSettings(name, classes, (3, 2, 1), width=0.1, size=96)).eval()
         with torch.no_grad():
             network.head[-1].linear.weight.mul_(100)  # so that the classes differ
-        said = export_model(network, tmp_path / "c.onnx", classes=classes)
+        classifier = SimpleNamespace(network_=network, classes_=classes)
+        said = export_model(classifier, tmp_path / "c.onnx")
         assert said == "image -> probabilities of 3 classes"
         session = opened(tmp_path / "c.onnx")
         rng = np.random.default_rng(0)
@@ -289,5 +311,5 @@ class TestClassifier:
     def test_without_a_pyramid(self, tmp_path):
         network = build(NetworkSettings("zf5", ("a", "b"), None, width=0.05, size=96))
         with pytest.raises(SppnetError, match="no pyramid"):
-            export_classifier(network, tmp_path / "c.onnx", classes=("a", "b"))
+            export_classifier(SimpleNamespace(network_=network, classes_=("a", "b")), tmp_path / "c.onnx")
         assert not any(tmp_path.iterdir())

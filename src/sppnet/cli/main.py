@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import typer
@@ -124,7 +125,8 @@ def export(
         check_places(out, None, [path])
         if file_format(path) == networks.FORMAT:
             network, settings = networks.load_network(path)
-            what = export_model(network, out, classes=settings.classes)
+            classifier = SimpleNamespace(network_=network, classes_=settings.classes)
+            what = export_model(classifier, out)
         else:
             what = export_model(Detector.load(path, weights=weights), out)
     else:

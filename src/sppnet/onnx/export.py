@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -78,11 +78,25 @@ def export_network(
     write_graph(model, path, metadata or {})
 
 
+class FittedNetwork(Protocol):
+    """A classifier that is fitted, such as `sppnet.classification.classifier.Classifier`.
+
+    Attributes
+    ----------
+    network_ : SPPNet
+        The network.
+    classes_ : sequence of str
+        Names of the K classes, in the order of its outputs.
+    """
+
+    network_: SPPNet
+    classes_: Sequence[str]
+
+
 def export_model(
-    model: Detector | SPPNet | Backbone,
+    model: Detector | FittedNetwork | Backbone,
     path: str | Path,
     *,
-    classes: Sequence[str] = (),
     scale: int = 224,
     levels: Sequence[int] = LEVELS,
 ) -> str:
@@ -90,40 +104,41 @@ def export_model(
 
     Parameters
     ----------
-    model : Detector, SPPNet or Backbone
+    model : Detector, Classifier or Backbone
         See `export_detector`, `export_classifier` and `export_features`.
     path : path
         The file to write, which ends in ``.onnx``; replaced if it exists.
-    classes : sequence of str
-        Names of the classes, of an SPPNet.
     scale : int
-        Shorter side in pixels to which the graph resizes the image, for a backbone.
+        For a backbone: shorter side in pixels to which the graph resizes the image.
     levels : sequence of int
-        The pyramid over the maps of a backbone.
+        For a backbone: the pyramid over its maps.
 
     Returns
     -------
     str
-        What the file takes and gives, such as ``"image -> features"``.
+        What the file takes and gives, such as ``"image -> probabilities of 10 classes"``.
 
     Raises
     ------
     SppnetError
-        If the model is of another kind, `path` does not end in ``.onnx``, or as in the function of its kind.
+        If the model is of another kind or not fitted, `path` does not end in ``.onnx``, or as in the function
+        of its kind.
     """
     if Path(path).suffix != ".onnx":
         raise SppnetError(f"{path}: found the suffix {Path(path).suffix!r}, expected .onnx")
     if isinstance(model, Backbone):
         export_features(model, path, scale=scale, levels=levels)
         return f"image -> features of {model.name}"
-    if isinstance(model, SPPNet):
-        export_classifier(model, path, classes=classes)
-        return f"image -> probabilities of {len(classes)} classes"
-    # By its name: a question is no reason to import the room of detectors.
-    if all(kind.__name__ != "Detector" for kind in type(model).__mro__):
-        raise SppnetError(f"found {type(model).__name__}, expected a Detector, an SPPNet or a Backbone")
-    export_detector(model, path)
-    return f"image, windows -> scores, boxes of {', '.join(model.classes_)}"
+    # What was learned tells the kind: a question is no reason to import the rooms of all of them.
+    fitted: Any = model
+    if isinstance(getattr(model, "network_", None), SPPNet):
+        export_classifier(fitted, path)
+        return f"image -> probabilities of {len(fitted.classes_)} classes"
+    if hasattr(model, "fitted_"):
+        export_detector(fitted, path)
+        return f"image, windows -> scores, boxes of {', '.join(fitted.classes_)}"
+    kind = type(model).__name__
+    raise SppnetError(f"found {kind}, expected a fitted Detector, a fitted Classifier, or a Backbone")
 
 
 def export_features(
@@ -190,8 +205,8 @@ def export_detector(detector: Detector, path: str | Path) -> None:
     _export_image(preparation, Scoring(detector), ["scores", "boxes"], path, facts)
 
 
-def export_classifier(network: SPPNet, path: str | Path, *, classes: Sequence[str]) -> None:
-    """Write a network with a pyramid to an ONNX file: an image becomes class probabilities.
+def export_classifier(classifier: FittedNetwork, path: str | Path) -> None:
+    """Write a classifier with a pyramid to an ONNX file: an image becomes class probabilities.
 
     The file takes ``image``, (H, W, 3) uint8 RGB, and returns ``probabilities``, (K,) float32, of the whole
     image: those of `sppnet.classification.views.probabilities` with the views ``"full"``. Its metadata are
@@ -199,23 +214,22 @@ def export_classifier(network: SPPNet, path: str | Path, *, classes: Sequence[st
 
     Parameters
     ----------
-    network : SPPNet
-        A network with a pyramid.
+    classifier : Classifier
+        A fitted one, whose network has a pyramid.
     path : path
         The file to write; replaced if it exists.
-    classes : sequence of str
-        The K names, in the order of the network's outputs.
 
     Raises
     ------
     SppnetError
         If the network has no pyramid; or as in `export_network`.
     """
+    network = classifier.network_
     if not network.takes_any_size:
         raise SppnetError("the network has no pyramid and takes one size only, expected one with a pyramid")
     side = side_of(network, WHOLE)
     rules = PixelRules(network.mean.flatten().cpu(), network.std.flatten().cpu(), multiple=1)
-    facts = {"classes": [*classes], "side": side}
+    facts = {"classes": [*classifier.classes_], "side": side}
     _export_image(Preparation(rules, (side,)), Probabilities(network), ["probabilities"], path, facts)
 
 
