@@ -57,11 +57,11 @@ wheel: .venv/test
 
 # The detector inside the package; DATA is a VOC folder with the split train. More than an hour on 2 cores.
 animals: .venv/run
-	mkdir -p src/sppnet/data out
+	mkdir -p out
 	$(BIN)/sppnet detect train $(DATA) --split train --classes cat,cow,dog,horse,person,sheep --scale-rule released \
 		--scales 240,360,540,810 --layer fc7 --tune-after 4 --out out/animals.safetensors
 	$(BIN)/sppnet detect compress out/animals.safetensors --fc6 80 --fc7 80 \
-		--out src/sppnet/data/animals.safetensors
+		--out src/sppnet/models/animals.safetensors
 
 clean:
 	rm -rf .venv out build dist site
