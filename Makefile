@@ -25,6 +25,8 @@ lint: .venv/test
 
 types: .venv/test
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks
+	$(BIN)/mypy --config-file tests/mypy.ini tests
 
 format: .venv/test
 	$(BIN)/ruff check --fix .

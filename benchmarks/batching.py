@@ -5,12 +5,11 @@ belong to no image, over one epoch.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from pooling import commit
+from common import commit, write_json
 from sppnet.images import image_files, image_size
 from sppnet.pooling.padded import SizeBucketSampler
 
@@ -38,9 +37,8 @@ def main():
     for name, batches in (("SizeBucketSampler", similar), ("random", random)):
         results[name] = {"padding": padding(sizes, batches), "batches": len(batches)}
         print(f"{name:18} {results[name]['padding']:.1%} padding, {len(batches)} batches")
-    if args.json:
-        facts = {"images": len(sizes), "batch_size": args.batch_size, "commit": commit()}
-        args.json.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")
+    facts = {"images": len(sizes), "batch_size": args.batch_size, "commit": commit()}
+    write_json(args.json, facts | {"results": results})
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ The stages run one after another on all cores but the proposals, which take one;
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
 from rich.progress import track
 
-from pooling import commit, machine
+from common import commit, setting, table, write_json
 from sppnet.arrays import Boxes
 from sppnet.boxes import Detections
 from sppnet.datasets import read_dataset
@@ -92,7 +91,7 @@ def main() -> None:
     detector.predict(first, None if kind == MAPS else parse(kind)(first).boxes)
 
     variants = measure(detector, dataset, scales, args.proposals)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for v in variants:
         results = voc_detection(v.found, targets, detector.classes_)
         recall = proposal_recall(v.windows, targets, classes=detector.classes_)
@@ -109,15 +108,10 @@ def main() -> None:
                 "seconds": {stage: s / len(dataset) for stage, s in v.timer.seconds.items()},
             }
         )
-    setting = f"{machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
-    print(f"\n{len(dataset)} images of {args.split}; {setting}; commit {commit()}\n")
+    print(f"\n{len(dataset)} images of {args.split}; {setting()}; commit {commit()}\n")
     names = detector.classes_
-    print(
-        "| scales | windows | boxes | mAP |",
-        " | ".join(names),
-        "| proposals s | backbone s | pooling s | scoring s | total s |",
-    )
-    print("|---" * (9 + len(names)) + "|")
+    stages_s = ("proposals s", "backbone s", "pooling s", "scoring s", "total s")
+    lines = []
     for row in rows:
         s = row["seconds"]
         stages = [s[stage] for stage in ("proposals", "backbone", "pooling", "scoring")]
@@ -129,9 +123,9 @@ def main() -> None:
             *(f"{100 * row['AP'][n]:.1f}" for n in names),
             *(f"{value:.3f}" for value in [*stages, sum(stages)]),
         ]
-        print("|", " | ".join(cells), "|")
-    if args.json:
-        args.json.write_text(json.dumps({"machine": setting, "commit": commit(), "rows": rows}, indent=1))
+        lines.append(cells)
+    print(table(["scales", "windows", "boxes", "mAP", *names, *stages_s], lines))
+    write_json(args.json, {"machine": setting(), "commit": commit(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from pooling import commit, machine
+from common import commit, machine
 from sppnet.datasets.image_folder import LabelledImages, read_image_folder
 from sppnet.evaluation.protocols import caltech101_results, caltech101_splits, gram_matrix
 from sppnet.images import read_image, resize, shorter_side_size
@@ -125,8 +125,8 @@ def describe(image: np.ndarray) -> Points:
         x, y = (positions(length, side) for length in (width, height))
         centre = np.stack(np.meshgrid(x, y), axis=2).reshape(-1, 2)
         # OpenCV's patch is six times the size of its keypoint; blurred by a sixth of one of its 4 x 4 bins.
-        sift = cv2.SIFT_create(nOctaveLayers=1, sigma=side / 24)
-        _, raw = sift.compute(grey, [cv2.KeyPoint(*map(float, c), side / 6, 0.0) for c in centre])
+        sift = cv2.SIFT.create(nOctaveLayers=1, sigma=side / 24)
+        _, raw = sift.compute(grey, [cv2.KeyPoint(float(x), float(y), side / 6, 0.0) for x, y in centre])
         raw[deviations(grey, side)[tuple(centre.astype(int).T[::-1])] < FLAT] = 0
         found.append(raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12))
         places.append((centre + 0.5) / (width, height))

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from pooling import commit, machine
+from common import commit, machine, write_json
 from sppnet.datasets import Sample, read_dataset
 
 
@@ -76,9 +76,8 @@ def main() -> None:
         subprocess.run([*sppnet, *evaluate], check=True)
         mean = json.loads(report.read_text())["mAP"]
     print(f"{machine()}, commit {commit()}: {len(chosen)} images, {seconds:.0f} s, mAP {100 * mean:.1f}")
-    if args.json:
-        facts = {"machine": machine(), "commit": commit(), "images": len(chosen)}
-        args.json.write_text(json.dumps(facts | {"seconds": seconds, "mAP": mean}, indent=1) + "\n")
+    facts = {"machine": machine(), "commit": commit(), "images": len(chosen)}
+    write_json(args.json, facts | {"seconds": seconds, "mAP": mean})
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import json
 import time
 from pathlib import Path
 
-import torch
 from rich.progress import track
 
-from pooling import commit, machine
+from common import commit, setting, table
+from sppnet.boxes import Detections
 from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
 from sppnet.detection.finetune import Tuning
@@ -58,13 +58,13 @@ def measure(detector, samples, windows, cache) -> dict:
     """Return mAP and AP with boxes as proposed and moved, and seconds of each stage behind the backbone."""
     store = MapCache(cache, detector.fitted_.backbone, detector.scales)
     timer, targets = StageTimer(), [s.target for s in samples]
-    found = {False: [], True: []}
+    found: dict[bool, list[Detections]] = {False: [], True: []}
     for sample, boxes in track(list(zip(samples, windows, strict=True)), "Testing"):
         encoded = store(sample.path, StageTimer())
         for regress, results in found.items():
             watch = timer if regress else StageTimer()
             results.append(detector.predict(encoded, boxes, regress=regress, timer=watch))
-    row = {"seconds": {stage: s / len(samples) for stage, s in timer.seconds.items()}}
+    row: dict[str, dict] = {"seconds": {stage: s / len(samples) for stage, s in timer.seconds.items()}}
     for regress, results in found.items():
         scored = voc_detection(results, targets, detector.classes_)
         row["moved" if regress else "proposed"] = {
@@ -75,14 +75,13 @@ def measure(detector, samples, windows, cache) -> dict:
 
 
 def show(rows: dict) -> None:
-    print("\n| SVMs on | boxes | mAP |", " | ".join(CLASSES), "| pooling s | scoring s |")
-    print("|---" * (5 + len(CLASSES)) + "|")
+    lines = []
     for name, row in rows.items():
         for kind, seconds in (("proposed", None), ("moved", row["seconds"])):
-            cells = [f"{100 * row[kind]['AP'][c]:.1f}" for c in CLASSES]
+            cells = [f"{100 * row[kind]['mAP']:.1f}", *(f"{100 * row[kind]['AP'][c]:.1f}" for c in CLASSES)]
             cells += [f"{seconds[s]:.3f}" if seconds else "" for s in ("pooling", "scoring")]
-            boxes = "moved" if kind == "moved" else "as proposed"
-            print(f"| {name} | {boxes} | {100 * row[kind]['mAP']:.1f} |", " | ".join(cells), "|")
+            lines.append([name, "moved" if kind == "moved" else "as proposed", *cells])
+    print("\n" + table(["SVMs on", "boxes", "mAP", *CLASSES, "pooling s", "scoring s"], lines))
 
 
 def main() -> None:
@@ -108,12 +107,13 @@ def main() -> None:
     train = list(read_dataset(args.data, "train"))
     train = train[:: max(1, len(train) // args.images)] if args.images else train
     test = list(read_dataset(args.data, args.test))
-    setting = {
-        name: str(value) for name, value in vars(args).items() if name not in ("rows", "cache", "json")
-    }
-    state = json.loads(args.json.read_text()) if args.json.exists() else {"setting": setting, "rows": {}}
-    if state["setting"] != setting:
-        raise SystemExit(f"{args.json}: found rows of {state['setting']}, expected {setting}")
+    others = ("rows", "cache", "json")
+    chosen = {name: str(value) for name, value in vars(args).items() if name not in others}
+    state: dict[str, dict] = (
+        json.loads(args.json.read_text()) if args.json.exists() else {"setting": chosen, "rows": {}}
+    )
+    if state["setting"] != chosen:
+        raise SystemExit(f"{args.json}: found rows of {state['setting']}, expected {chosen}")
     wanted = variants(args)
     names = args.rows.split(";") if args.rows else list(wanted)
     fit_on, test_on = windows_of(train, args.proposals), windows_of(test, args.proposals)
@@ -139,7 +139,7 @@ def main() -> None:
         detector.save(args.cache / f"{name.replace(', ', '-').replace(' ', '-')}.detector")
         row = measure(detector, test, test_on, args.cache)
         row |= {"fit": {**timer.seconds, "wall": time.perf_counter() - start}, "commit": commit()}
-        row["machine"] = f"{machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+        row |= {"machine": setting()}
         state["rows"][name] = row
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps(state, indent=1))

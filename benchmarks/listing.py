@@ -44,7 +44,7 @@ def main():
         subprocess.run([sys.executable, "-c", LIST, root], check=True)
 
     # Only now: a process starts with its parent's peak, and this brings PyTorch.
-    from pooling import commit, machine
+    from common import commit, machine
 
     print(f"{machine()}, one thread, commit {commit()}")
 

@@ -12,7 +12,6 @@ With `--docs` the tables and a plot are written there. `--device cuda` measures 
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 from torch.nn import functional
 from torchvision.ops import roi_pool
 
+from common import commit, machine
 from sppnet.pooling import SpatialPyramidPooling, pool_region_chunks, pool_regions, pyramid_length
 
 PAPER = (6, 3, 2, 1)
@@ -259,21 +259,6 @@ def plot(sizes, counts, path):
     figure.savefig(path, dpi=100)
 
 
-def machine():
-    """Return the name of the processor."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor()}, {len(models)} cores"
-
-
-def commit():
-    """Return the commit that was measured, marked if files have changed since."""
-    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(call, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "no commit"
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -287,7 +272,7 @@ def main():
     torch.set_num_threads(options.threads)
     device, repeats = options.device, options.repeats
     name = torch.cuda.get_device_name() if device == "cuda" else machine()
-    setting = f"{name}, {options.threads} threads, PyTorch {torch.__version__}, commit {commit()}"
+    measured = f"{name}, {options.threads} threads, PyTorch {torch.__version__}, commit {commit()}"
 
     dtypes = (torch.float32, torch.float16) if device == "cuda" else (torch.float32,)
     regions = [compare_regions(*shape, kind, device, repeats) for shape in SHAPES for kind in dtypes]
@@ -298,7 +283,7 @@ def main():
         "# Pooling, measured",
         "",
         f"`python benchmarks/pooling.py --device {device} --docs docs` wrote this page.",
-        f"{setting}.",
+        f"{measured}.",
         "Milliseconds, medians of turns; equal results were checked in the same run: "
         + ("all equal." if all(r["equal"] for r in regions + layers) else "NOT ALL EQUAL."),
         f"The first call in a fresh process took {first:.2f} s, with everything compiled before."
@@ -346,7 +331,7 @@ def main():
             "cpu_backward_ratio": None if gpu else backward,
             "gpu_forward_ratio": forward if gpu else None,
             "gpu_fill_ratio": many["ours"] / many["fill"] if gpu else None,
-            "setting": setting,
+            "setting": measured,
             "first_call_seconds": first,
             "regions": regions,
             "layers": layers,

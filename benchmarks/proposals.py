@@ -8,7 +8,6 @@ measured; their seconds are those beyond the maps, which the detector computes a
 """
 
 import argparse
-import json
 import random
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from tempfile import TemporaryDirectory
 import cv2
 import torch
 
-from pooling import commit, machine
+from common import commit, machine, write_json
 from sppnet.datasets import read_dataset
 from sppnet.evaluation.detection import proposal_recall
 from sppnet.features.backbone import Backbone
@@ -125,9 +124,8 @@ def main():
             report(f"maps {sides}", *fit_to_maps(scales, rest, args.cache or Path(temporary)))
     objects = next(iter(results.values()))["objects"]
     print(f"{len(samples)} images, {objects} objects")
-    if args.json:
-        facts = {"machine": machine(), "opencv": cv2.__version__, "commit": commit(), "images": len(samples)}
-        args.json.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")
+    facts = {"machine": machine(), "opencv": cv2.__version__, "commit": commit(), "images": len(samples)}
+    write_json(args.json, facts | {"results": results})
 
 
 if __name__ == "__main__":

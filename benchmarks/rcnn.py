@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import random
 import warnings
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ import openvino
 import torch
 from rich.progress import track
 
-from pooling import commit, machine
+from common import commit, setting, table, write_json
 from sppnet.boxes import Detections, clip
 from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
@@ -139,7 +138,8 @@ class RCNN:
         s = self.settings
         images, targets = [sample.path for sample in samples], [sample.target for sample in samples]
         plans = plan_images(Examples(images, windows, targets, tuple(classes)), s.settings.sampling, s.seed)
-        positives, start, near = [], [], [[] for _ in classes]
+        positives, start = [], []
+        near: list[list] = [[] for _ in classes]
         for sample, plan in track(list(zip(samples, plans, strict=True)), "Running the backbone on warps"):
             rows = self.features.kept(sample.path, plan.boxes)
             positives.append(rows[: len(plan.labels)])
@@ -244,10 +244,7 @@ def test(rcnn, detectors, rows, samples, windows):
 
 def report_precision(rows, targets, classes, count):
     """Print the table of average precision; return its numbers."""
-    print(
-        "\n| system | windows | boxes | mAP |", " | ".join(classes), "|\n" + "|---" * (4 + len(classes)) + "|"
-    )
-    numbers = []
+    numbers, lines = [], []
     for row in rows:
         for regress, found in row.found.items():
             results = voc_detection(found, targets, classes)
@@ -256,15 +253,15 @@ def report_precision(rows, targets, classes, count):
             numbers.append({"system": row.system, "moved": regress, "mAP": mean, "AP": each})
             boxes = "moved" if regress else "as proposed"
             cells = [f"{100 * v:.1f}" for v in (mean, *each.values())]
-            print("|", " | ".join([row.system, str(count), boxes, *cells]), "|")
+            lines.append([row.system, count, boxes, *cells])
+    print("\n" + table(["system", "windows", "boxes", "mAP", *classes], lines))
     return numbers
 
 
 def report_seconds(rows, images, count):
     """Print the table of seconds per image; return its numbers."""
-    print("\n| system | windows |", " | ".join(f"{s} s" for s in STAGES), "| total s | backbone | total |")
-    print("|---" * 9 + "|")
-    numbers = []
+    numbers: list[dict] = []
+    lines = []
     for row in rows:
         seconds = {stage: row.timer.seconds.get(stage, 0.0) / images for stage in STAGES}
         seconds["total"] = sum(seconds.values())
@@ -272,7 +269,9 @@ def report_seconds(rows, images, count):
         ratios = {stage: slowest[stage] / seconds[stage] for stage in ("backbone", "total")}
         numbers.append({"system": row.system, "seconds": seconds, "ratios": ratios})
         cells = [*(f"{s:.3f}" for s in seconds.values()), *(f"{r:.1f} x" for r in ratios.values())]
-        print("|", " | ".join([row.system, str(count), *cells]), "|")
+        lines.append([row.system, count, *cells])
+    head = ["system", "windows", *(f"{stage} s" for stage in STAGES), "total s", "backbone", "total"]
+    print("\n" + table(head, lines))
     print("\nThe last columns: R-CNN's seconds divided by those of the row.")
     return numbers
 
@@ -334,17 +333,15 @@ def run(args, cache):
     timed = testing[: args.timed]
     take_times(rcnn, detectors, rows, timed, args.timed_windows, args.timed_proposals, args.seed)
 
-    setting = f"{machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
     print(
         f"\nFitted to {len(fitting)} images of train, tested on {len(testing)} of {args.split}, times of "
-        f"{len(timed)}; batches of {args.batch} warps; {setting}; commit {commit()}"
+        f"{len(timed)}; batches of {args.batch} warps; {setting()}; commit {commit()}"
     )
     precision = report_precision(rows, [s.target for s in testing], classes, args.windows)
     seconds = report_seconds(rows, len(timed), args.timed_windows)
-    if args.json:
-        facts = {"machine": setting, "commit": commit(), "arguments": vars(args)}
-        facts |= {"precision": precision, "seconds": seconds}
-        args.json.write_text(json.dumps(facts, indent=1, default=str) + "\n")
+    facts = {"machine": setting(), "commit": commit(), "arguments": vars(args)}
+    facts |= {"precision": precision, "seconds": seconds}
+    write_json(args.json, facts)
 
 
 def main():

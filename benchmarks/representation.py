@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from pooling import commit, machine
+from common import commit, machine
 from sppnet import Embedder, read_image
 from sppnet.datasets.image_folder import read_image_folder
 from sppnet.evaluation.protocols import caltech101_results, gram_matrix

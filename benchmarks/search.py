@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from pooling import commit, machine
+from common import commit, machine
 from sppnet import Embedder, Index, read_dataset, read_image
 from sppnet.evaluation.detection import average_precision
 from sppnet.images import image_files
@@ -66,8 +66,8 @@ def quality(arguments) -> dict:
     known, propose = embedders(arguments), parse("edge-boxes")
     learn(known, [s.path for s in stored], lambda pixels: propose(pixels).boxes[: arguments.windows])
     queries = {"train": drawn(stored, arguments.queries, rng), "val": drawn(asked, arguments.queries, rng)}
-    regions = {name: [] for name in known}
-    vectors = {split: {name: [] for name in known} for split in queries}
+    regions: dict[str, list] = {name: [] for name in known}
+    vectors: dict[str, dict[str, list]] = {split: {name: [] for name in known} for split in queries}
     for i, sample in enumerate(track(stored, "Images of train", console=STDERR)):
         pixels = read_image(sample.path)
         boxes = propose(pixels).boxes[: arguments.windows]
@@ -106,7 +106,7 @@ def drawn(dataset, count: int, rng) -> dict[int, tuple[np.ndarray, str]]:
 
 def learn(known: dict[str, Embedder], paths: list[Path], propose, count: int = 256) -> None:
     rng = np.random.default_rng(0)
-    rows = {name: [] for name in known}
+    rows: dict[str, list] = {name: [] for name in known}
     plain = {name: embedder.unprojected() for name, embedder in known.items()}
     for i in track(rng.permutation(len(paths))[:count].tolist(), "Sampling", console=STDERR):
         pixels = read_image(paths[i])

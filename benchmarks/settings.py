@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from rich.progress import track
 
-from pooling import commit
+from common import commit
 from sppnet import Detector, read_dataset
 from sppnet.detection.svm import MiningSettings
 from sppnet.evaluation.detection import mean_average_precision, voc_detection
@@ -31,7 +32,7 @@ from sppnet.proposals import cache_folder, parse, propose_all
 
 def settings(text: str) -> dict:
     values = dict(part.split("=") for part in text.split())
-    read = {
+    read: dict[str, Callable] = {
         "scales": lambda v: tuple(map(int, v.split(","))),
         "levels": lambda v: tuple(map(int, v.split(","))),
         "projection": str,

@@ -29,7 +29,7 @@ import torch
 from lightning_fabric import Fabric
 from sklearn.model_selection import StratifiedKFold
 
-from pooling import commit, machine
+from common import commit, machine
 from sppnet.classification.augment import MARGIN, resize_shorter
 from sppnet.classification.batches import CropBatches, WholeBatches, sample_components
 from sppnet.classification.network import NetworkSettings, build
@@ -69,7 +69,7 @@ COMPARISONS = (
     ("SPP whole images", "SPP single-size"),
 )
 # Top-1 errors in percent on ImageNet, tables 2 and 3: ten views, one crop, full image.
-PUBLISHED = {
+PUBLISHED: dict[tuple[str, str], tuple[float | None, ...]] = {
     ("zf5", "no SPP"): (35.99, None, None),
     ("zf5", "SPP single-size"): (34.98, 38.01, 37.55),
     ("zf5", "SPP multi-size"): (34.60, 37.57, 37.07),
@@ -97,7 +97,9 @@ def main() -> None:
     provenance = {"machine": machine(), "commit": commit()}
     missing = [piece for piece in pieces(arguments) if key_of(*piece) not in results["pieces"]]
     # Two small networks on a thread each train faster than one after the other on two threads.
-    processes = ProcessPoolExecutor(arguments.jobs, get_context("spawn"), divide_threads, [arguments.jobs])
+    processes = ProcessPoolExecutor(
+        arguments.jobs, get_context("spawn"), initializer=divide_threads, initargs=(arguments.jobs,)
+    )
     with processes as pool:
         running = {pool.submit(run, arguments, *piece): key_of(*piece) for piece in missing}
         for done in as_completed(running):
@@ -288,20 +290,25 @@ def cell(found: dict[int, float]) -> str:
     return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values.mean():.2f}"
 
 
+def less(first: float | None, second: float | None) -> str:
+    """Return the difference of two of the paper's figures, nothing where it has none."""
+    return "" if first is None or second is None else f"{first - second:+.2f}"
+
+
 def differences(results: dict, network: str, rows: list[str]) -> list[str]:
     lines = []
     for first, second in COMPARISONS:
         if first in rows and second in rows:
             change = paired(*(errors(results, network, row, "ten") for row in (first, second)))
             known = [PUBLISHED.get((network, row), (None,))[0] for row in (first, second)]
-            paper = "" if None in known else f"{known[0] - known[1]:+.2f}"
+            paper = less(known[0], known[1])
             lines.append(f"| {first} less {second}, ten views | {spread(change)} | {paper} |")
     for row in rows:
         for i, (first, second) in enumerate((("full", "one"), ("maps10", "ten"), ("maps96", "ten"))):
             change = paired(errors(results, network, row, first), errors(results, network, row, second))
             if len(change):
-                known = PUBLISHED.get((network, row), (None,) * 3)
-                paper = f"{known[2] - known[1]:+.2f}" if i == 0 and known[2] else ""
+                views = PUBLISHED.get((network, row)) or (None, None, None)
+                paper = less(views[2], views[1]) if i == 0 else ""
                 lines.append(f"| {row}: {first} less {second} | {spread(change)} | {paper} |")
     return lines
 

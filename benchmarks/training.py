@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from pooling import commit, machine
+from common import commit, machine
 from sppnet.classification.batches import Batch, CropBatches
 from sppnet.classification.network import NetworkSettings, build
 from sppnet.classification.training import Recipe, train

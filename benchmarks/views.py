@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from pooling import commit, machine
+from common import commit, machine
 from sppnet.classification.augment import resize_shorter
 from sppnet.classification.network import NetworkSettings, build
 from sppnet.classification.views import SCALES, probabilities
@@ -33,7 +33,8 @@ def cropped(network, image, scales, sides) -> torch.Tensor:
     crops = []
     for scale in scales:
         resized = resize_shorter(image, round(network.size * scale / 224))
-        windows = view_windows(*resized.shape[:2], network.size, sides)
+        height, width = resized.shape[:2]
+        windows = view_windows(height, width, network.size, sides)
         views = [resized[y1:y2, x1:x2] for x1, y1, x2, y2 in windows]
         crops += [*views, *(view[:, ::-1] for view in views)]
     batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)

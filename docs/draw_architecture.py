@@ -12,7 +12,7 @@ FLOORS = (
         ("retrieval", "vectors, search by region"),
     ),
     (
-        ("features", "image to maps, maps to vectors"),
+        ("features", "maps and their vectors"),
         ("datasets", "a file for each format"),
         ("proposals", "candidate windows"),
         ("evaluation", "how good it is"),
@@ -23,7 +23,7 @@ FLOORS = (
 STEPS = (
     ("photo.jpg", "a file"),
     ("images.read_image", "(H, W, 3) uint8, upright"),
-    ("features: Backbone, encode", "EncodedImage: maps at every scale, once"),
+    ("features: Backbone.encode", "EncodedImage: maps at every scale, once"),
     ("proposals", "(R, 4) windows in pixels"),
     ("features: WindowPooling", "scale by size, pixels to cells"),
     ("pooling: pool_regions", "(R, D) vectors"),
