@@ -1156,11 +1156,9 @@ def test_selection_equals_the_loops(nms_iou, threshold, limit):
     for count in (0, 1, 80):
         # Whole numbers: overlaps of just the threshold, ties, boxes without area and beyond the image.
         corners = rng.integers(-8, 40, (count, 3, 2))
-        boxes = np.concatenate([corners, corners + rng.integers(0, 16, (count, 3, 2))], axis=2)
-        boxes, scores = (
-            torch.from_numpy(boxes).float(),
-            torch.from_numpy(rng.integers(-3, 4, (count, 3))).float(),
-        )
+        moved = np.concatenate([corners, corners + rng.integers(0, 16, (count, 3, 2))], axis=2)
+        boxes = torch.from_numpy(moved).float()
+        scores = torch.from_numpy(rng.integers(-3, 4, (count, 3))).float()
         kept = boxes.clone()
         found = postprocess(boxes, scores, ("a", "b", "c"), (24, 32), nms_iou, threshold, limit)
         expected = selected(boxes, scores, ("a", "b", "c"), (24, 32), nms_iou, threshold, limit)

@@ -428,7 +428,7 @@ def test_stopping_early_leaves_no_work(files):
     method = Counted()
     stream = propose_all(files * 50, method, workers=2)
     next(stream)
-    stream.close()
+    stream.close()  # type: ignore[attr-defined]
     done = method.calls
     assert done < len(files) * 50
     assert method.calls == done
