@@ -12,6 +12,7 @@ from sppnet.errors import ImageError, SppnetError
 from sppnet.images import (
     image_files,
     image_size,
+    pixels_of,
     read_image,
     resize,
     shorter_side_size,
@@ -51,6 +52,9 @@ class TestModes:
         pixels = read_image(path)
         assert pixels.dtype == np.uint8
         assert pixels.shape == (*image_size(path), 3)
+        # An image of Pillow's that was opened from the file is what the file is.
+        with Image.open(path) as opened:
+            np.testing.assert_array_equal(pixels_of(opened), pixels)
         return pixels
 
     def test_rgb(self, tmp_path):

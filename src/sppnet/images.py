@@ -21,7 +21,6 @@ from PIL import (
     ExifTags,
     GifImagePlugin,
     Image,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -96,10 +95,7 @@ def read_image(path: str | Path, *, max_pixels: int = 50_000_000) -> Pixels:
                 f"{path}: found {width} x {height} = {width * height} pixels, "
                 f"expected at most {max_pixels} (max_pixels)"
             )
-        orientation = _orientation(image)
-        image.load()
-        upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-        return _rgb(upright)
+        return _upright(image)
 
 
 def pixels_of(image: AnyImage) -> Pixels:
@@ -133,7 +129,7 @@ def pixels_of(image: AnyImage) -> Pixels:
             raise ImageError(f"found {found}, expected an image: (H, W, 3) of uint8, RGB")
         return image
     if isinstance(image, Image.Image):
-        return _rgb(ImageOps.exif_transpose(image))
+        return _upright(image)
     kind = type(image).__name__
     raise SppnetError(f"found {kind}, expected one image: a path, an (H, W, 3) uint8 array or a PIL image")
 
@@ -326,7 +322,14 @@ def _opened(path: Path) -> Iterator[ImageFile]:
             raise ImageError(f"{path}: found a damaged file ({reason}), expected {_EXPECTED}") from None
 
 
-def _orientation(image: ImageFile) -> int:
+def _upright(image: Image.Image) -> Pixels:
+    """Return the pixels of an image, turned as its EXIF orientation says, as (H, W, 3) uint8."""
+    orientation = _orientation(image)
+    image.load()
+    return _rgb(image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image)
+
+
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) to 8; 5 and above swap height and width."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow turns TIFF upright itself

@@ -1,6 +1,7 @@
 import copy
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -508,6 +509,9 @@ def by_class(found, name):
 
 def test_adding_a_class_leaves_the_others_exactly_as_they_are(backbone, training, cache, detector):
     two = fit(Detector(**SETTINGS), training, classes=["disc", "square"], cache=cache)
+    # The photos of the further class are remembered, too.
+    few_photos = two.fitted_.photos[::2]
+    two.fitted_ = replace(two.fitted_, photos=few_photos)
     image = trees.scene(104).image
     before = two.predict(image, grid(), threshold=-9)
     kept = [f.copy() for f in fields(two)]
@@ -526,6 +530,7 @@ def test_adding_a_class_leaves_the_others_exactly_as_they_are(backbone, training
     # The new class is the one that a fit of all three would have learned, but for the other random start.
     together, added = detector.fitted_.svms.weights[2], three.fitted_.svms.weights[2]
     assert together @ added / np.linalg.norm(together) / np.linalg.norm(added) > 0.98
+    assert three.seen(data) == len(data)
     with pytest.raises(ValueError, match="'disc' is already there; the detector has disc, square, triangle"):
         three.add_class("disc", data)
 

@@ -362,6 +362,13 @@ def test_a_class_of_one_kind_only_is_an_error(rng, kind):
         mine_hard_negatives(positives, labels, torch.from_numpy(features[rest]), negative, [], EXACT)
 
 
+def test_folded_svms_score_raw_vectors_as_the_others_score_standardised_ones(rng):
+    svms = LinearSVMs(rng.normal(size=(3, 8)).astype(np.float32), rng.normal(size=3).astype(np.float32))
+    raw, centre = torch.from_numpy(rng.normal(2, 3, (20, 8))).float(), rng.normal(2, 1, 8).astype(np.float32)
+    expected = svms((raw - torch.from_numpy(centre)) * 0.7)
+    torch.testing.assert_close(svms.folded(centre, 0.7)(raw), expected, rtol=1e-5, atol=1e-4)
+
+
 def closed_form(features, targets, penalty):
     """Return weights and offsets by (A A^T + lambda I)^-1 A y on whitened targets, in float64."""
     x, y = features.astype(np.float64), targets.astype(np.float64)

@@ -358,9 +358,6 @@ class Index:
         owners[rows] = -1
         for name in gone:
             del self.images[name]
-        # A name that comes back is another image.
-        for place in places:
-            self._names[place] = ""
 
     def search(
         self, image: Image | EncodedImage, *, box: npt.ArrayLike | None = None, top: int = 20
