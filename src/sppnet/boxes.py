@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +123,11 @@ class Detections:
         """Return the detections whose score is at least `threshold`."""
         keep = np.flatnonzero(self.scores >= threshold)
         return Detections(self.boxes[keep], self.scores[keep], tuple(self.labels[i] for i in keep))
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Return the detections as JSON has them: label, score and box of each."""
+        rows = zip(self.labels, self.scores.tolist(), self.boxes.tolist(), strict=True)
+        return [{"label": label, "score": score, "box": box} for label, score, box in rows]
 
 
 def area(boxes: FloatArray) -> FloatArray:

@@ -6,6 +6,8 @@ Pictures are (H, W, 3) uint8 RGB; what draws into a file replaces it whole or no
 from __future__ import annotations
 
 import colorsys
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +87,32 @@ def draw_detections(
         pen.rectangle((x, y, x + right - left, y + bottom - top + 2 * unit), fill=colour)
         pen.text((x - left, y - top + unit), text, fill=(0, 0, 0), font=font)
     return np.asarray(picture)
+
+
+def picture_paths(folder: Path, images: Sequence[Path]) -> list[Path]:
+    """Return a path in a folder for the picture of each image file; equal names get a number.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the pictures are to lie.
+    images : sequence of Path
+        The image files, each once.
+
+    Returns
+    -------
+    list of Path
+        All different, in the order of the images.
+    """
+    counts = Counter(path.stem for path in images)
+    taken, pictures = set(counts), []
+    for path in images:
+        name = path.stem
+        if counts[name] > 1:
+            name = next(n for i in itertools.count(1) if (n := f"{path.stem}-{i}") not in taken)
+            taken.add(name)
+        pictures.append(folder / f"{name}.png")
+    return pictures
 
 
 def draw_region(image: Pixels, box: Boxes) -> Pixels:

@@ -15,24 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sppnet.cli.console import (
-    SHIPPED,
-    Json,
-    Out,
-    check_places,
-    integers,
-    make_folder,
-    print_failures,
-    print_table,
-    progress_bar,
-    track,
-    write_json,
-)
+from sppnet.cli.console import check_places, make_folder, track, write_json
+from sppnet.cli.options import Json, Out, integers
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from rich.progress import Progress, TaskID
+    from rich.table import Table
     from torch import Tensor
 
     from sppnet.classification.batches import Batch, CentralCrops, CropBatches, Source, WholeBatches
@@ -50,7 +40,7 @@ Views = Annotated[
     typer.Option(help="one, ten, full, maps10, maps96 or maps98; default: full, without a pyramid one."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, or a PyTorch device such as cuda.")]
-_SHOWN = 5
+_SHOWN, SHIPPED = 5, "-"
 # Of the vectors of a pretrained backbone: the mean norm to which the paper's code scales features (section 4.1).
 PRETRAINED_NORM = 20.0
 
@@ -475,3 +465,41 @@ def _classified(
                 yield path, probabilities(network, waiting.pop(0).result(), views)
             except (SppnetError, OSError) as error:
                 yield path, error
+
+
+def progress_bar() -> Progress:
+    """Return a bar for stderr with counts, the time passed and the time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def print_failures(failures: Sequence[str], total: int) -> None:
+    """Print a line on stderr for each of `total` images that failed, and their number."""
+    for failure in failures:
+        print(f"sppnet: {failure}", file=sys.stderr)
+    if failures and total > 1:
+        print(f"sppnet: {len(failures)} of {total} images failed", file=sys.stderr)
+
+
+def print_table(table: Table) -> None:
+    """Print a table; names of files and classes are text, whatever brackets or colons they hold."""
+    from rich.console import Console
+
+    Console(markup=False, emoji=False).print(table)

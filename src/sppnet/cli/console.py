@@ -1,4 +1,4 @@
-"""What the commands share: options, checks before long work, progress, tables, JSON."""
+"""What the commands share beside options: checks before long work, progress, notes, tables, JSON."""
 
 from __future__ import annotations
 
@@ -7,34 +7,16 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-    from rich.table import Table
+    from sppnet.datasets import Dataset, LabelledImages
 
-SHIPPED = "-"
-Split = Annotated[str | None, typer.Option(help="Split of the data set, such as train or val.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for pictures; made if missing.")]
-Device = Annotated[str, typer.Option(help="cpu, or a PyTorch device such as cuda, for the backbone.")]
-Weights = Annotated[str | None, typer.Option(help="Weights file of the backbone, if not the installed ones.")]
-
-
-def name_list(text: str) -> list[str]:
-    """Read names between commas, each once."""
-    return list(dict.fromkeys(part.strip() for part in text.split(",")))
-
-
-def integers(option: str, text: str) -> tuple[int, ...]:
-    """Read positive integers between commas."""
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
-        raise SppnetError(f"{option} {text}: expected positive integers between commas, such as 480,576")
-    return tuple(int(part) for part in text.split(","))
+Read = TypeVar("Read", bound="Dataset | LabelledImages")
 
 
 def check_places(
@@ -68,71 +50,93 @@ def make_folder(folder: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def progress_bar() -> Progress:
-    """Return a bar for stderr with counts, the time passed and the time left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True))
-
-
 def track(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
     """Yield the items, `total` or else as many as their length says, under a bar with the time left."""
-    with progress_bar() as progress:
-        yield from progress.track(items, total=total, description=description)
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        yield from bar.track(items, total=total, description=description)
 
 
-def print_failures(failures: Sequence[str], total: int) -> None:
-    """Print a line on stderr for each of `total` images that failed, and their number."""
+def note(text: str) -> None:
+    """Print a line on stderr that tells what was decided or put right."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def notes_of(data: Read) -> Read:
+    """Print what was put right in a data set, and return it."""
+    for text in data.notes:
+        note(text)
+    return data
+
+
+def warn(text: str) -> None:
+    """Print a line on stderr, red where the terminal has colours."""
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(
+        f"warning: {text}", style="bold red"
+    )
+
+
+def end(failures: Sequence[str], total: int) -> None:
+    """Print what was wrong with each image that failed, and their number; end with status 1 then."""
     for failure in failures:
         print(f"sppnet: {failure}", file=sys.stderr)
     if failures and total > 1:
         print(f"sppnet: {len(failures)} of {total} images failed", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
 
 
-def print_table(table: Table) -> None:
-    """Print a table; names of files and classes are text, whatever brackets or colons they hold."""
+def print_rows(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    last: Iterable[Sequence[str]] = (),
+) -> None:
+    """Print a table, with the rows of `last` below a line.
+
+    Names of files and classes are text, whatever brackets or colons they hold.
+    """
     from rich.console import Console
+    from rich.table import Table
 
+    table = Table(*columns, title=title)
+    for part in (rows, last):
+        for row in part:
+            table.add_row(*row)
+        table.add_section()
     Console(markup=False, emoji=False).print(table)
 
 
 def print_seconds(seconds: Mapping[str, float], title: str = "Seconds by stage") -> None:
     """Print a table of what each stage took."""
-    from rich.table import Table
-
-    table = Table("stage", "seconds", title=title)
-    for stage, value in seconds.items():
-        table.add_row(stage, f"{value:.3g}")
-    print_table(table)
+    print_rows(("stage", "seconds"), [(stage, f"{value:.3g}") for stage, value in seconds.items()], title)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, with null for numbers that are not finite; the file appears whole or not at all."""
+def write_json(path: Path | None, content: Any) -> None:
+    """Write JSON, if a file is asked for, with null for numbers that are not finite; whole or not at all."""
     from sppnet.storage import atomic_path
 
+    if path is None:
+        return
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
 
 
 def _plain(content: Any) -> Any:
     """Return what JSON can hold: null for numbers that are not."""
-    if isinstance(content, dict):
+    if isinstance(content, Mapping):
         return {key: _plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_plain(value) for value in content]

@@ -8,32 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sppnet.cli.console import (
-    Device,
-    Json,
-    Out,
-    Weights,
-    check_places,
-    make_folder,
-    print_failures,
-    print_table,
-    track,
-    write_json,
-)
-from sppnet.cli.embedder import (
-    BACKBONE,
-    STAGES,
-    BackboneName,
-    Flip,
-    Levels,
-    Mode,
-    Power,
-    Scales,
-    Seed,
-    Stages,
-    Stride,
-    embedder_of,
-)
+import sppnet.cli.console as console
+import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
@@ -42,24 +18,28 @@ if TYPE_CHECKING:
 
 def index(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Folder of images, at any depth.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
     out: Annotated[Path, typer.Option(help="Folder of the index; brought up to date if it is there.")],
     proposals: Annotated[
-        str, typer.Option(help="Windows of an image besides the whole: see sppnet propose --help; or none.")
+        str,
+        opt.windows(
+            help="Windows of an image besides the whole: a method (see sppnet propose --help), or none.",
+            autocompletion=opt.methods,
+        ),
     ] = "edge-boxes",
-    windows: Annotated[int, typer.Option(min=1, help="Most regions of an image.")] = 60,
-    backbone: BackboneName = BACKBONE,
-    stages: Stages = STAGES,
-    stride: Stride = 16,
-    weights: Weights = None,
-    scales: Scales = "320",
-    levels: Levels = "2,1",
-    mode: Mode = "max",
-    flip: Flip = False,
-    power: Power = 0.5,
-    pca: Annotated[int, typer.Option(min=1, help="Components of the vectors.")] = 256,
-    device: Device = "cpu",
-    seed: Seed = 0,
+    windows: Annotated[int, opt.windows(min=1, help="Most regions of an image.")] = 60,
+    backbone: opt.BackboneName = opt.BACKBONE,
+    stages: opt.Stages = opt.STAGES,
+    stride: opt.Stride = 16,
+    weights: opt.Weights = None,
+    scales: opt.Scales = "320",
+    levels: opt.Levels = "2,1",
+    mode: opt.Mode = "max",
+    flip: opt.Flip = False,
+    power: opt.Power = 0.5,
+    pca: Annotated[int, opt.network(min=1, help="Components of the vectors.")] = 256,
+    device: opt.Device = "cpu",
+    seed: opt.Seed = 0,
 ) -> None:
     """Index the regions of all images of a folder, for sppnet search.
 
@@ -67,18 +47,18 @@ def index(
     """
     from sppnet.retrieval.index import Index
 
-    embedder = embedder_of(context)
-    built = Index.build(folder, out, embedder=embedder, proposals=proposals, windows=windows, track=track)
+    embedder = opt.embedder_of(context)
+    built = Index.build(
+        folder, out, embedder=embedder, proposals=proposals, windows=windows, track=console.track
+    )
     assert built.update is not None
     update = built.update
-    print_failures(update.failures, update.found)
-    if not built.images:
-        raise typer.Exit(1)
-    print(
-        f"{out}: {len(built)} regions of {len(built.images)} images; "
-        f"{len(update.new)} new, {len(update.changed)} changed, {len(update.gone)} gone"
-    )
-    raise typer.Exit(int(bool(update.failures)))
+    if built.images:
+        print(
+            f"{out}: {len(built)} regions of {len(built.images)} images; "
+            f"{len(update.new)} new, {len(update.changed)} changed, {len(update.gone)} gone"
+        )
+    console.end(update.failures, update.found)
 
 
 def search(
@@ -91,20 +71,19 @@ def search(
     images: Annotated[
         Path | None, typer.Option(help="Folder that was indexed, for pictures; default: where it was.")
     ] = None,
-    out: Out = None,
-    json_file: Json = None,
-    weights: Weights = None,
-    device: Device = "cpu",
+    out: opt.Out = None,
+    json_file: opt.Json = None,
+    weights: opt.Weights = None,
+    device: opt.Device = "cpu",
 ) -> None:
     """Find the images with the regions most like a region of an image; --out draws them."""
     import numpy as np
-    from rich.table import Table
 
     from sppnet.drawing import draw_hits
     from sppnet.images import read_image, write_image
     from sppnet.retrieval.index import Index
 
-    check_places(json_file, out, [image], [] if out is None else [out / "search.png"])
+    console.check_places(json_file, out, [image], [] if out is None else [out / "search.png"])
     pixels = read_image(image)
     region = _region(box, pixels)
     known = Index.open(store, weights=weights, device=device)
@@ -112,21 +91,18 @@ def search(
     start = time.perf_counter()
     hits = known.search(encoded, box=region, top=top)
     seconds = time.perf_counter() - start
-    table = Table("image", "score", "box (x1, y1, x2, y2)", title=f"of {len(known)} regions, {seconds:.3f} s")
-    for hit in hits:
-        table.add_row(hit.image, f"{hit.score:.3f}", ", ".join(f"{edge:.0f}" for edge in hit.box))
-    print_table(table)
-    if json_file is not None:
-        found = [{"image": h.image, "score": h.score, "box": np.asarray(h.box).tolist()} for h in hits]
-        content = {"query": {"image": str(image), "box": region.tolist()}, "hits": found, "seconds": seconds}
-        write_json(json_file, content)
+    rows = [(h.image, f"{h.score:.3f}", ", ".join(f"{edge:.0f}" for edge in h.box)) for h in hits]
+    title = f"of {len(known)} regions, {seconds:.3f} s"
+    console.print_rows(("image", "score", "box (x1, y1, x2, y2)"), rows, title)
+    found = [{"image": h.image, "score": h.score, "box": np.asarray(h.box).tolist()} for h in hits]
+    query = {"image": str(image), "box": region.tolist()}
+    console.write_json(json_file, {"query": query, "hits": found, "seconds": seconds})
     if out is not None:
-        make_folder(out)
+        console.make_folder(out)
         sheet, failures = draw_hits(pixels, region, hits, images or Path(known.source))
         write_image(out / "search.png", sheet)
         print(f"contact sheet in {out / 'search.png'}")
-        print_failures(failures, len(hits))
-        raise typer.Exit(int(bool(failures)))
+        console.end(failures, len(hits))
 
 
 def _region(text: str | None, pixels: Pixels) -> Boxes:

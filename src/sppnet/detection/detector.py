@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sppnet.arrays import Boxes, Image, Pixels
 from sppnet.boxes import Detections
-from sppnet.datasets.records import Sample
+from sppnet.datasets.records import Dataset, Sample, class_names
 from sppnet.detection.file import dequantise, quantise, read_facts, read_tensors, with_prefix, write_detector
 from sppnet.detection.finetune import Tuning
 from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_more
@@ -239,11 +239,12 @@ class Detector(Estimator):
         Raises
         ------
         SppnetError
-            If there are no images, a class has no example, or a setting is none of its kind.
+            If there are no images, a class has no example (said before any work), or a setting is none of its
+            kind.
         """
         settings, timer = self.settings, timer or StageTimer()
         check_data(data)
-        names = learnable_classes(data) if classes is None else list(dict.fromkeys(classes))
+        names = classes_to_learn(data, classes)
         backbone = Backbone.shared(self.backbone, self.stages, self.output_stride, self.weights, self.device)
         if self.tuning is not None and self.tuning.stage is not None:
             backbone.layers_after(self.tuning.stage)  # A stage that is not there is an error before any work.
@@ -661,16 +662,39 @@ def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 
-def learnable_classes(data: Sequence[Sample]) -> list[str]:
-    """Return the names of the classes with an example that is neither difficult nor a crowd, sorted."""
-    return sorted(
-        {
-            label
-            for sample in data
-            for label, ignored in zip(sample.target.labels, sample.target.ignored, strict=True)
-            if not ignored
-        }
-    )
+def classes_to_learn(data: Sequence[Sample], asked: Sequence[str] | None = None) -> list[str]:
+    """Return the names of the classes with an example that is neither difficult nor a crowd, sorted.
+
+    Parameters
+    ----------
+    data : sequence of Sample
+        The annotated images.
+    asked : sequence of str, optional
+        Return these names instead, each once.
+
+    Raises
+    ------
+    SppnetError
+        If there is no class, or one that is asked for has no example.
+    """
+    labels = {label: 0 for sample in data for label in sample.target.labels}
+    for sample in data:
+        for label, ignored in zip(sample.target.labels, sample.target.ignored, strict=True):
+            labels[label] += not ignored
+    names = sorted(filter(labels.get, labels)) if asked is None else list(dict.fromkeys(class_names(asked)))
+    missing = [name for name in names if name not in labels]
+    ignored = [name for name in names or sorted(labels) if not labels.get(name)]
+    place = f"{data.root}: " if isinstance(data, Dataset) else ""
+    if missing or not labels:
+        found = f"no object of {', '.join(map(repr, missing))}" if missing else "no object"
+        there = ", ".join(sorted(labels)) or "annotated objects"
+        raise SppnetError(f"{place}found {found} in {len(data)} images, expected {there}")
+    if ignored:
+        raise SppnetError(
+            f"{place}all examples of {', '.join(ignored)} in {len(data)} images are difficult or crowds, "
+            "expected one to learn from"
+        )
+    return names
 
 
 @contextmanager

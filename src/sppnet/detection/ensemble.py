@@ -22,6 +22,7 @@ from sppnet.errors import NotFittedError, SppnetError
 from sppnet.evaluation.detection import DetectionReport
 from sppnet.images import pixels_of
 from sppnet.progress import StageTimer, Track, no_track
+from sppnet.proposals.method import Proposer
 
 if TYPE_CHECKING:
     from sppnet.detection.detector import Detector
@@ -56,6 +57,10 @@ class Ensemble:
     def __init__(self, detectors: Sequence[Detector]) -> None:
         _check(detectors)
         self.detectors = tuple(detectors)
+
+    def proposer(self, proposals: str | None = None) -> Proposer | None:
+        """Return what proposes windows for all; all is as in `Detector.proposer`."""
+        return self.detectors[0].proposer(proposals)
 
     @property
     def classes_(self) -> tuple[str, ...]:
@@ -103,7 +108,7 @@ class Ensemble:
         timer: StageTimer | None = None,
     ) -> Iterator[tuple[Pixels, Detections] | Exception]:
         """Detect in many images; all is as in `Detector.stream`."""
-        asked = Asked(self.detectors[0].proposer(proposals), regress, threshold, timer or StageTimer())
+        asked = Asked(self.proposer(proposals), regress, threshold, timer or StageTimer())
         yield from detect_each(self, images, asked)
 
     def evaluate(
@@ -116,7 +121,7 @@ class Ensemble:
         timer: StageTimer | None = None,
     ) -> DetectionReport:
         """Measure the ensemble on annotated images; all is as in `Detector.evaluate`."""
-        asked = Asked(self.detectors[0].proposer(proposals), regress, timer=timer or StageTimer())
+        asked = Asked(self.proposer(proposals), regress, timer=timer or StageTimer())
         return measure(self, data, asked, track)
 
     def seen(self, data: Sequence[Sample]) -> int:

@@ -18,6 +18,14 @@ from sppnet.progress import StageTimer
 from sppnet.storage import write_tensors
 
 
+def remove_maps(folder: Path) -> None:
+    """Remove the encoded images and checkpoints of a fit, and their folder if nothing else lies there."""
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 class MapCache:
     """A folder of encoded images, keyed by the image's content, the backbone and the scales.
 

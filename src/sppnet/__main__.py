@@ -1,0 +1,5 @@
+"""The command line as ``python -m sppnet``."""
+
+from sppnet.cli.main import main
+
+main()

@@ -1,0 +1,65 @@
+"""The command that writes ONNX files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated
+
+import typer
+
+import sppnet.cli.console as console
+import sppnet.cli.options as opt
+from sppnet.errors import SppnetError
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Detector or classifier file, animals, imagenet, or the name of a timm model.",
+            autocompletion=opt.models,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    stages: opt.Stages = opt.STAGES,
+    weights: opt.Weights = None,
+    scale: Annotated[
+        int, opt.network("--scales", min=1, help="Shorter side of the image for a backbone, in pixels.")
+    ] = 224,
+    levels: opt.Levels = "6,3,2,1",
+) -> None:
+    """Write a detector, a classifier or a backbone to an ONNX file, exact for images of any size.
+
+    A detector takes an image and windows and returns scores and boxes; a classifier takes an image and
+    returns probabilities; a backbone takes an image and returns its pyramid as one vector. They take the
+    pixels as they are: resizing is in the file.
+    """
+    from sppnet.models import model_path
+    from sppnet.storage import check_writable
+
+    if out.suffix != ".onnx":
+        raise SppnetError(f"{out}: found the suffix {out.suffix!r}, expected .onnx")
+    check_writable(out)
+    pyramid, path = opt.integers("--levels", levels), Path(model)
+    ours = model in opt.SHIPPED or path.is_file() or bool(path.suffix)
+    if ours:
+        path = model_path(model)
+        console.check_places(out, None, [path])
+
+    from sppnet.classification import network as networks
+    from sppnet.detection.detector import Detector
+    from sppnet.features.backbone import Backbone
+    from sppnet.onnx.export import export_model
+    from sppnet.storage import file_format
+
+    if not ours:
+        backbone = Backbone(model, opt.name_list(stages), weights=weights)
+        what = export_model(backbone, out, scale=scale, levels=pyramid)
+    elif file_format(path) == networks.FORMAT:
+        classifier, settings = networks.load_network(path)
+        what = export_model(SimpleNamespace(network_=classifier, classes_=settings.classes), out)
+    else:
+        what = export_model(Detector.load(path, weights=weights), out)
+    print(f"{out}: {what}")

@@ -1,0 +1,133 @@
+"""The options that several commands share: one spelling, one help text and one panel for one thing.
+
+Choices are literal types, so that help lists them and the shell completes them. What stands in no panel comes
+first in the help of a command: the few options that matter to everyone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sppnet.errors import SppnetError
+
+if TYPE_CHECKING:
+    from sppnet.retrieval.embedder import Embedder
+
+
+BACKBONE, STAGES = "tf_efficientnet_lite0", "head"
+# Of an embedder.
+STRIDE, SCALES, LEVELS = 32, "224", "3,2,1"
+PROPOSALS = "selective-search+edge-boxes"
+# The names that `parse` and `model_path` know; tests hold them together.
+METHODS = ("selective-search", "selective-search-quality", "edge-boxes", "dense")
+SHIPPED = ("animals", "imagenet")
+
+
+def methods(incomplete: str) -> list[str]:
+    """Complete the name of a proposal method, also of one that is joined to others by +."""
+    before, plus, begun = incomplete.rpartition("+")
+    return [f"{before}{plus}{name}" for name in METHODS if name.startswith(begun)]
+
+
+def models(incomplete: str) -> list[str]:
+    """Complete the name of a model that comes with sppnet, or of a model file."""
+    files = (path.name for path in Path().glob("*.safetensors"))
+    return [name for name in (*SHIPPED, *sorted(files)) if name.startswith(incomplete)]
+
+
+Images = Annotated[
+    list[str], typer.Argument(metavar="PHOTO...", help="Image files, folders or glob patterns.")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="File for the results, as JSON.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for pictures; made if it is missing.")]
+Split = Annotated[str | None, typer.Option(help="Split of the data, such as train or val.")]
+TrainingSplit = Annotated[
+    str | None,
+    typer.Option("--split", help="Split to learn from; default: train where there is one, or else all."),
+]
+Classes = Annotated[str | None, typer.Option(help="Names of classes between commas; default: all.")]
+
+# Options of a panel.
+windows, network, training, machine = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("Windows", "Network", "Training", "Machine")
+)
+
+_PROPOSALS_HELP = "Candidate windows: a method (see sppnet propose --help), or a file that propose wrote"
+Proposals = Annotated[str, windows(help=f"{_PROPOSALS_HELP}.", autocompletion=methods)]
+OtherProposals = Annotated[
+    str | None,
+    windows(
+        "--proposals",
+        help=f"{_PROPOSALS_HELP}; default: those that the detector was fitted with.",
+        autocompletion=methods,
+    ),
+]
+
+BackboneName = Annotated[str, network("--backbone", help="Name of a timm model.")]
+Stages = Annotated[str, network(help="Stages that feed the pyramid, between commas: 1 to 5, head.")]
+Stride = Annotated[int, network(help="Largest stride of the backbone: 32, or 16 for finer maps.")]
+Weights = Annotated[
+    str | None, network(help="Weights file of the backbone, or random; default: the installed ones.")
+]
+Scales = Annotated[
+    str,
+    network(
+        help="Shorter sides of the image in pixels, between commas; each box takes the one that suits it."
+    ),
+]
+Levels = Annotated[str, network(help="Levels of the pyramid, between commas; 3,2,1 has 14 bins.")]
+Mode = Annotated[Literal["max", "average"], network(help="What is kept of a bin.")]
+View = Annotated[
+    Literal["full", "crop", "warp"],
+    network(help="What is seen of an image: the whole, its centre, or the whole pressed square."),
+]
+Flip = Annotated[
+    bool, network("--flip", help="Average with the flipped image, turned back; takes twice as long.")
+]
+Power = Annotated[float, network(help="Numbers are raised to it before the norm; 1 leaves them.")]
+
+Device = Annotated[str, machine(help="cpu, or a PyTorch device such as cuda.")]
+Seed = Annotated[int, machine(help="Seed of every random draw.")]
+
+
+def name_list(text: str) -> tuple[str, ...]:
+    """Read names between commas."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def integers(option: str, text: str) -> tuple[int, ...]:
+    """Read positive integers between commas."""
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise SppnetError(f"{option} {text}: expected positive integers between commas, such as 480,576")
+    return tuple(int(part) for part in text.split(","))
+
+
+def read_lists(context: typer.Context) -> dict[str, Any]:
+    """Return a command's options by name, with those that are lists read as such."""
+    given = dict(context.params)
+    given["stages"] = name_list(given["stages"])
+    for name in ("levels", "scales"):
+        given[name] = integers(f"--{name}", given[name])
+    return given
+
+
+def settings_of(estimator: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a command's options that are settings of an estimator: their names are the same."""
+    known = inspect.signature(estimator).parameters.keys() & options.keys()
+    stride = {"output_stride": options["stride"]} if "stride" in options else {}
+    return {name: options[name] for name in known} | stride
+
+
+def embedder_of(context: typer.Context, **others: Any) -> Embedder:
+    """Return the embedder of a command's options, with other settings in their place."""
+    given = read_lists(context)
+
+    from sppnet.retrieval.embedder import Embedder
+
+    return Embedder(**settings_of(Embedder, given) | others)
