@@ -139,7 +139,6 @@ class TestEmbed:
             (("--out", "v.npz"), ["v.npz", "expected .safetensors"]),
             (("--out", "nowhere/v.safetensors"), ["nowhere"]),
             (("--out", "v.safetensors", "--pca", "50"), ["found 6 vectors to learn 50 components"]),
-            (("--out", "v.safetensors", "--view", "half"), ["'half'"]),
             (("--out", "v.safetensors", "--backbone", "nonsense"), ["nonsense"]),
             (("--out", "v.safetensors", "--boxes", "none"), ["none"]),
             (("--out", "v.safetensors", "--like", "none.safetensors"), ["none.safetensors"]),
@@ -147,6 +146,14 @@ class TestEmbed:
     )
     def test_refused(self, arguments, says, photos):
         fails("embed", photos, *arguments, says=says)
+
+    @pytest.mark.parametrize(
+        ("option", "choices"),
+        [("--view", "'full', 'crop', 'warp'"), ("--mode", "'max', 'average'"), ("--norm", "'l2', 'none'")],
+    )
+    def test_unknown_choice(self, option, choices, photos):
+        says = [option, "'half' is not one of", choices, "see sppnet embed --help"]
+        fails("embed", photos, "--out", "v.safetensors", option, "half", says=says, status=2)
 
     def test_other_settings_are_not_appended(self, photos):
         succeeds("embed", photos, "--out", "v.safetensors", *SMALL)

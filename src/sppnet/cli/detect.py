@@ -119,8 +119,7 @@ def run(
     """Find objects in images, by one detector or several; print them, draw them, write them as JSON."""
     from sppnet.images import image_files, write_image
 
-    names, paths = [model, *(ensemble or [])], image_files(images)
-    files = _files(names)
+    files, paths = _files([model, *(ensemble or [])]), image_files(images)
 
     from sppnet.drawing import draw_detections, picture_paths
 
