@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
 demo: .venv/run
 	$(BIN)/sppnet demo --out out
 
-test: .venv/test lint types
+test: .venv/test lint types docs
 	$(PYTEST)
 
 # The share of lines that the tests run: in all, and of every file below 95 %. Apart from `make test`, which it makes
@@ -37,18 +37,13 @@ format: .venv/test
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/docs: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
-	touch $@
-
 .venv/test: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@
 
 # The site, in site/; a warning is an error, and nothing is fetched.
-docs: .venv/docs
+docs: .venv/test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 # The wheel, in dist/, and what must be in it.
