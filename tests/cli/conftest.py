@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 
 from commands import QUICK, SPLITS, succeeds
+from sppnet.features.backbone import Backbone
 from trees import save, scene, voc_tree
 
 
 @pytest.fixture(scope="session", autouse=True)
 def surroundings(tmp_path_factory):
-    """Keep out of the user's cache, and fold no table."""
+    """Keep out of the user's cache, compile each backbone once, and fold no table."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("windows")
         patch.setattr("sppnet.detection.detector.cache_folder", lambda: folder)
+        patch.setattr(Backbone, "release", lambda backbone: None)
         patch.setenv("COLUMNS", "200")
         yield
 

@@ -18,6 +18,7 @@ from commands import (
     found_by,
     one_image_tree,
     read_json,
+    sppnet,
     succeeds,
 )
 from sppnet.boxes import Detections
@@ -55,6 +56,38 @@ class TestEvaluate:
             "worst.png",
         ]
         assert all(read_image(path).std() > 1 for path in Path("report").iterdir())
+
+    @pytest.mark.parametrize(("options", "seen", "of"), [(("--split", "train"), 6, 6), ((), 6, 10)])
+    def test_photos_of_the_fit_are_told_first(self, model, data, options, seen, of):
+        outcome = succeeds("detect", "evaluate", model, data, *options, "--json", "report.json")
+        warning = (
+            f"warning: the detector was fitted on {seen} of these {of} photos: on new ones it finds less"
+        )
+        assert outcome.err.splitlines()[0] == warning
+        assert read_json("report.json")["seen"] == seen
+
+    def test_photos_of_the_fit_are_told_in_red(self, model, data, monkeypatch):
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        outcome = sppnet("detect", "evaluate", model, data, "--split", "train")
+        assert outcome.status == 0
+        assert outcome.err.startswith("\x1b[1;31mwarning: the detector was fitted on 6 of these 6 photos")
+
+    def test_the_commands_of_the_readme_measure_on_new_photos(self, data):
+        """Train and evaluate as README has it, on data with the splits train and val."""
+        succeeds("detect", "train", data, "--out", "my.safetensors", *QUICK)
+        evaluate = ("detect", "evaluate", "my.safetensors", data, "--split", "val", "--out", "report")
+        outcome = succeeds(*evaluate, "--json", "report.json")
+        assert "warning" not in outcome.err
+        assert read_json("report.json")["seen"] == 0
+
+    def test_an_ensemble_has_seen_what_any_has_seen(self, model, data):
+        options = ("--split", "val", "--out", "val.safetensors", *QUICK)
+        succeeds("detect", "train", data, *options)
+        evaluate = ("detect", "evaluate", model, data, "--ensemble", "val.safetensors", "--split", "val")
+        outcome = succeeds(*evaluate, "--json", "report.json")
+        assert outcome.err.startswith("warning: the detector was fitted on 4 of these 4 photos")
+        assert read_json("report.json")["seen"] == 4
 
     def test_agrees_with_metrics(self, model, data):
         from sppnet.evaluation.detection import coco_detection, mean_average_precision, voc_detection

@@ -45,6 +45,26 @@ class TestTrain:
         assert content("shapes") == before
         assert {path.name for path in Path().iterdir()} == {"shapes", "m.safetensors"}
 
+    @pytest.mark.parametrize("kind", TREES)
+    def test_the_split_train_is_the_default(self, model, kind):
+        TREES[kind](Path("shapes"), SPLITS)
+        outcome = succeeds("detect", "train", "shapes", "--out", "m.safetensors", *QUICK)
+        assert outcome.err.splitlines()[0] == "note: shapes: learning from the split train: 6 photos"
+        assert same(model, "m.safetensors")
+
+    def test_another_split_is_taken_without_a_word(self, data):
+        outcome = succeeds("detect", "train", data, "--split", "val", "--out", "m.safetensors", *QUICK)
+        assert "from 4 images" in outcome.out
+        assert "note: " not in outcome.err
+
+    def test_all_is_learned_from_without_splits(self):
+        for name in "123":
+            one_image_tree(Path("shapes"), name=name)
+        outcome = succeeds("detect", "train", "shapes", "--out", "m.safetensors", *QUICK)
+        said = "note: shapes: learning from everything, as there is no split for training: 3 photos"
+        assert outcome.err.splitlines()[0] == said
+        assert "from 3 images" in outcome.out
+
     def test_says_what_it_holds(self, model):
         facts = read_facts(model)
         assert facts["classes"] == sorted(SHAPES)

@@ -263,8 +263,8 @@ def _training_data(data: Path, split: str | None) -> Dataset:
         return _read(data, split)
     split = default_training_split(dataset_splits(data))
     dataset = _read(data, split)
-    what = f"the split {split}" if split else "no split for training, so all"
-    console.note(f"{data}: learning from {what}, {len(dataset)} photos")
+    what = f"the split {split}:" if split else "everything, as there is no split for training:"
+    console.note(f"{data}: learning from {what} {len(dataset)} photos")
     return dataset
 
 
