@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -55,6 +56,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def check_writable(path: str | Path) -> None:
     """Raise now, before long work, the `OSError` that `atomic_path` would raise for `path` after it."""
     _new_sibling(Path(path)).unlink()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise now, before long work, if there is a file where a folder is to be."""
+    if folder.exists() and not folder.is_dir():
+        raise OSError(f"{folder}: found a file, expected a folder, or nothing yet")
 
 
 def _new_sibling(path: Path) -> Path:
@@ -177,6 +184,21 @@ def read_checkpoint(path: Path, expected: str, version: str) -> tuple[dict[str, 
         return read_metadata(path, expected, version), load_file(path)
     except SppnetError as error:
         raise SppnetError(f"{error}; remove it to start anew") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, with null for numbers that are not finite; the file appears whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", "utf-8")
+
+
+def _plain(content: Any) -> Any:
+    """Return what JSON can hold: null for numbers that are not."""
+    if isinstance(content, Mapping):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_json(path: Path) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,18 +13,17 @@ from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
     from sppnet.datasets import Dataset, LabelledImages
+    from sppnet.evaluation.detection import DetectionReport
+    from sppnet.evaluation.protocols import VocReport
 
 Read = TypeVar("Read", bound="Dataset | LabelledImages")
 
 
 def check_places(
-    json_file: Path | None,
-    out: Path | None,
-    sources: Iterable[str | Path],
-    pictures: Iterable[Path] = (),
+    json_file: Path | None, out: Path | None, sources: Iterable[str | Path], pictures: Iterable[Path] = ()
 ) -> None:
     """Raise now, before long work, what could not be written after it, or would replace what is read."""
-    from sppnet.storage import check_writable
+    from sppnet.storage import check_folder, check_writable
 
     if json_file is not None:
         check_writable(json_file)
@@ -36,12 +33,6 @@ def check_places(
     for target in (*pictures, *([] if json_file is None else [json_file])):
         if target.resolve() in read:
             raise SppnetError(f"{target}: found a file that is to be read, expected another for the results")
-
-
-def check_folder(folder: Path) -> None:
-    """Raise now, before long work, if there is a file where a folder is to be."""
-    if folder.exists() and not folder.is_dir():
-        raise OSError(f"{folder}: found a file, expected a folder, or nothing yet")
 
 
 def make_folder(folder: Path | None) -> None:
@@ -79,6 +70,24 @@ def notes_of(data: Read) -> Read:
     return data
 
 
+def training_data(
+    data: Path,
+    split: str | None,
+    splits: Callable[[Path], Iterable[str]],
+    read: Callable[[Path, str | None], Read],
+) -> Read:
+    """Read what to learn from: where no split is named, that for training, or else everything."""
+    from sppnet.datasets import default_training_split
+
+    if split is not None:
+        return notes_of(read(data, split))
+    split = default_training_split(splits(data))
+    found = notes_of(read(data, split))
+    what = f"the split {split}:" if split else "everything, as there is no split for training:"
+    note(f"{data}: learning from {what} {len(found)} photos")
+    return found
+
+
 def warn(text: str) -> None:
     """Print a line on stderr, red where the terminal has colours."""
     from rich.console import Console
@@ -104,10 +113,7 @@ def print_rows(
     title: str | None = None,
     last: Iterable[Sequence[str]] = (),
 ) -> None:
-    """Print a table, with the rows of `last` below a line.
-
-    Names of files and classes are text, whatever brackets or colons they hold.
-    """
+    """Print a table, with the rows of `last` below a line; brackets and colons in it are text."""
     from rich.console import Console
     from rich.table import Table
 
@@ -119,25 +125,27 @@ def print_rows(
     Console(markup=False, emoji=False).print(table)
 
 
+def print_precisions(report: DetectionReport | VocReport, column: str, title: str, digits: int) -> None:
+    """Print a table of the average precisions of a report, in percent."""
+    rows = []
+    for name, result in report.classes.items():
+        values = (result.average_precision, result.area)
+        shown = [f"{100 * v:.{digits}f}" if result.positives else "no objects" for v in values]
+        rows.append((name, str(result.positives), *shown))
+    total = sum(result.positives for result in report.classes.values())
+    means = (f"{100 * mean:.{digits}f}" for mean in (report.mean_ap, report.mean_ap_area))
+    columns = ("class", column, "AP (11-point)", "AP (area)")
+    print_rows(columns, rows, title, [("mean", str(total), *means)])
+
+
 def print_seconds(seconds: Mapping[str, float], title: str = "Seconds by stage") -> None:
     """Print a table of what each stage took."""
     print_rows(("stage", "seconds"), [(stage, f"{value:.3g}") for stage, value in seconds.items()], title)
 
 
 def write_json(path: Path | None, content: Any) -> None:
-    """Write JSON, if a file is asked for, with null for numbers that are not finite; whole or not at all."""
-    from sppnet.storage import atomic_path
+    """Write JSON, if a file is asked for."""
+    from sppnet import storage
 
-    if path is None:
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
-
-
-def _plain(content: Any) -> Any:
-    """Return what JSON can hold: null for numbers that are not."""
-    if isinstance(content, Mapping):
-        return {key: _plain(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    if path is not None:
+        storage.write_json(path, content)

@@ -63,31 +63,30 @@ def train(
     weights: opt.Weights = None,
     scales: opt.Scales = "240,336,480,672",
     levels: opt.Levels = "3,2,1",
-    layer: Annotated[
-        Literal["pool", "fc6", "fc7"],
-        opt.training(help="What the SVMs stand on: pooled maps, or a fully connected layer above them."),
-    ] = "pool",
+    layer: Annotated[Literal["pool", "fc6", "fc7"], opt.training(help="What the SVMs stand on.")] = "pool",
     tune_after: Annotated[
-        Literal["1", "2", "3", "4"] | None,
-        opt.training(help="The backbone's layers behind this stage learn, too."),
+        Literal["1", "2", "3", "4"] | None, opt.training(help="Stage behind which the backbone learns, too.")
     ] = None,
     batches: Annotated[int, opt.training(help="Batches that train the fully connected layers.")] = 3000,
     width: Annotated[int, opt.training(help="Units of each fully connected layer.")] = 1024,
     epochs: Annotated[int, opt.training(help="Times over the images while the backbone learns.")] = 3,
     cache: Annotated[
-        Path | None,
-        opt.machine(help="Folder that keeps feature maps; default: OUT.cache, removed at the end."),
+        Path | None, opt.machine(help="Keeps feature maps; default: OUT.cache, removed.")
     ] = None,
     device: opt.Device = "cpu",
     seed: opt.Seed = 0,
 ) -> None:
     """Fit a detector to annotated images. An interrupted fit goes on when it is started again."""
-    from sppnet.storage import check_writable
+    from sppnet.storage import check_folder, check_writable
 
+    given = opt.read_lists(context)
     check_writable(out)
     folder = cache or out.with_name(f"{out.name}.cache")
-    console.check_folder(folder)
-    given, dataset = opt.read_lists(context), _training_data(data, split)
+    check_folder(folder)
+
+    from sppnet.datasets import dataset_splits, read_dataset
+
+    dataset = console.training_data(data, split, dataset_splits, read_dataset)
 
     from sppnet.detection.detector import Detector
     from sppnet.detection.finetune import Tuning
@@ -202,15 +201,10 @@ def evaluate(
 
 @detect.command()
 def score(
-    results: Annotated[
-        Path,
-        typer.Argument(metavar="RESULTS", help="COCO results JSON, or folder of VOC comp4_det_*_CLASS.txt."),
-    ],
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="COCO results JSON, or VOC folder.")],
     data: Data,
     split: opt.Split = None,
-    classes: Annotated[
-        str | None, typer.Option(help="Classes that the results may hold but the split does not.")
-    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Classes that only the results hold.")] = None,
     out: opt.Out = None,
     json_file: opt.Json = None,
 ) -> None:
@@ -253,19 +247,6 @@ def _read(data: Path, split: str | None) -> Dataset:
     from sppnet.datasets import read_dataset
 
     return console.notes_of(read_dataset(data, split))
-
-
-def _training_data(data: Path, split: str | None) -> Dataset:
-    """Read what to learn from: where no split is named, that for training, or else everything."""
-    from sppnet.datasets import dataset_splits, default_training_split
-
-    if split is not None:
-        return _read(data, split)
-    split = default_training_split(dataset_splits(data))
-    dataset = _read(data, split)
-    what = f"the split {split}:" if split else "everything, as there is no split for training:"
-    console.note(f"{data}: learning from {what} {len(dataset)} photos")
-    return dataset
 
 
 def _fit(
@@ -312,25 +293,14 @@ def _load(paths: Sequence[Path], weights: str | None, device: str) -> Detector |
 
 
 def _report(
-    report: DetectionReport,
-    dataset: Dataset,
-    json_file: Path | None,
-    out: Path | None,
-    facts: dict[str, Any],
+    report: DetectionReport, dataset: Dataset, json_file: Path | None, out: Path | None, facts: dict[str, Any]
 ) -> None:
     """Print, write and draw how good detections are."""
     from sppnet.drawing import draw_detection_report
 
     if report.coco is None:
         console.note('COCO metrics need pip install "sppnet[coco]"')
-    rows = []
-    for name, result in report.classes.items():
-        values = (result.average_precision, result.area)
-        shown = [f"{100 * v:.1f}" if result.positives else "no objects" for v in values]
-        rows.append((name, str(result.positives), *shown))
-    means = (f"{100 * mean:.1f}" for mean in (report.mean_ap, report.mean_ap_area))
-    columns, title = ("class", "objects", "AP (11-point)", "AP (area)"), f"{report.images} images, IoU 0.5"
-    console.print_rows(columns, rows, title, [("mean", str(report.objects), *means)])
+    console.print_precisions(report, "objects", f"{report.images} images, IoU 0.5", 1)
     console.write_json(json_file, {**report.facts(), "split": dataset.split, **facts})
     if out is not None:
         console.make_folder(out)

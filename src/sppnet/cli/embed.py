@@ -17,38 +17,27 @@ def embed(
     out: Annotated[Path, typer.Option(help="File of vectors to write (.safetensors).")],
     sources: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[PHOTO...]", help="Image files, folders, patterns, or one folder of class folders."
-        ),
+        typer.Argument(metavar="[PHOTO...]", help="Image files, folders, patterns, or class folders."),
     ] = None,
     boxes: Annotated[
         Path | None,
         typer.Option(help="Boxes to embed: VOC folder, COCO JSON, YOLO folder, CSV of path,x1,y1,x2,y2."),
     ] = None,
     split: opt.Split = None,
-    append: Annotated[
-        bool, typer.Option("--append", help="Add images to OUT; those it has are not done again.")
-    ] = False,
-    like: Annotated[
-        Path | None, typer.Option(help="File of vectors whose settings and projection to take.")
-    ] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add to OUT the images that it lacks.")] = False,
+    like: Annotated[Path | None, typer.Option(help="Vectors whose settings and projection to take.")] = None,
     backbone: opt.BackboneName = opt.BACKBONE,
     stages: opt.Stages = opt.STAGES,
     stride: opt.Stride = opt.STRIDE,
     weights: opt.Weights = None,
     scales: opt.Scales = opt.SCALES,
-    join_scales: Annotated[
-        bool,
-        opt.network("--join-scales", help="Join a box's vectors of all scales, instead of taking one scale."),
-    ] = False,
+    join_scales: Annotated[bool, opt.network("--join-scales", help="Join the vectors of scales.")] = False,
     levels: opt.Levels = opt.LEVELS,
     mode: opt.Mode = "max",
     view: opt.View = "full",
     flip: opt.Flip = False,
     power: opt.Power = 0.5,
-    norm: Annotated[
-        Literal["l2", "none"], opt.network(help="l2: vectors of length 1; none: as they are.")
-    ] = "l2",
+    norm: Annotated[Literal["l2", "none"], opt.network(help="l2 makes vectors of length 1.")] = "l2",
     pca: Annotated[int | None, opt.network(min=1, help="Project to so many components.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Write half precision.")] = False,
     device: opt.Device = "cpu",

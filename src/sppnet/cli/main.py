@@ -15,10 +15,9 @@ import sppnet.cli.options as opt
 from sppnet.cli.classify import classify
 from sppnet.cli.detect import detect, run
 from sppnet.cli.embed import embed
-from sppnet.cli.export import export
-from sppnet.cli.propose import propose
 from sppnet.cli.protocol import protocol
 from sppnet.cli.search import index, search
+from sppnet.cli.single import export, propose
 from sppnet.errors import SppnetError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)

@@ -41,15 +41,12 @@ def models(incomplete: str) -> list[str]:
     return [name for name in (*SHIPPED, *sorted(files)) if name.startswith(incomplete)]
 
 
-Images = Annotated[
-    list[str], typer.Argument(metavar="PHOTO...", help="Image files, folders or glob patterns.")
-]
+Images = Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Image files, folders or patterns.")]
 Json = Annotated[Path | None, typer.Option("--json", help="File for the results, as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for pictures; made if it is missing.")]
 Split = Annotated[str | None, typer.Option(help="Split of the data, such as train or val.")]
 TrainingSplit = Annotated[
-    str | None,
-    typer.Option("--split", help="Split to learn from; default: train where there is one, or else all."),
+    str | None, typer.Option("--split", help="Split to learn from; default: train, or all.")
 ]
 Classes = Annotated[str | None, typer.Option(help="Names of classes between commas; default: all.")]
 
@@ -58,38 +55,20 @@ windows, network, training, machine = (
     partial(typer.Option, rich_help_panel=panel) for panel in ("Windows", "Network", "Training", "Machine")
 )
 
-_PROPOSALS_HELP = "Candidate windows: a method (see sppnet propose --help), or a file that propose wrote"
-Proposals = Annotated[str, windows(help=f"{_PROPOSALS_HELP}.", autocompletion=methods)]
-OtherProposals = Annotated[
-    str | None,
-    windows(
-        "--proposals",
-        help=f"{_PROPOSALS_HELP}; default: those that the detector was fitted with.",
-        autocompletion=methods,
-    ),
-]
+_WINDOWS = "Candidate windows: a method (see sppnet propose --help), or a file that propose wrote"
+_OTHERS = f"{_WINDOWS}; default: those that the detector was fitted with."
+Proposals = Annotated[str, windows(help=f"{_WINDOWS}.", autocompletion=methods)]
+OtherProposals = Annotated[str | None, windows("--proposals", help=_OTHERS, autocompletion=methods)]
 
 BackboneName = Annotated[str, network("--backbone", help="Name of a timm model.")]
 Stages = Annotated[str, network(help="Stages that feed the pyramid, between commas: 1 to 5, head.")]
 Stride = Annotated[int, network(help="Largest stride of the backbone: 32, or 16 for finer maps.")]
-Weights = Annotated[
-    str | None, network(help="Weights file of the backbone, or random; default: the installed ones.")
-]
-Scales = Annotated[
-    str,
-    network(
-        help="Shorter sides of the image in pixels, between commas; each box takes the one that suits it."
-    ),
-]
+Weights = Annotated[str | None, network(help="Weights: a file, or random; default: the installed ones.")]
+Scales = Annotated[str, network(help="Shorter sides in pixels, between commas; a box takes what suits it.")]
 Levels = Annotated[str, network(help="Levels of the pyramid, between commas; 3,2,1 has 14 bins.")]
 Mode = Annotated[Literal["max", "average"], network(help="What is kept of a bin.")]
-View = Annotated[
-    Literal["full", "crop", "warp"],
-    network(help="What is seen of an image: the whole, its centre, or the whole pressed square."),
-]
-Flip = Annotated[
-    bool, network("--flip", help="Average with the flipped image, turned back; takes twice as long.")
-]
+View = Annotated[Literal["full", "crop", "warp"], network(help="The whole, its centre, or pressed square.")]
+Flip = Annotated[bool, network("--flip", help="Average with the flipped image; takes twice as long.")]
 Power = Annotated[float, network(help="Numbers are raised to it before the norm; 1 leaves them.")]
 
 Device = Annotated[str, machine(help="cpu, or a PyTorch device such as cuda.")]

@@ -19,18 +19,14 @@ _PUBLISHED = {"caltech101": 93.42, "voc": 82.44}
 @protocol.command()
 def caltech101(
     context: typer.Context,
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Caltech101: a folder of images for each class.")
-    ],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of images for each class.")],
     splits: Annotated[int, typer.Option(min=1, help="Random splits.")] = 10,
     json_file: opt.Json = None,
     backbone: opt.BackboneName = opt.BACKBONE,
     stages: opt.Stages = opt.STAGES,
     stride: opt.Stride = opt.STRIDE,
     weights: opt.Weights = None,
-    scales: Annotated[
-        str, opt.network(help="Shorter sides in pixels, between commas; the vectors of several are joined.")
-    ] = opt.SCALES,
+    scales: Annotated[str, opt.network(help="Shorter sides, whose vectors are joined.")] = opt.SCALES,
     levels: opt.Levels = opt.LEVELS,
     mode: opt.Mode = "max",
     view: opt.View = "full",
@@ -71,9 +67,7 @@ def voc(
     stages: opt.Stages = opt.STAGES,
     stride: opt.Stride = opt.STRIDE,
     weights: opt.Weights = None,
-    scales: Annotated[
-        str, opt.network(help="Shorter sides to choose from inside the training images, between commas.")
-    ] = "224,320,392",
+    scales: Annotated[str, opt.network(help="Shorter sides to choose from.")] = "224,320,392",
     levels: opt.Levels = opt.LEVELS,
     mode: opt.Mode = "max",
     view: opt.View = "full",
@@ -97,12 +91,6 @@ def voc(
     report = voc(seen, unseen, embedders, classes=names, seed=seed, track=console.track)
     for side, value in report.cross_validation.items():
         print(f"shorter side {side}: {100 * value:.2f} mAP by cross-validation")
-    rows = [
-        (name, str(r.positives), *(f"{100 * v:.2f}" for v in (r.average_precision, r.area)))
-        for name, r in report.classes.items()
-    ]
-    mean = ("mean", "", *(f"{100 * value:.2f}" for value in (report.mean_ap, report.mean_ap_area)))
-    columns, title = ("class", "positives", "AP (11-point)", "AP (area)"), f"shorter side {report.scale}"
-    console.print_rows(columns, rows, title, [mean])
+    console.print_precisions(report, "positives", f"shorter side {report.scale}", 2)
     print(f"paper, VOC 2007, 20 classes, Overfeat-7: {_PUBLISHED['voc']}")
     console.write_json(json_file, report.facts())

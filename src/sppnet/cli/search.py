@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 import sppnet.cli.console as console
 import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
-
-if TYPE_CHECKING:
-    from sppnet.arrays import Boxes, Pixels
 
 
 def index(
@@ -64,9 +61,7 @@ def index(
 def search(
     store: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that sppnet index made.")],
     image: Annotated[Path, typer.Option(help="Image to search with.")],
-    box: Annotated[
-        str | None, typer.Option(help="Region of it: x1,y1,x2,y2 in pixels; default: the whole image.")
-    ] = None,
+    box: Annotated[str | None, typer.Option(help="Region of it: x1,y1,x2,y2; default: the whole.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Most images.")] = 20,
     images: Annotated[
         Path | None, typer.Option(help="Folder that was indexed, for pictures; default: where it was.")
@@ -85,7 +80,7 @@ def search(
 
     console.check_places(json_file, out, [image], [] if out is None else [out / "search.png"])
     pixels = read_image(image)
-    region = _region(box, pixels)
+    region = np.array(_corners(box) if box else (0, 0, *pixels.shape[1::-1]), np.float32)
     known = Index.open(store, weights=weights, device=device)
     encoded = known.embedder.encode(pixels)
     start = time.perf_counter()
@@ -105,14 +100,10 @@ def search(
         console.end(failures, len(hits))
 
 
-def _region(text: str | None, pixels: Pixels) -> Boxes:
-    """Read a box, by default that of the whole image."""
-    import numpy as np
-
-    if text is None:
-        return np.array([0, 0, pixels.shape[1], pixels.shape[0]], np.float32)
+def _corners(text: str) -> tuple[float, ...]:
+    """Read the corners of a box."""
     try:
         x1, y1, x2, y2 = map(float, text.split(","))
     except ValueError:
         raise SppnetError(f"--box {text}: expected four numbers between commas: x1,y1,x2,y2") from None
-    return np.array([x1, y1, x2, y2], np.float32)
+    return x1, y1, x2, y2

@@ -1,4 +1,4 @@
-"""The command that writes ONNX files."""
+"""The commands that stand alone: candidate windows as a file, models as ONNX files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,25 @@ import typer
 import sppnet.cli.console as console
 import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
+
+
+def propose(
+    images: opt.Images,
+    out: Annotated[Path, typer.Option(help="File for the windows (.npz).")],
+    method: Annotated[
+        str, typer.Option("--proposals", help="Method, or several joined by +.", autocompletion=opt.methods)
+    ] = opt.PROPOSALS,
+) -> None:
+    """Compute candidate windows and write them to a file, for --proposals FILE.
+
+    Methods: selective-search, selective-search-quality, edge-boxes, dense; joined by +.
+    """
+    from sppnet.proposals import writing
+
+    proposed = writing.propose(images, method, out, track=console.track)
+    if proposed.images:
+        print(f"{out}: {proposed.windows} windows of {proposed.images} images")
+    console.end(proposed.failures, proposed.images + len(proposed.failures))
 
 
 def export(
