@@ -1,7 +1,7 @@
 """Tables 2 and 3 of the paper, run again from scratch on a folder of photos, by cross-validation.
 
-Networks are trained with and without a pyramid, at one size, at two sizes in turn, at random sizes, and on
-whole images; every image is tested by the network that was not trained on its fold. Run as::
+Networks are trained with and without a pyramid, at one size, at two sizes in turn, and at random sizes; every
+image is tested by the network that was not trained on its fold. Run as::
 
     python benchmarks/tables.py DATA --results docs/classification.json
 
@@ -9,7 +9,7 @@ The table and the plot are written beside the results, with the endings .md and 
 
 DATA holds folders of classes, or the splits train and val of them, which are put together; with ``--folds 0``
 one network is trained on train and tested on val, as for ImageNet (then with ``--width 1 --side 224
---epochs 70 --batch 128 --rate 0.01 --device cuda --precision bf16-mixed``). A run that was stopped goes on:
+--epochs 70 --batch 128 --lr 0.01 --device cuda --precision bf16-mixed``). A run that was stopped goes on:
 pieces that are in the results are not run again, and a piece goes on from its checkpoint in ``--work``.
 """
 
@@ -20,7 +20,7 @@ import functools
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from sklearn.model_selection import StratifiedKFold
 
 from common import commit, machine
 from sppnet.classification.augment import MARGIN, resize_shorter
-from sppnet.classification.batches import CropBatches, WholeBatches, sample_components
+from sppnet.classification.batches import CropBatches, Reading, sample_components
+from sppnet.classification.checkpoint import Checkpointing
 from sppnet.classification.network import NetworkSettings, build
 from sppnet.classification.training import Recipe, train
 from sppnet.classification.views import probabilities
@@ -49,7 +50,6 @@ class Row:
     levels: tuple[int, ...] | None = PAPER
     ratios: tuple[float, ...] = (1.0,)
     uniform: bool = False
-    source: type = CropBatches
 
 
 ROWS = {
@@ -58,7 +58,6 @@ ROWS = {
     "SPP multi-size": Row(ratios=(1.0, 180 / 224)),
     "SPP random size": Row(ratios=(1.0, 180 / 224), uniform=True),
     "SPP 30 bins": Row((4, 3, 2, 1)),
-    "SPP whole images": Row(source=WholeBatches),
 }
 COMPARISONS = (
     ("SPP single-size", "no SPP"),
@@ -66,7 +65,6 @@ COMPARISONS = (
     ("SPP multi-size", "no SPP"),
     ("SPP random size", "SPP single-size"),
     ("SPP 30 bins", "no SPP"),
-    ("SPP whole images", "SPP single-size"),
 )
 # Top-1 errors in percent on ImageNet, tables 2 and 3: ten views, one crop, full image.
 PUBLISHED: dict[tuple[str, str], tuple[float | None, ...]] = {
@@ -90,7 +88,7 @@ PUBLISHED: dict[tuple[str, str], tuple[float | None, ...]] = {
 def main() -> None:
     arguments = parsed()
     settings = {
-        name: getattr(arguments, name) for name in ("width", "side", "epochs", "batch", "rate", "folds")
+        name: getattr(arguments, name) for name in ("width", "side", "epochs", "batch", "lr", "folds")
     }
     results = read_results(arguments.results, settings)
     # Of the code that runs, whatever happens to the files meanwhile.
@@ -124,7 +122,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=160, help="of crops, 224 in the paper")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=0.01)
+    parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=0, help="0 keeps all images in memory")
     parser.add_argument("--jobs", type=int, default=1, help="networks that train at the same time")
@@ -184,32 +182,30 @@ def kept(path: Path, side: int) -> np.ndarray:
 def run(arguments, name: str, title: str, fold: int) -> dict:
     """Train a network on all folds but one and rank the right class of every image of that one."""
     row, (seen, unseen) = ROWS[title], divided(arguments, fold)
-    sizes = tuple(round(arguments.side * ratio) for ratio in row.ratios)
+    scales = tuple(round(arguments.side * ratio) for ratio in row.ratios)
     read = (
         functools.partial(kept, side=round(arguments.side * MARGIN)) if not arguments.workers else read_image
     )
     classes = images_of(arguments.data)[0]
     settings = NetworkSettings(name, classes, row.levels, width=arguments.width, size=arguments.side)
     network = build(settings, seed=fold)
-    source = row.source(
+    source = CropBatches(
         seen,
         arguments.batch,
-        sizes,
+        scales,
         uniform=row.uniform,
         components=sample_components(seen, read),
         seed=fold,
-        workers=arguments.workers,
-        read=read,
+        reading=Reading(arguments.workers, read),
     )
-    drops = (round(arguments.epochs * 0.6), round(arguments.epochs * 0.85))
-    recipe = Recipe(epochs=arguments.epochs, rate=arguments.rate, drops=drops)
+    milestones = (round(arguments.epochs * 0.6), round(arguments.epochs * 0.85))
+    recipe = Recipe(epochs=arguments.epochs, lr=arguments.lr, milestones=milestones)
     fabric = Fabric(accelerator=arguments.device, devices=1, precision=arguments.precision)
     key = key_of(name, title, fold)
-    checkpoint = checkpoint_of(arguments, key)
-    for record in train(
-        network, source, recipe, checkpoint=checkpoint, identity=f"{key} {settings} {recipe}", fabric=fabric
-    ):
-        print(f"{key}: epoch {record.epoch}, size {record.size}, loss {record.loss:.3f}", flush=True)
+    bound = {"piece": key, "network": settings._asdict(), "recipe": asdict(recipe)}
+    checkpointing = Checkpointing(checkpoint_of(arguments, key), bound)
+    for record in train(network, source, recipe, checkpointing=checkpointing, fabric=fabric):
+        print(f"{key}: epoch {record.epoch}, side {record.side}, loss {record.loss:.3f}", flush=True)
     network.eval()
     ranks, seconds = {}, {}
     for views in arguments.views if row.levels else [v for v in arguments.views if v in ("one", "ten")]:
@@ -355,7 +351,7 @@ HEAD = """# Classification, measured
 at a reduced scale. Every image is tested by the network of its fold, which was not trained on it. Width of
 the networks {width}, crops of {side} pixels ({small} where the paper has 180), {folds} folds of which those
 in the tables have been run, {epochs} epochs, batches of {batch}, learning
-rate {rate}, a tenth from 60 % and a hundredth from 85 % of the epochs on. {machine}; commit {commit}.
+rate {lr}, a tenth from 60 % and a hundredth from 85 % of the epochs on. {machine}; commit {commit}.
 
 Views: the central crop (one), the whole image (full), ten crops (ten), ten windows of the maps (maps10),
 96 windows of maps at six scales (maps96), and with the whole image and its flip (maps98).

@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 
 from common import commit, machine
-from sppnet.classification.batches import Batch, CropBatches
+from sppnet.classification.batches import Batch, CropBatches, Reading
 from sppnet.classification.network import NetworkSettings, build
 from sppnet.classification.training import Recipe, train
 from sppnet.datasets.image_folder import read_image_folder
@@ -30,37 +30,39 @@ class Ready:
     """Batches of random pixels on the device, as many as `source` has."""
 
     def __init__(self, source: CropBatches, classes: int, device: torch.device) -> None:
-        size, count = source.size_of(0), source.batch_size // source.world
+        size, count = source.side_of(0), source.batch_size // source.reading.world
         images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, device=device)
         labels = torch.randint(0, classes, (count,), device=device)
-        self.batch = Batch(images.permute(0, 3, 1, 2), labels, None, [], [])
+        self.batch = Batch(images.permute(0, 3, 1, 2), labels, [], [])
         self.source, self.batch_size = source, source.batch_size
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def size_of(self, number: int) -> int:
-        return self.source.size_of(number)
+    def side_of(self, number: int) -> int:
+        return self.source.side_of(number)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         for _ in range(start, len(self)):
             yield self.batch
 
 
-def speeds(arguments, sizes, ready=False) -> dict[int, float]:
-    """Return images per second, over all processes, by size; the first epoch of each size warms up."""
+def speeds(arguments, scales, ready=False) -> dict[int, float]:
+    """Return images per second, over all processes, by side; the first epoch of each side warms up."""
     fabric = fabric_of(arguments)
     images = read_image_folder(arguments.data, "train" if (arguments.data / "train").is_dir() else None)
     images = images.subset(range(0, len(images), max(1, len(images) // arguments.images)))
-    place = {"world": fabric.world_size, "rank": fabric.global_rank, "workers": arguments.workers}
-    source = CropBatches(images, arguments.batch, sizes, **place)
+    reading = Reading(arguments.workers, world=fabric.world_size, rank=fabric.global_rank)
+    source = CropBatches(images, arguments.batch, scales, reading=reading)
     network = build(
-        NetworkSettings(arguments.network, images.classes, width=arguments.width, size=max(sizes))
+        NetworkSettings(arguments.network, images.classes, width=arguments.width, size=max(scales))
     )
     batches = Ready(source, len(images.classes), fabric.device) if ready else source
     found = {}
-    for record in train(network, batches, Recipe(epochs=2 * len(sizes), rate=1e-4, drops=()), fabric=fabric):
-        found[record.size] = record.images / record.seconds
+    for record in train(
+        network, batches, Recipe(epochs=2 * len(scales), lr=1e-4, milestones=()), fabric=fabric
+    ):
+        found[record.side] = record.images / record.seconds
     return found
 
 

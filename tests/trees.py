@@ -178,12 +178,12 @@ def yolo_tree(root: Path, splits: dict[str, int] = SPLITS) -> dict[str, dict[str
     return drawn
 
 
-def class_tree(root: Path, count: int = 2) -> list[tuple[Path, str]]:
+def class_tree(root: Path, count: int = 2, seed: int = 0) -> list[tuple[Path, str]]:
     """Draw `count` images of each shape in a folder of its name; return paths and shapes, sorted."""
     drawn = []
     for shape in sorted(SHAPES):
         for number in range(1, count + 1):
-            image = np.random.default_rng(number).integers(90, 130, (32, 40, 3), dtype=np.uint8)
+            image = np.random.default_rng(seed + number).integers(90, 130, (32, 40, 3), dtype=np.uint8)
             draw(image, shape, (4 + number, 4, 28 + number, 28))
             drawn.append((root / shape / f"{number:06d}.jpg", shape))
             save(drawn[-1][0], image)

@@ -1,10 +1,10 @@
 from .boxes import Detections as Detections
 from .boxes import Target as Target
+from .classification.file import load_network as load_network
+from .classification.file import save_network as save_network
 from .classification.network import NetworkSettings as NetworkSettings
 from .classification.network import SPPNet as SPPNet
 from .classification.network import build as build
-from .classification.network import load_network as load_network
-from .classification.network import save_network as save_network
 from .classification.views import probabilities as probabilities
 from .datasets import Dataset as Dataset
 from .datasets import Sample as Sample

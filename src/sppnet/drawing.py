@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sppnet.classification.training import EpochRecord
+    from sppnet.classification.checkpoint import EpochRecord
     from sppnet.datasets.records import Sample
     from sppnet.retrieval.index import Hit
 

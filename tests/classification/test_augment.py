@@ -5,7 +5,6 @@ from sppnet.classification.augment import (
     central_crop,
     colour_components,
     random_crop,
-    random_whole,
     resize_shorter,
     shift_colours,
 )
@@ -138,14 +137,15 @@ class TestRandomCrop:
             assert np.array_equal(found, expected)
             assert not np.array_equal(found, plain)
 
-    @pytest.mark.parametrize(
-        "make", [lambda *a: random_crop(a[0], CROP, 20, *a[1:]), lambda *a: random_whole(a[0], 20, *a[1:])]
-    )
-    def test_a_seed_determines_every_pixel(self, make):
+    def test_a_seed_determines_every_pixel(self):
         image, components = noise(40, 50), np.diag([100.0, 50, 20])
-        pictures = [make(image, components, np.random.default_rng(seed)) for seed in range(5)]
+
+        def make(seed):
+            return random_crop(image, CROP, 20, components, np.random.default_rng(seed))
+
+        pictures = [make(seed) for seed in range(5)]
         for seed, picture in enumerate(pictures):
-            assert np.array_equal(make(image, components, np.random.default_rng(seed)), picture)
+            assert np.array_equal(make(seed), picture)
         assert len({picture.tobytes() for picture in pictures}) == 5
         assert all(picture.flags.c_contiguous for picture in pictures)
 
@@ -153,15 +153,14 @@ class TestRandomCrop:
         image = noise(SIDE, 45)
         for _ in range(5):
             random_crop(image, CROP, CROP, np.eye(3) * 300, rng)
-            random_whole(image, SIDE, np.eye(3) * 300, rng)
         assert np.array_equal(image, noise(SIDE, 45))
 
 
-def test_a_whole_image_is_flipped_half_the_time(rng):
-    image = noise(30, 70)
-    candidates = both_ways([resize(image, 20, 47)])  # 70 * 20 / 30, rounded up.
-    places = [which(random_whole(image, 20, None, rng), candidates) for _ in range(100)]
-    assert 30 < sum(places) < 70
+def test_a_crop_is_flipped_half_the_time(rng):
+    image = noise(SIDE, 45)
+    candidates = both_ways(views(image, CROP))
+    ways = [which(random_crop(image, CROP, CROP, None, rng), candidates) % 2 for _ in range(100)]
+    assert 30 < sum(ways) < 70
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from sppnet.classification import batches as loading
 from sppnet.classification.augment import colour_components
-from sppnet.classification.batches import CentralCrops, CropBatches, WholeBatches, sample_components
+from sppnet.classification.batches import CentralCrops, CropBatches, Reading, sample_components
 from sppnet.images import read_image, resize, shorter_side_size, write_image
 
 # Crops of 14 x 14 from images whose shorter side is 14 * 256 / 224 = 16.
@@ -37,12 +37,10 @@ def some_unreadable(images, tmp_path):
 
 def equal(one, other):
     """Return whether two batches are the same to the last bit."""
-    sizes = [None if batch.sizes is None else batch.sizes.tolist() for batch in (one, other)]
     return (
         one.images.shape == other.images.shape
         and torch.equal(one.images, other.images)
         and torch.equal(one.labels, other.labels)
-        and sizes[0] == sizes[1]
         and one.names == other.names
         and one.unreadable == other.unreadable
     )
@@ -58,12 +56,8 @@ def labels_of(batches):
 
 
 def pictures_of(batch):
-    """Return the images of a batch as arrays (H, W, 3), without their padding."""
-    sizes = [batch.images.shape[2:]] * len(batch.images) if batch.sizes is None else batch.sizes.tolist()
-    return [
-        image[:, :height, :width].permute(1, 2, 0).numpy()
-        for image, (height, width) in zip(batch.images, sizes, strict=True)
-    ]
+    """Return the images of a batch as arrays (H, W, 3)."""
+    return [image.permute(1, 2, 0).numpy() for image in batch.images]
 
 
 def crops_of(path, crop, size):
@@ -77,18 +71,19 @@ def crops_of(path, crop, size):
     return [way for view in views for way in (view, view[:, ::-1])]
 
 
-@pytest.mark.parametrize("kind", [CropBatches, WholeBatches])
-class TestAnySource:
-    def test_an_epoch_has_the_same_batches_whenever_it_comes(self, kind, images):
-        source = kind(images, 4, (SIZE, 11), components=COMPONENTS, seed=3)
+class TestCropBatches:
+    def test_an_epoch_has_the_same_batches_whenever_it_comes(self, images):
+        source = CropBatches(images, 4, (SIZE, 11), components=COMPONENTS, seed=3)
         epochs = [list(source.epoch(number)) for number in range(3)]
         assert all_equal(source.epoch(1), epochs[1])
-        assert all_equal(kind(images, 4, (SIZE, 11), components=COMPONENTS, seed=3).epoch(2), epochs[2])
+        assert all_equal(
+            CropBatches(images, 4, (SIZE, 11), components=COMPONENTS, seed=3).epoch(2), epochs[2]
+        )
         assert [len(epoch) for epoch in epochs] == [len(source)] * 3
 
-    def test_epochs_and_seeds_differ_in_order_and_pixels(self, kind, images):
-        source = kind(images, 4, (SIZE,), components=COMPONENTS)
-        other = kind(images, 4, (SIZE,), components=COMPONENTS, seed=1)
+    def test_epochs_and_seeds_differ_in_order_and_pixels(self, images):
+        source = CropBatches(images, 4, (SIZE,), components=COMPONENTS)
+        other = CropBatches(images, 4, (SIZE,), components=COMPONENTS, seed=1)
         epochs = [list(source.epoch(0)), list(source.epoch(1)), list(other.epoch(0))]
         orders = {str(labels_of(epoch)) for epoch in epochs}
         assert len(orders) == 3
@@ -103,14 +98,14 @@ class TestAnySource:
         for one, two in ((0, 1), (0, 2), (1, 2)):
             assert all(seen[one][name] != seen[two][name] for name in seen[one].keys() & seen[two].keys())
 
-    def test_an_epoch_goes_on_from_any_batch(self, kind, images):
-        source = kind(images, 4, (SIZE,), components=COMPONENTS)
+    def test_an_epoch_goes_on_from_any_batch(self, images):
+        source = CropBatches(images, 4, (SIZE,), components=COMPONENTS)
         whole = list(source.epoch(5))
         for start in range(len(whole) + 1):
             assert all_equal(source.epoch(5, start=start), whole[start:])
 
-    def test_every_image_comes_at_most_once_with_its_label(self, kind, images):
-        source = kind(images, 4, (SIZE,))
+    def test_every_image_comes_at_most_once_with_its_label(self, images):
+        source = CropBatches(images, 4, (SIZE,))
         for number in range(4):
             batches = list(source.epoch(number))
             assert [path for b in batches for path in b.names] == [
@@ -119,52 +114,47 @@ class TestAnySource:
             seen = [label for labels in labels_of(batches) for label in labels]
             assert len(set(seen)) == len(seen)
             assert all(0 < len(labels) <= 4 for labels in labels_of(batches))
-            assert len(seen) == (16 if kind is CropBatches else 17)
+            assert len(seen) == 16
 
-    def test_sizes_take_turns(self, kind, images):
-        source = kind(images, 4, (SIZE, 11, 7))
-        assert [source.size_of(number) for number in range(7)] == [SIZE, 11, 7, SIZE, 11, 7, SIZE]
-        for number, side in enumerate((SIZE, 11, 7) if kind is CropBatches else (16, 13, 8)):
+    def test_sizes_take_turns(self, images):
+        source = CropBatches(images, 4, (SIZE, 11, 7))
+        assert [source.side_of(number) for number in range(7)] == [SIZE, 11, 7, SIZE, 11, 7, SIZE]
+        for number, side in enumerate((SIZE, 11, 7)):
             for batch in source.epoch(number):
-                assert {min(picture.shape[:2]) for picture in pictures_of(batch)} == {side}
+                assert {picture.shape[:2] for picture in pictures_of(batch)} == {(side, side)}
 
-    def test_uniform_sizes_are_in_their_range_and_the_same_on_every_rank(self, kind, images):
-        ranks = [kind(images, 4, (10, SIZE), uniform=True, seed=2, world=2, rank=rank) for rank in (0, 1)]
-        sizes = [ranks[0].size_of(number) for number in range(60)]
+    def test_uniform_sizes_are_in_their_range_and_the_same_on_every_rank(self, images):
+        ranks = [
+            CropBatches(images, 4, (10, SIZE), uniform=True, seed=2, reading=Reading(world=2, rank=rank))
+            for rank in (0, 1)
+        ]
+        sizes = [ranks[0].side_of(number) for number in range(60)]
         assert set(sizes) == {10, 11, 12, 13, 14}
-        assert [ranks[1].size_of(number) for number in range(60)] == sizes
-        assert [kind(images, 4, (10, SIZE), uniform=True, seed=3).size_of(n) for n in range(60)] != sizes
+        assert [ranks[1].side_of(number) for number in range(60)] == sizes
+        assert [
+            CropBatches(images, 4, (10, SIZE), uniform=True, seed=3).side_of(n) for n in range(60)
+        ] != sizes
         for batch in ranks[0].epoch(1):
-            shorter = sizes[1] if kind is CropBatches else round(sizes[1] * 256 / 224)
-            assert {min(picture.shape[:2]) for picture in pictures_of(batch)} == {shorter}
+            assert {picture.shape[:2] for picture in pictures_of(batch)} == {(sizes[1], sizes[1])}
 
     @pytest.mark.parametrize("world", [2, 4])
-    def test_ranks_together_give_the_images_of_one_process(self, kind, images, world):
-        whole = kind(images, 4, (SIZE,), components=COMPONENTS)
-        ranks = [kind(images, 4, (SIZE,), components=COMPONENTS, world=world, rank=r) for r in range(world)]
+    def test_ranks_together_give_the_images_of_one_process(self, images, world):
+        whole = CropBatches(images, 4, (SIZE,), components=COMPONENTS)
+        ranks = [
+            CropBatches(images, 4, (SIZE,), components=COMPONENTS, reading=Reading(world=world, rank=r))
+            for r in range(world)
+        ]
         assert len({len(source) for source in ranks}) == 1
         epochs = [list(source.epoch(1)) for source in ranks]
         assert [len(epoch) for epoch in epochs] == [len(ranks[0])] * world
-        if kind is CropBatches:
-            for batch, *shares in zip(whole.epoch(1), *epochs, strict=True):
-                assert len(batch.labels) == 4
-                for rank, share in enumerate(shares):
-                    assert torch.equal(share.images, batch.images[rank::world])
-                    assert share.labels.tolist() == batch.labels[rank::world].tolist()
-        else:
-            # The batches themselves depend on how large a share is; the pixels of an image do not.
-            expected = {
-                n: p.tobytes() for b in whole.epoch(1) for n, p in zip(b.names, pictures_of(b), strict=True)
-            }
-            batches = [batch for epoch in epochs for batch in epoch]
-            assert {name for batch in batches for name in batch.names} == set(expected)
-            for batch in batches:
-                assert len(batch.labels) <= 4 // world
-                for name, picture in zip(batch.names, pictures_of(batch), strict=True):
-                    assert picture.tobytes() == expected[name]
+        for batch, *shares in zip(whole.epoch(1), *epochs, strict=True):
+            assert len(batch.labels) == 4
+            for rank, share in enumerate(shares):
+                assert torch.equal(share.images, batch.images[rank::world])
+                assert share.labels.tolist() == batch.labels[rank::world].tolist()
 
-    def test_unreadable_files_are_named(self, kind, some_unreadable):
-        source = kind(some_unreadable, 4, (SIZE,))
+    def test_unreadable_files_are_named(self, some_unreadable):
+        source = CropBatches(some_unreadable, 4, (SIZE,))
         batches = list(source.epoch(0))
         assert len(batches) == len(source)
         lines = sorted(line for batch in batches for line in batch.unreadable)
@@ -175,12 +165,11 @@ class TestAnySource:
             assert len(batch.images) == len(batch.labels) == len(batch.names) > 0
             assert not {2, 7} & set(batch.labels.tolist())
         read = sum(len(batch.labels) for batch in batches)
-        assert read == (14 if kind is CropBatches else 15)
-        if kind is CropBatches:
-            assert all(len(batch.labels) + len(batch.unreadable) == 4 for batch in batches)
+        assert read == 14
+        assert all(len(batch.labels) + len(batch.unreadable) == 4 for batch in batches)
 
-    def test_nothing_is_readable(self, kind, tmp_path):
-        source = kind([(tmp_path / f"{i}.png", i) for i in range(5)], 2)
+    def test_nothing_is_readable(self, tmp_path):
+        source = CropBatches([(tmp_path / f"{i}.png", i) for i in range(5)], 2)
         batches = list(source.epoch(0))
         assert len(batches) == len(source) > 0
         for batch in batches:
@@ -190,20 +179,21 @@ class TestAnySource:
             assert batch.labels.dtype == torch.int64
             assert 0 < len(batch.unreadable) <= 2
         lines = [line for batch in batches for line in batch.unreadable]
-        assert len(set(lines)) == len(lines) == (4 if kind is CropBatches else 5)
+        assert len(set(lines)) == len(lines) == 4
 
-    def test_workers_change_nothing(self, kind, some_unreadable):
+    def test_workers_change_nothing(self, some_unreadable):
         alone, together = (
-            kind(some_unreadable, 4, (SIZE, 11), components=COMPONENTS, workers=workers) for workers in (0, 2)
+            CropBatches(some_unreadable, 4, (SIZE, 11), components=COMPONENTS, reading=Reading(workers))
+            for workers in (0, 2)
         )
         assert all_equal(together.epoch(1, start=1), alone.epoch(1, start=1))
 
-    def test_examples_go_to_processes_that_do_not_fork(self, kind, images, monkeypatch):
+    def test_examples_go_to_processes_that_do_not_fork(self, images, monkeypatch):
         sent = []
         monkeypatch.setattr(
             loading, "DataLoader", lambda examples, **_: sent.append(pickle.dumps(examples)) or ()
         )
-        source = kind(images, 4, (SIZE, 11), components=COMPONENTS)
+        source = CropBatches(images, 4, (SIZE, 11), components=COMPONENTS)
         assert list(source.epoch(1)) == []
         monkeypatch.undo()
         examples = pickle.loads(sent[0])
@@ -215,22 +205,25 @@ class TestAnySource:
                 assert np.array_equal(pixels, picture)
                 assert others == [label, path]
 
-    def test_reading_leaves_the_random_state_alone(self, kind, images):
+    def test_reading_leaves_the_random_state_alone(self, images):
         states = [torch.random.get_rng_state(), random.getstate()]
-        list(kind(images, 4, (SIZE,), components=COMPONENTS).epoch(0))
+        list(CropBatches(images, 4, (SIZE,), components=COMPONENTS).epoch(0))
         assert torch.equal(torch.random.get_rng_state(), states[0])
         assert random.getstate() == states[1]
 
-    def test_what_comes_depends_on_no_random_state(self, kind, images):
-        source = kind(images, 4, (SIZE,), components=COMPONENTS)
+    def test_what_comes_depends_on_no_random_state(self, images):
+        source = CropBatches(images, 4, (SIZE,), components=COMPONENTS)
         torch.manual_seed(1)
         first = list(source.epoch(0))
         torch.manual_seed(2)
         assert all_equal(source.epoch(0), first)
 
-    def test_images_are_read_by_the_caller_s_function(self, kind, images):
-        source = kind(
-            images, 4, (SIZE,), read=lambda path: np.full((SIDE, SIDE, 3), int(path.stem), np.uint8)
+    def test_images_are_read_by_the_caller_s_function(self, images):
+        source = CropBatches(
+            images,
+            4,
+            (SIZE,),
+            reading=Reading(read=lambda path: np.full((SIDE, SIDE, 3), int(path.stem), np.uint8)),
         )
         for batch in source.epoch(0):
             for picture, label in zip(pictures_of(batch), batch.labels.tolist(), strict=True):
@@ -239,25 +232,25 @@ class TestAnySource:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"sizes": ()}, r"expected sizes from 1 up, found \(\)"),
-            ({"sizes": (14, 0)}, "expected sizes from 1 up"),
+            ({"scales": ()}, r"expected scales from 1 up, found \(\)"),
+            ({"scales": (14, 0)}, "expected scales from 1 up"),
             ({"batch_size": 18}, "found 17 images, expected at least a batch of 18"),
-            ({"batch_size": 5, "world": 2}, "found batches of 5, expected a multiple of the 2 processes"),
+            (
+                {"batch_size": 5, "reading": Reading(world=2)},
+                "found batches of 5, expected a multiple of the 2 processes",
+            ),
             ({"batch_size": 0}, "found batches of 0"),
         ],
     )
-    def test_arguments_that_make_no_batches(self, kind, images, options, message):
+    def test_arguments_that_make_no_batches(self, images, options, message):
         with pytest.raises(ValueError, match=message):
-            kind(images, **({"batch_size": 4} | options))
+            CropBatches(images, **({"batch_size": 4} | options))
 
-
-class TestCropBatches:
     @pytest.mark.parametrize("size", [SIZE, 11])
     def test_images_are_one_of_ten_crops(self, images, size):
         source = CropBatches(images, 4, (SIZE, size))
         chosen = set()
         for batch in source.epoch(1):
-            assert batch.sizes is None
             assert batch.images.dtype == torch.uint8
             assert batch.images.shape == (4, 3, size, size)
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -277,32 +270,6 @@ class TestCropBatches:
         assert len(set(shifts)) == 16
 
 
-class TestWholeBatches:
-    def test_images_are_whole_and_padded_below_and_on_the_right(self, images):
-        source, padded = WholeBatches(images, 4, (SIZE,)), 0
-        for batch in source.epoch(0):
-            pictures = pictures_of(batch)
-            for image, picture, path in zip(batch.images, pictures, batch.names, strict=True):
-                whole = read_image(path)
-                size = shorter_side_size(*whole.shape[:2], SIDE)
-                assert picture.shape[:2] == size
-                whole = resize(whole, *size)
-                assert np.array_equal(picture, whole) or np.array_equal(picture, whole[:, ::-1])
-                assert not image[:, size[0] :].any()
-                assert not image[:, :, size[1] :].any()
-            if batch.sizes is not None:
-                padded += 1
-                assert batch.sizes.dtype == torch.int64
-                assert batch.sizes.amax(dim=0).tolist() == [*batch.images.shape[2:]]
-                assert len({tuple(size) for size in batch.sizes.tolist()}) > 1
-            assert batch.images.is_contiguous(memory_format=torch.channels_last)
-        assert padded
-
-    def test_epochs_of_all_sizes_have_as_many_batches(self, images):
-        source = WholeBatches(images, 4, (5, 60), uniform=True)
-        assert {len(list(source.epoch(number))) for number in range(6)} == {len(source)}
-
-
 class TestCentralCrops:
     def test_every_image_comes_once_in_order(self, images):
         batches = list(CentralCrops(images, 5, SIZE))
@@ -316,7 +283,7 @@ class TestCentralCrops:
         seen = [
             label
             for rank in range(3)
-            for labels in labels_of(CentralCrops(images, 2, SIZE, world=3, rank=rank))
+            for labels in labels_of(CentralCrops(images, 2, SIZE, Reading(world=3, rank=rank)))
             for label in labels
         ]
         assert sorted(seen) == list(range(17))
@@ -325,7 +292,7 @@ class TestCentralCrops:
         batches = list(CentralCrops(some_unreadable, 3, SIZE))
         assert labels_of(batches) == [[0, 1], [3, 4, 5], [6, 8], [9, 10, 11], [12, 13, 14], [15, 16]]
         assert [len(batch.unreadable) for batch in batches] == [1, 0, 1, 0, 0, 0]
-        assert all_equal(CentralCrops(some_unreadable, 3, SIZE, workers=2), batches)
+        assert all_equal(CentralCrops(some_unreadable, 3, SIZE, Reading(2)), batches)
 
 
 class TestSampleComponents:
@@ -359,6 +326,6 @@ def test_workers_start_beside_the_threads_of_opencv(some_unreadable):
     cv2.setNumThreads(2)
     try:
         cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 0)
-        assert len(list(CropBatches(some_unreadable, 4, (SIZE,), workers=2).epoch(0))) == 4
+        assert len(list(CropBatches(some_unreadable, 4, (SIZE,), reading=Reading(2)).epoch(0))) == 4
     finally:
         cv2.setNumThreads(threads)

@@ -4,27 +4,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import nn
 
-from sppnet.classification.network import (
-    ARCHITECTURES,
-    Conv,
-    NetworkSettings,
-    Pool,
-    WithinChannelNorm,
-    build,
-    imagenet_classifier,
-    load_network,
-    save_network,
-)
-from sppnet.features.backbone import create_timm
-from sppnet.features.geometry import FeatureMaps, Geometry, project
+from sppnet.classification.architectures import ARCHITECTURES, Conv, Pool, WithinChannelNorm
+from sppnet.classification.file import load_network, save_network
+from sppnet.classification.network import NetworkSettings, build, imagenet_classifier
+from sppnet.features.encoded import FeatureMaps
+from sppnet.features.geometry import Geometry
+from sppnet.features.projection import project
+from sppnet.features.timm import create_timm
 from sppnet.images import resize, shorter_side_size
 from sppnet.onnx.export import export_network
-from sppnet.pooling.padded import TrueSizes, pad_batch
 
 CLASSES = ("cat", "dog", "owl")
 TIMM = "test_resnet"
@@ -197,7 +189,7 @@ def test_geometry(name, geometry, cells):
     assert network.backbone.training
     maps = network.backbone(torch.zeros(1, 3, 224, 224))[0]
     assert maps.shape[1:] == (cells, cells)
-    whole = project(np.array([[0.0, 0.0, 224.0, 224.0]]), FeatureMaps((maps,), (geometry,), (1.0, 1.0)))
+    whole = project(np.array([[0.0, 0.0, 224.0, 224.0]]), FeatureMaps((maps,), (geometry,), (1.0, 1.0), 224))
     assert whole.tolist() == [[0, 0, cells, cells]]
 
 
@@ -357,12 +349,12 @@ class TestFiles:
         ],
     )
     def test_round_trip(self, tmp_path, settings):
-        network = build(settings, "random", 5)
+        network, photos = build(settings, "random", 5), np.array([3, 2**64 - 1], np.uint64)
         for value in network.state_dict().values():
             if value.is_floating_point():
                 value.copy_(torch.rand(value.shape))
-        save_network(tmp_path / "a.safetensors", network, settings, {"epochs": 3})
-        loaded, described = load_network(tmp_path / "a.safetensors")
+        save_network(tmp_path / "a.safetensors", network, settings, {"epochs": 3}, photos)
+        loaded, described, about, photos = load_network(tmp_path / "a.safetensors")
         assert described == settings
         assert not loaded.training
         expected, found = network.state_dict(), loaded.state_dict()
@@ -370,8 +362,8 @@ class TestFiles:
         assert all(torch.equal(found[key], expected[key]) for key in expected)
         images = pixels(1, 3, 64, 64)
         assert torch.equal(loaded(images), network.eval()(images))
-        with safe_open(tmp_path / "a.safetensors", "pt") as file:
-            assert json.loads(file.metadata()["about"]) == {"epochs": 3}
+        assert about == {"epochs": 3}
+        assert photos.tolist() == [3, 2**64 - 1]
 
     @pytest.fixture
     def path(self, tmp_path):
@@ -400,13 +392,13 @@ class TestFiles:
         [
             (None, "a safetensors file without a format mark"),
             ({"format": "pt"}, "pt"),
-            ({"format": "sppnet-network", "version": "2"}, "sppnet-network 2"),
+            ({"format": "sppnet-network", "version": "1"}, "sppnet-network 1"),
             ({"format": "sppnet-detector", "version": "1"}, "sppnet-detector 1"),
         ],
     )
     def test_another_format(self, tmp_path, facts, found):
         save_file({"a": torch.zeros(2)}, tmp_path / "b.safetensors", facts)
-        with pytest.raises(ValueError, match=rf"b.safetensors: found {found}, expected sppnet-network 1$"):
+        with pytest.raises(ValueError, match=rf"b.safetensors: found {found}, expected sppnet-network 2$"):
             load_network(tmp_path / "b.safetensors")
 
     @pytest.mark.parametrize(
@@ -439,13 +431,13 @@ class TestFiles:
             load_network(path)
 
     def describe(self, path, text):
-        facts = {"format": "sppnet-network", "version": "1"} | ({} if text is None else {"network": text})
+        facts = {"format": "sppnet-network", "version": "2"} | ({} if text is None else {"network": text})
         save_file(load_file(path), path, facts)
 
     def test_a_tensor_is_missing(self, path):
         state = load_file(path)
         del state["backbone.conv3.conv.bias"]
-        facts = {"format": "sppnet-network", "version": "1", "network": json.dumps(tiny()._asdict())}
+        facts = {"format": "sppnet-network", "version": "2", "network": json.dumps(tiny()._asdict())}
         save_file(state, path, facts)
         with pytest.raises(
             ValueError, match=r"a.safetensors: found a network that does not fit its description"
@@ -507,57 +499,6 @@ def test_the_classifier_of_imagenet_knows_a_cat():
     best = [settings.classes[i] for i in scores.topk(5).indices]
     assert best[0] in CATS
     assert len(CATS & set(best)) >= 3
-
-
-class TestTrueSizes:
-    @pytest.mark.parametrize("value", [0.0, 999.0])
-    @pytest.mark.parametrize("inside", [True, False])
-    @pytest.mark.parametrize("name", [*ARCHITECTURES, TIMM])
-    def test_a_padded_batch_gives_what_each_image_gives(self, name, inside, value):
-        network = lively(build(tiny(name, levels=(3, 2, 1))))
-        images = [pixels(3, *side, dtype=torch.float64) for side in ((70, 97), (96, 64), (80, 83))]
-        parameters = list(network.parameters())
-        alone = torch.cat([network(image[None]) for image in images])
-        weights = torch.randn_like(alone)
-        expected = torch.autograd.grad((alone * weights).sum(), parameters)
-
-        batch, sizes = pad_batch(images, value=value)
-        with TrueSizes(batch, sizes):
-            together = network(batch)
-            total = (together * weights).sum()
-            if inside:
-                total.backward()
-        if not inside:
-            total.backward()
-        torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
-        for one, other in zip((p.grad for p in parameters), expected, strict=True):
-            scale = other.abs().max()
-            assert scale > 0
-            torch.testing.assert_close(one / scale, other / scale, rtol=1e-9, atol=1e-10)
-
-    def test_gradients_of_the_pixels_through_norms_that_follow_one_another(self):
-        network = nn.Sequential(WithinChannelNorm(alpha=0.5), nn.ReLU(), WithinChannelNorm(5, 0.8), nn.ReLU())
-        images = [torch.randn(2, *side, dtype=torch.float64).requires_grad_() for side in ((6, 9), (8, 5))]
-        alone = [network(image[None])[0] for image in images]
-        weights = [torch.randn_like(value) for value in alone]
-        expected = torch.autograd.grad(
-            sum((a * w).sum() for a, w in zip(alone, weights, strict=True)), images
-        )
-        # Unlike zeros, ones beyond an image pass through the first ReLU.
-        batch, sizes = pad_batch(images, value=1.0)
-        with TrueSizes(batch, sizes):
-            maps = network(batch)
-        total = torch.zeros(())
-        for cells, value, w in zip(maps, alone, weights, strict=True):
-            true = cells[:, : value.shape[1], : value.shape[2]]
-            torch.testing.assert_close(true, value)
-            total = total + (true * w).sum()
-        gradient = torch.autograd.grad(total, [batch, *images])
-        for cells, one, other in zip(gradient[0], gradient[1:], expected, strict=True):
-            torch.testing.assert_close(one, other)
-            height, width = other.shape[1:]
-            assert not cells[:, height:].any()
-            assert not cells[:, :, width:].any()
 
 
 def test_an_exported_network_gives_the_same_scores_at_any_size(tmp_path):

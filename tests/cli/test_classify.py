@@ -1,6 +1,7 @@
 """The commands on classifiers end to end: what they write and say, and what they leave behind on errors."""
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from commands import content, fails, read_json, same, sppnet, succeeds
-from sppnet.classification.network import load_network
+from sppnet.classification.classifier import Classifier
+from sppnet.classification.file import load_network, save_network
 from sppnet.classification.views import VIEWS, probabilities
 from sppnet.images import read_image
 from trees import SHAPES, class_tree
 
-TINY = ("--network", "zf5", "--width", "0.05", "--sizes", "80,64", "--batch", "9", "--epochs", "3")
+TINY = ("--network", "zf5", "--width", "0.03", "--scales", "64,48", "--batch", "9", "--epochs", "2")
 CLASSES = tuple(sorted(SHAPES))
 
 
@@ -32,7 +34,7 @@ def data(tmp_path_factory):
     """Class folders in two splits, not to be changed."""
     root = tmp_path_factory.mktemp("data")
     class_tree(root / "train", 6)
-    class_tree(root / "val", 2)
+    class_tree(root / "val", 2, seed=100)
     return root
 
 
@@ -45,17 +47,17 @@ def model(data, tmp_path_factory):
 
 class TestTrain:
     def test_writes_a_network_and_its_curves(self, data, model):
-        settings = load_network(model)[1]
+        settings = load_network(model).settings
         assert settings.classes == CLASSES
         assert (settings.name, settings.levels, settings.width, settings.size) == (
             "zf5",
             (6, 3, 2, 1),
-            0.05,
-            80,
+            0.03,
+            64,
         )
         rows = list(csv.DictReader(model.with_suffix(".csv").open()))
-        assert [row["epoch"] for row in rows] == ["0", "1", "2"]
-        assert [row["size"] for row in rows] == ["80", "64", "80"]
+        assert [row["epoch"] for row in rows] == ["0", "1"]
+        assert [row["side"] for row in rows] == ["64", "48"]
         assert all(0 <= float(row["validation_error"]) <= 1 for row in rows)
         assert Image.open(model.with_suffix(".png")).width > 400
         assert {path.name for path in model.parent.iterdir()} == {
@@ -64,7 +66,7 @@ class TestTrain:
 
     def test_says_what_each_epoch_gave(self, data):
         outcome = succeeds("classify", "train", data, "--out", "m.safetensors", *TINY[:-1], "1")
-        assert "epoch 1: size 80, rate 0.01" in outcome.out
+        assert "epoch 1: side 64, lr 0.01" in outcome.out
         assert "validation" in outcome.out
         assert "m.safetensors: 3 classes from 18 images" in outcome.out
 
@@ -76,7 +78,7 @@ class TestTrain:
         )
 
     def test_without_a_pyramid(self, data):
-        options = (*TINY[:4], "--sizes", "80", "--batch", "9", "--epochs", "1", "--levels", "none")
+        options = (*TINY[:4], "--scales", "64", "--batch", "9", "--epochs", "1", "--levels", "none")
         succeeds("classify", "train", data, "--out", "m.safetensors", *options)
         outcome = succeeds("classify", "evaluate", "m.safetensors", data, "--split", "val")
         assert "views one" in outcome.out
@@ -92,15 +94,47 @@ class TestTrain:
             says=["pyramid"],
         )
 
-    @pytest.mark.parametrize("option", ["--whole", "--uniform"])
-    def test_other_sources(self, data, option):
-        succeeds("classify", "train", data, "--out", "m.safetensors", *TINY, option)
+    def test_a_side_drawn_for_each_epoch(self, data):
+        succeeds("classify", "train", data, "--out", "m.safetensors", *TINY, "--uniform")
+        sides = [int(row["side"]) for row in csv.DictReader(Path("m.csv").read_text().splitlines())]
+        assert all(48 <= side <= 64 for side in sides)
+        assert not set(sides) <= {48, 64}
+
+    def test_options_reach_the_classifier(self, data):
+        options = ("--lr", "0.02", "--backbone-lr", "0.5", "--milestones", "1", "--weight-decay", "0.1")
+        options += ("--label-smoothing", "0.2", "--frozen", "2", "--accumulate", "2", "--mode", "average")
+        succeeds("classify", "train", data, "--out", "m.safetensors", *TINY, *options, "--seed", "3")
+        classifier = Classifier.load("m.safetensors")
+        expected = Classifier(
+            "zf5",
+            mode="average",
+            scales=(64, 48),
+            epochs=2,
+            lr=0.02,
+            backbone_lr=0.5,
+            milestones=(1,),
+            weight_decay=0.1,
+            batch_size=9,
+            accumulate=2,
+            frozen=2,
+            label_smoothing=0.2,
+            width=0.03,
+            seed=3,
+        )
+        assert classifier.get_params() == expected.get_params()
+        rows = csv.DictReader(Path("m.csv").read_text().splitlines())
+        assert [row["lr"] for row in rows] == ["0.02", "0.002"]
+
+    def test_without_splits_it_learns_from_everything_and_says_so(self, data):
+        outcome = succeeds("classify", "train", data / "train", "--out", "m.safetensors", *TINY[:-1], "1")
+        assert f"note: {data}/train: learning from no split for training, so all, 18 photos" in outcome.err
+        assert "validation" not in outcome.out
 
     def test_a_pretrained_backbone(self, data):
-        options = ("--sizes", "64", "--epochs", "1", "--batch", "9", "--validation", "none")
+        options = ("--scales", "64", "--epochs", "1", "--batch", "9", "--validation", "none")
         outcome = succeeds("classify", "train", data, "--out", "m.safetensors", *options)
         assert "validation" not in outcome.out
-        _, settings = load_network("m.safetensors")
+        settings = load_network("m.safetensors").settings
         assert (settings.name, settings.levels) == ("tf_efficientnet_lite0", (3, 2, 1))
 
     def test_goes_on_after_a_kill(self, data, model):
@@ -125,7 +159,7 @@ class TestRun:
         image = data / "val" / CLASSES[0] / "000001.jpg"
         outcome = succeeds("classify", "run", model, image, "--json", "found.json")
         (record,) = read_json("found.json")
-        network, _ = load_network(model)
+        network = load_network(model).network
         expected = probabilities(network, read_image(image), "full")
         order = expected.argsort(descending=True).tolist()
         assert [entry["class"] for entry in record["classes"]] == [CLASSES[i] for i in order]
@@ -142,7 +176,7 @@ class TestRun:
         import skimage
 
         photo = Path(skimage.__file__).parent / "data" / "chelsea.png"
-        succeeds("classify", "run", "-", photo, "--json", "found.json")
+        succeeds("classify", "run", "imagenet", photo, "--json", "found.json")
         (record,) = read_json("found.json")
         assert record["classes"][0]["title"] == "Egyptian cat"
         assert record["classes"][0]["class"] == "n02124075"
@@ -174,7 +208,7 @@ class TestEvaluate:
         )
         outcome = succeeds(*arguments)
         found = read_json("m.json")
-        network, _ = load_network(model)
+        network = load_network(model).network
         right = dict.fromkeys(CLASSES, 0)
         for label, name in enumerate(CLASSES):
             for path in sorted((data / "val" / name).iterdir()):
@@ -194,6 +228,23 @@ class TestEvaluate:
         succeeds("classify", "evaluate", model, "list.csv", "--json", "m.json")
         assert read_json("m.json")["images"] == 3
 
+    def test_it_says_that_the_network_was_fitted_on_these_photos(self, data, model):
+        outcome = succeeds("classify", "evaluate", model, data, "--split", "train", "--json", "m.json")
+        assert "warning: the network was fitted on 18 of these 18 photos" in outcome.err
+        assert read_json("m.json")["seen"] == 18
+        outcome = succeeds("classify", "evaluate", model, data, "--split", "val")
+        assert "fitted on" not in outcome.err
+
+    def test_an_unreadable_image_is_named_and_the_rest_is_measured(self, data, model):
+        shutil.copytree(data / "val", "mine")
+        Path("mine", CLASSES[0], "000001.jpg").write_bytes(b"nothing")
+        outcome = sppnet("classify", "evaluate", model, "mine", "--json", "m.json")
+        assert outcome.status == 1
+        assert "000001.jpg" in outcome.said[0]
+        assert outcome.said[1] == "sppnet: 1 of 6 images failed"
+        found = read_json("m.json")
+        assert (found["images"], len(found["unreadable"])) == (5, 1)
+
 
 def test_export(data, model):
     pytest.importorskip("onnxscript", reason="needs the extra sppnet[onnx]")
@@ -202,7 +253,7 @@ def test_export(data, model):
     assert "m.onnx: image -> probabilities of 3 classes" in outcome.out
     image = read_image(data / "val" / CLASSES[0] / "000001.jpg")
     (found,) = runtime.InferenceSession("m.onnx").run(None, {"image": image})
-    expected = probabilities(load_network(model)[0], image, "full")
+    expected = probabilities(load_network(model).network, image, "full")
     assert found == pytest.approx(expected.numpy(), abs=2e-4)
 
 
@@ -216,12 +267,12 @@ class TestBadInput:
         fails("classify", "train", "mine", "--out", "m.safetensors", *TINY, says=["mine/empty"])
 
     def test_sizes_too_small(self, data):
-        options = (*TINY[:4], "--sizes", "80,4")
+        options = (*TINY[:4], "--scales", "64,4")
         fails("classify", "train", data, "--out", "m.safetensors", *options, says=["4 x 4", "too small"])
 
     @pytest.mark.parametrize("text", ["0", "a", "80,", "-3"])
     def test_sizes_that_are_none(self, data, text):
-        fails("classify", "train", data, "--out", "m.safetensors", "--sizes", text, says=["--sizes", text])
+        fails("classify", "train", data, "--out", "m.safetensors", "--scales", text, says=["--scales", text])
 
     def test_several_sizes_without_a_pyramid(self, data):
         fails(
@@ -229,13 +280,11 @@ class TestBadInput:
         )
 
     def test_unknown_network(self, data):
-        options = ("--network", "zf6", "--sizes", "64")
+        options = ("--network", "zf6", "--scales", "64")
         fails("classify", "train", data, "--out", "m.safetensors", *options, says=["zf6"])
 
     def test_a_checkpoint_of_another_run(self, data, model):
-        from sppnet.classification.network import save_network
-
-        network, settings = load_network(model)
+        network, settings, *_ = load_network(model)
         save_network("m.safetensors.checkpoint", network, settings)
         fails("classify", "train", data, "--out", "m.safetensors", *TINY, says=["m.safetensors.checkpoint"])
 
@@ -282,16 +331,26 @@ class TestBadInput:
         Path("mine", CLASSES[0]).rename(Path("mine/otter"))
         fails("classify", "evaluate", model, "mine", says=["otter"])
 
-    def test_unknown_views(self, data, model):
-        fails(
-            "classify",
-            "run",
-            model,
-            data / "val" / CLASSES[0],
-            "--views",
-            "eleven",
-            says=["eleven", "maps10"],
+    @pytest.mark.parametrize(
+        ("option", "value", "choices"),
+        [
+            ("--views", "eleven", "maps10"),
+            ("--mode", "median", "average"),
+            ("--precision", "8", "bf16-mixed"),
+        ],
+    )
+    def test_choices_that_there_are_not(self, data, model, option, value, choices):
+        given = (
+            ("run", model, data / "val" / CLASSES[0])
+            if option == "--views"
+            else ("train", data, "--out", "m")
         )
+        fails("classify", *given, option, value, says=[option, value, choices], status=2)
+
+    def test_names_that_no_network_has(self, data):
+        image = data / "val" / CLASSES[0]
+        fails("classify", "run", "imagnet", image, says=["imagnet", "did you mean imagenet?"])
+        fails("classify", "run", "animals", image, says=["sppnet-detector", "expected sppnet-network"])
 
     def test_results_never_replace_what_is_read(self, data, model):
         fails("classify", "evaluate", model, data, "--split", "val", "--json", model, says=[model])
@@ -301,7 +360,7 @@ class TestBadInput:
             raise KeyboardInterrupt
             yield  # training yields its epochs
 
-        monkeypatch.setattr("sppnet.classification.training.train", stop)
+        monkeypatch.setattr("sppnet.classification.classifier.train", stop)
         outcome = sppnet("classify", "train", data, "--out", "m.safetensors", *TINY)
         assert outcome.status == 130
         assert "the same command goes on" in outcome.err

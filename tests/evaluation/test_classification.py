@@ -57,6 +57,8 @@ def test_facts_are_json():
         "classes": {"cat": {"images": 1, "right": 1}, "dog": {"images": 2, "right": 1}},
         "confusion": [[1, 0], [1, 1]],
         "images": 3,
+        "seen": 0,
+        "unreadable": [],
     }
 
 

@@ -67,11 +67,6 @@ def random_crop(
     return _altered(resize(resized[y1:y2, x1:x2], size, size), components, rng)
 
 
-def random_whole(image: Pixels, side: int, components: Components | None, rng: np.random.Generator) -> Pixels:
-    """Return a training example of a whole image: shorter side `side`, flipped half the time, other light."""
-    return _altered(resize_shorter(image, side), components, rng)
-
-
 def central_crop(image: Pixels, size: int) -> Pixels:
     """Return the central view of an image whose shorter side is resized to `size` times 256 / 224."""
     resized = resize_shorter(image, round(size * MARGIN))

@@ -1,4 +1,4 @@
-"""Batches for training: single size, alternating sizes, a random size, or whole images of their own sizes.
+"""Batches for training: one size, alternating sizes, or a random size.
 
 Every source has the same form: ``source.epoch(number)`` iterates over the batches of an epoch, always the
 same ones for the same number, so that training can go on from any batch (paper sections 2.3 and 3.1).
@@ -9,7 +9,8 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property, partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,18 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sppnet.arrays import IntArray, Pixels
-from sppnet.classification.augment import (
-    MARGIN,
-    Components,
-    central_crop,
-    colour_components,
-    random_crop,
-    random_whole,
-)
+from sppnet.arrays import Pixels
+from sppnet.classification.augment import Components, central_crop, colour_components, random_crop
 from sppnet.errors import SppnetError
-from sppnet.images import image_size, read_image, shorter_side_size
-from sppnet.pooling.padded import SizeBucketSampler, pad_batch
+from sppnet.images import read_image
 
 Images = Sequence[tuple[Path, int]]
 Reader = Callable[[Path], Pixels]
@@ -44,10 +37,9 @@ class Batch(NamedTuple):
     Attributes
     ----------
     images : (N, 3, H, W) uint8 tensor
-        RGB, channels last in memory.
+        Pixels in RGB, channels last in memory.
     labels : (N,) int64 tensor
-    sizes : (N, 2) int64 tensor or None
-        True heights and widths where the images are padded below and on the right.
+        Place of each image's class in the list of classes.
     names : list of Path
         The files.
     unreadable : list of str
@@ -56,9 +48,33 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    sizes: Tensor | None
     names: list[Path]
     unreadable: list[str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become pixels, and which process reads which of them.
+
+    Attributes
+    ----------
+    workers : int
+        Processes that read; 0 reads in this one. A script that uses some must guard what it does by
+        ``if __name__ == "__main__":``, as for all processes that are not copies.
+    read : callable
+        Takes a path and returns pixels.
+    world, rank : int
+        How many processes train together, and which one this is.
+    """
+
+    workers: int = 0
+    read: Reader = read_image
+    world: int = 1
+    rank: int = 0
+
+
+ALONE = Reading()
+"""One process that reads its files itself."""
 
 
 class Source(Protocol):
@@ -71,8 +87,8 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Return the number of batches of an epoch in this process."""
 
-    def size_of(self, number: int) -> int:
-        """Return the size of the images of an epoch: their side, or their shorter side."""
+    def side_of(self, number: int) -> int:
+        """Return the side of the images of an epoch in pixels."""
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of an epoch from batch `start` on."""
@@ -97,14 +113,10 @@ def _collate(examples: Sequence[tuple[Pixels | str, int, Path]]) -> Batch:
     read = [(content, label, path) for content, label, path in examples if not isinstance(content, str)]
     if not read:
         nothing = torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
-        return Batch(nothing, torch.zeros(0, dtype=torch.int64), None, [], unreadable)
-    pictures = [torch.from_numpy(pixels).permute(2, 0, 1) for pixels, _, _ in read]
-    labels, names = torch.tensor([label for _, label, _ in read]), [path for _, _, path in read]
-    if len({picture.shape for picture in pictures}) == 1:
-        together = torch.from_numpy(np.stack([pixels for pixels, _, _ in read]))
-        return Batch(together.permute(0, 3, 1, 2), labels, None, names, unreadable)
-    padded, sizes = pad_batch(pictures)
-    return Batch(padded.contiguous(memory_format=torch.channels_last), labels, sizes, names, unreadable)
+        return Batch(nothing, torch.zeros(0, dtype=torch.int64), [], unreadable)
+    pixels, labels, names = zip(*read, strict=True)
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    return Batch(images, torch.tensor(labels), list(names), unreadable)
 
 
 def _one_thread(_: int) -> None:
@@ -155,137 +167,78 @@ def sample_components(images: Images, read: Reader = read_image, seed: int = 0) 
     return colour_components(pictures)
 
 
-class _Batches:
-    """What both sources share: their arguments, the size of an epoch, reading from any batch on."""
+class CropBatches:
+    """Square crops of one side in an epoch: always the same, alternating, or drawn anew (paper section 2.3).
+
+    Parameters
+    ----------
+    images : sequence of (path, label)
+        What to learn from.
+    batch_size : int
+        Images of a batch over all processes. The last images of an epoch that fill no batch are left out.
+    scales : sequence of int
+        Sides in pixels. The epochs take turns among them; the largest is that of the crop, which is resized
+        to the others.
+    uniform : bool
+        Whether the side of each epoch is drawn from the least to the largest of `scales` instead.
+    components : (3, 3) array, optional
+        Colour components, from `sample_components`; without them colours stay.
+    seed : int
+        Seed of the order, crops, flips, light and sides.
+    reading : Reading
+        How files are read, and by how many processes.
+    """
 
     def __init__(
         self,
         images: Images,
         batch_size: int,
-        sizes: Sequence[int] = (224,),
+        scales: Sequence[int] = (224,),
         *,
         uniform: bool = False,
         components: Components | None = None,
         seed: int = 0,
-        workers: int = 0,
-        read: Reader = read_image,
-        world: int = 1,
-        rank: int = 0,
+        reading: Reading = ALONE,
     ) -> None:
-        if not sizes or min(sizes) < 1:
-            raise SppnetError(f"expected sizes from 1 up, found {sizes}")
-        if batch_size < world or batch_size % world:
-            raise SppnetError(f"found batches of {batch_size}, expected a multiple of the {world} processes")
+        if not scales or min(scales) < 1:
+            raise SppnetError(f"expected scales from 1 up, found {scales}")
+        if batch_size < reading.world or batch_size % reading.world:
+            raise SppnetError(
+                f"found batches of {batch_size}, expected a multiple of the {reading.world} processes"
+            )
         if len(images) < batch_size:
             raise SppnetError(f"found {len(images)} images, expected at least a batch of {batch_size}")
-        self.images, self.batch_size, self.sizes, self.uniform = images, batch_size, tuple(sizes), uniform
-        self.components, self.seed, self.workers, self.read = components, seed, workers, read
-        self.world, self.rank = world, rank
-
-    def size_of(self, number: int) -> int:
-        """Return the size of an epoch, one of `sizes` or, if `uniform`, anything between them."""
-        if not self.uniform:
-            return self.sizes[number % len(self.sizes)]
-        rng = np.random.default_rng((self.seed, number, len(self.images)))
-        return int(rng.integers(min(self.sizes), max(self.sizes) + 1))
-
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch from batch `start` on."""
-        # Not a lambda: worker processes that do not fork get it by pickle.
-        alter = partial(self._alter, number, self.size_of(number))
-        examples = _Examples(self.images, self.read, alter)
-        return _load(examples, self._plan(number)[start:], self.workers)
-
-    def _plan(self, number: int) -> list[list[int]]:
-        """Return which images form the batches of an epoch in this process."""
-        raise NotImplementedError
-
-    def _alter(self, number: int, size: int, pixels: Pixels, index: int) -> Pixels:
-        """Return what an epoch makes of the pixels of an image, given its size and the image's index."""
-        raise NotImplementedError
-
-
-class CropBatches(_Batches):
-    """Square crops of one size in an epoch: always the same, alternating, or drawn anew (paper section 2.3).
-
-    Parameters
-    ----------
-    images : sequence of (path, label)
-    batch_size : int
-        Images of a batch over all processes. The last images of an epoch that fill no batch are left out.
-    sizes : sequence of int
-        The epochs take turns among these; the largest is that of the crop, which is resized to the others.
-    uniform : bool
-        Draw the size of each epoch from the least to the largest of `sizes` instead.
-    components : (3, 3) array, optional
-        Colour components, from `sample_components`; without them colours stay.
-    seed : int
-        Of order, crops, flips, light and sizes.
-    workers : int
-        Processes that read; 0 reads in this one. A script that uses some must guard what it does by
-        ``if __name__ == "__main__":``, as for all processes that are not copies.
-    read : callable
-        Path to pixels.
-    world, rank : int
-        How many processes train together, and which one this is.
-    """
+        self.images, self.batch_size, self.scales, self.uniform = images, batch_size, tuple(scales), uniform
+        self.components, self.seed, self.reading = components, seed, reading
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
+    def side_of(self, number: int) -> int:
+        """Return the side of an epoch, one of `scales` or, if `uniform`, anything between them."""
+        if not self.uniform:
+            return self.scales[number % len(self.scales)]
+        rng = np.random.default_rng((self.seed, number, len(self.images)))
+        return int(rng.integers(min(self.scales), max(self.scales) + 1))
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch from batch `start` on."""
+        # Not a lambda: worker processes that do not fork get it by pickle.
+        alter = partial(self._alter, number, self.side_of(number))
+        examples = _Examples(self.images, self.reading.read, alter)
+        return _load(examples, self._plan(number)[start:], self.reading.workers)
+
     def _plan(self, number: int) -> list[list[int]]:
+        """Return which images form the batches of an epoch in this process."""
         order = np.random.default_rng((self.seed, number)).permutation(len(self.images))
         batches = order[: len(self) * self.batch_size].reshape(len(self), self.batch_size)
-        plan: list[list[int]] = batches[:, self.rank :: self.world].tolist()
+        plan: list[list[int]] = batches[:, self.reading.rank :: self.reading.world].tolist()
         return plan
 
-    def _alter(self, number: int, size: int, pixels: Pixels, index: int) -> Pixels:
+    def _alter(self, number: int, side: int, pixels: Pixels, index: int) -> Pixels:
+        """Return what an epoch makes of the pixels of an image, given its side and the image's index."""
         rng = np.random.default_rng((self.seed, number, index))
-        return random_crop(pixels, max(self.sizes), size, self.components, rng)
-
-
-class WholeBatches(_Batches):
-    """Whole images in their own aspect ratios, padded to the largest of their batch (beyond the paper).
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        Of crops that show as much: shorter sides are 256 / 224 of these. The epochs take turns.
-    images, batch_size, uniform, components, seed, workers, read, world, rank
-        As for `CropBatches`; images of similar size form a batch, so some are smaller.
-    """
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def _plan(self, number: int) -> list[list[int]]:
-        self._sampler.set_epoch(number)
-        return list(self._sampler)
-
-    def _alter(self, number: int, size: int, pixels: Pixels, index: int) -> Pixels:
-        rng = np.random.default_rng((self.seed, number, index))
-        return random_whole(pixels, round(size * MARGIN), self.components, rng)
-
-    @cached_property
-    def _shapes(self) -> IntArray:
-        """Heights and widths of the files, from their headers; 1 x 1 where there is none to read."""
-
-        def shape(index: int) -> tuple[int, int]:
-            try:
-                return image_size(self.images[index][0])
-            except (SppnetError, OSError):
-                return 1, 1  # The epoch that meets it will name it.
-
-        with ThreadPoolExecutor() as pool:
-            return np.array(list(pool.map(shape, range(len(self.images)))))
-
-    @cached_property
-    def _sampler(self) -> SizeBucketSampler:
-        # The number of batches must not depend on the epoch's size: buckets are those of the largest.
-        side = round(max(self.sizes) * MARGIN)
-        shapes = [shorter_side_size(height, width, side) for height, width in self._shapes.tolist()]
-        share = self.batch_size // self.world
-        return SizeBucketSampler(shapes, share, seed=self.seed, num_replicas=self.world, rank=self.rank)
+        return random_crop(pixels, max(self.scales), side, self.components, rng)
 
 
 class CentralCrops:
@@ -294,12 +247,13 @@ class CentralCrops:
     Parameters
     ----------
     images : sequence of (path, label)
+        What to measure on.
     batch_size : int
         Images of a batch in each process.
     size : int
-        Side of the view; the shorter side of the image is 256 / 224 of it.
-    workers, read, world, rank
-        As for `CropBatches`.
+        Side of the view in pixels; the shorter side of the image is 256 / 224 of it.
+    reading : Reading
+        How files are read, and by how many processes.
     """
 
     def __init__(
@@ -307,20 +261,15 @@ class CentralCrops:
         images: Images,
         batch_size: int,
         size: int = 224,
-        *,
-        workers: int = 0,
-        read: Reader = read_image,
-        world: int = 1,
-        rank: int = 0,
+        reading: Reading = ALONE,
     ) -> None:
-        self.images, self.batch_size, self.size = images, batch_size, size
-        self.workers, self.read, self.world, self.rank = workers, read, world, rank
+        self.images, self.batch_size, self.size, self.reading = images, batch_size, size, reading
 
     def __iter__(self) -> Iterator[Batch]:
-        examples = _Examples(self.images, self.read, self._crop)
-        share = range(self.rank, len(self.images), self.world)
+        examples = _Examples(self.images, self.reading.read, self._crop)
+        share = range(self.reading.rank, len(self.images), self.reading.world)
         batches = [[*share[i : i + self.batch_size]] for i in range(0, len(share), self.batch_size)]
-        return _load(examples, batches, self.workers)
+        return _load(examples, batches, self.reading.workers)
 
     def _crop(self, pixels: Pixels, _: int) -> Pixels:
         return central_crop(pixels, self.size)

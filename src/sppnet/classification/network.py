@@ -1,178 +1,69 @@
-"""The paper's networks as data, and SPP-net on them or on any timm network.
+"""SPP-net: a backbone of the paper's or of any timm network, a pyramid, and fully connected layers.
 
-A network is a backbone (convolutions), a pooling and a head (fully connected layers). With a pyramid it takes
-images of any size; with the paper's last pooling instead, of one size only (sections 2 and 3.1, table 1).
+With a pyramid a network takes images of any size; with the paper's last pooling instead, of one size only
+(sections 2 and 3.1, table 1).
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.overrides import has_torch_function
 
+from sppnet.classification.architectures import ARCHITECTURES, Layers, fully_connected, scaled
 from sppnet.errors import SppnetError
 from sppnet.features.geometry import Geometry, derive_geometry
-from sppnet.features.timm import RANDOM, create_timm, fix_same_padding, load_weights
-from sppnet.pooling.bins import LEVELS, pyramid_length, valid_levels
+from sppnet.features.timm import HEAD, RANDOM, Stages, create_timm, fix_same_padding, load_weights
+from sppnet.pooling.bins import LEVELS, pyramid_length
 from sppnet.pooling.layer import SpatialPyramidPooling
-from sppnet.storage import read_metadata, write_tensors
 
-FORMAT, VERSION = "sppnet-network", "1"
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 
-class Conv(NamedTuple):
-    """A convolution of `filters` of `size` x `size`, with ReLU."""
+class TimmBackbone(Stages):
+    """The convolutions of a timm network, whose batch norms keep the statistics of their pretraining.
 
-    filters: int
-    size: int
-    stride: int = 1
-    padding: int = 1
-
-
-class Pool(NamedTuple):
-    """Max pooling; `ceil` rounds the size of the map up, as Caffe does."""
-
-    size: int
-    stride: int
-    ceil: bool = True
-
-
-class Norm(NamedTuple):
-    """Local response normalisation, with the constants of the released ZF-5."""
-
-    size: int = 3
-    alpha: float = 5e-5
-    beta: float = 0.75
-
-
-class Architecture(NamedTuple):
-    """The layers of a backbone, and the pooling after them in the network without a pyramid."""
-
-    layers: tuple[Conv | Pool | Norm, ...]
-    last: Pool
-
-    @property
-    def depth(self) -> int:
-        """Number of convolutions, after which the paper counts fully connected layers on."""
-        return sum(isinstance(layer, Conv) for layer in self.layers)
-
-
-_ZF5_FROM_CONV3 = (Conv(384, 3), Conv(384, 3), Conv(256, 3))
-_OVERFEAT5 = (
-    *(Conv(96, 7, 2), Pool(3, 3, ceil=False), Norm()),
-    *(Conv(256, 5, padding=2), Pool(2, 2, ceil=False)),
-    *(Conv(512, 3), Conv(512, 3), Conv(512, 3)),
-)
-# Table 1 gives no paddings; these give its map sizes. The released ZF-5 does not pad conv2, whose map of a
-# 224 image is then 26 x 26, not 27 x 27.
-ARCHITECTURES = {
-    "zf5": Architecture(
-        (
-            *(Conv(96, 7, 2), Norm(), Pool(3, 2)),
-            *(Conv(256, 5, 2), Norm(), Pool(3, 2)),
-            *_ZF5_FROM_CONV3,
-        ),
-        Pool(3, 2),
-    ),
-    "zf5-released": Architecture(
-        (
-            *(Conv(96, 7, 2), Norm(), Pool(3, 2)),
-            *(Conv(256, 5, 2, padding=0), Norm(), Pool(3, 2)),
-            *_ZF5_FROM_CONV3,
-        ),
-        Pool(3, 2),
-    ),
-    "convnet5": Architecture(
-        (
-            *(Conv(96, 11, 4, padding=2), Norm()),
-            *(Conv(256, 5, padding=2), Norm(), Pool(3, 2)),
-            *(Conv(384, 3), Pool(3, 2)),
-            *(Conv(384, 3), Conv(256, 3)),
-        ),
-        Pool(3, 2),
-    ),
-    "overfeat5": Architecture(_OVERFEAT5, Pool(3, 3)),
-    "overfeat7": Architecture((*_OVERFEAT5, Conv(512, 3), Conv(512, 3)), Pool(3, 3)),
-}
-
-
-def _scale(x: Tensor, size: int, alpha: float) -> Tensor:
-    return F.avg_pool2d(x * x, size, 1, size // 2) * alpha + 1
-
-
-class _Normalise(torch.autograd.Function):
-    """``x * s ** -0.75`` with ``s = 1 + alpha * average(x * x)``, in fewer passes than autograd takes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float) -> Tensor:
-        scale = _scale(x, size, alpha)
-        power = scale.pow(-beta)
-        ctx.save_for_backward(x, scale, power)
-        ctx.settings = size, alpha, beta
-        return x * power
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        x, scale, power = ctx.saved_tensors
-        size, alpha, beta = ctx.settings
-        direct = gradient * power
-        # Averaging over a centred square of cells is its own adjoint.
-        spread = F.avg_pool2d(direct * x / scale, size, 1, size // 2)
-        return direct.addcmul(x, spread, value=-2 * alpha * beta), None, None, None
-
-
-class WithinChannelNorm(nn.Module):
-    """Local response normalisation over neighbouring cells of a channel, as in the released ZF-5.
-
-    ``y = x * (1 + alpha * a) ** -beta``, where ``a`` is the mean of ``x ** 2`` over `size` x `size` cells,
-    those outside the map counted as 0.
+    Parameters
+    ----------
+    model : nn.Module
+        The network of timm's.
+    statistics : bool
+        Whether batch norms learn statistics of their own in training, as from random weights they must.
     """
 
-    def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:
-        super().__init__()
-        self.size, self.alpha, self.beta = size, alpha, beta
+    def __init__(self, model: nn.Module, statistics: bool) -> None:
+        super().__init__(model, (HEAD,))
+        self.statistics = statistics
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise maps (N, C, H, W)."""
-        if has_torch_function((x,)):
-            # `TrueSizes` keeps images and padding apart operator by operator, so autograd must see each one.
-            return x * _scale(x, self.size, self.alpha).pow(-self.beta)
-        normalised: Tensor = _Normalise.apply(x, self.size, self.alpha, self.beta)
-        return normalised
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the last maps, (N, C, h, w), of standardised images (N, 3, H, W)."""
+        return super().forward(x)[0]
 
-    def extra_repr(self) -> str:
-        """Return what `repr` shows between the parentheses."""
-        return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
+    def groups(self) -> list[list[nn.Parameter]]:
+        """Return the parameters by stage, from the image on."""
+        from timm.models import group_parameters
 
+        matcher = self.model.group_matcher(coarse=True)  # type: ignore[operator]
+        named = dict(self.model.named_parameters())
+        grouped = group_parameters(self.model, matcher)
+        found = ([named[name] for name in names if name in named] for names in grouped.values())
+        return [parameters for parameters in found if parameters]
 
-class VectorNorm(nn.Module):
-    """Scale vectors (N, D) to one Euclidean norm, so that learning does not depend on their length."""
-
-    def __init__(self, norm: float) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Scale vectors."""
-        return F.normalize(vectors) * self.norm
-
-    def extra_repr(self) -> str:
-        """Return what `repr` shows between the parentheses."""
-        return f"norm={self.norm}"
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Set the mode of all layers but for batch norms that keep their statistics."""
+        super().train(mode)
+        if not self.statistics:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
 
 class SPPNet(nn.Module):
@@ -192,16 +83,16 @@ class SPPNet(nn.Module):
     dropout : float
         Share of hidden units left out in training.
     norm : float, optional
-        Pooled vectors are scaled to this norm (section 3.2 normalises them, too). On a pretrained backbone their
-        length is anything, and the head would learn too fast or too slowly.
+        Pooled vectors are scaled to this norm (section 3.2 normalises them, too). On a pretrained backbone
+        their length is anything, and the head would learn too fast or too slowly.
     size : int
         Side of the square images that the network is made for: of crops and views, and the only one that a
         network without a pyramid takes.
     mean, std : (float, float, float)
-        Of the pixels, 0 to 255, in red, green and blue; part of the network.
+        Mean and deviation of the pixels, 0 to 255, in red, green and blue; part of the network.
     depth : int
-        Number of the backbone's last convolution, for the names of the layers: the first fully connected layer
-        is ``fc<depth + 1>``.
+        Number of the backbone's last convolution, for the names of the layers: the first fully connected
+        layer is ``fc<depth + 1>``.
 
     Attributes
     ----------
@@ -238,10 +129,16 @@ class SPPNet(nn.Module):
         self.map_side = math.isqrt(cells)
         self.pool = nn.Flatten() if levels is None else SpatialPyramidPooling(levels, mode)
         bins = cells if levels is None else pyramid_length(1, levels)
-        self.head = _fully_connected(channels * bins, head, dropout, depth + 1, norm)
+        self.head = fully_connected(channels * bins, head, dropout, depth + 1, norm)
 
     def map_of(self, size: int) -> tuple[int, int]:
-        """Return channels and cells of the map of a square image; ValueError if it is too small."""
+        """Return channels and cells of the map of a square image.
+
+        Raises
+        ------
+        SppnetError
+            If the image is too small for the network.
+        """
         training = self.backbone.training
         try:
             with torch.no_grad():
@@ -262,7 +159,7 @@ class SPPNet(nn.Module):
         def fits(size: int) -> bool:
             try:
                 return bool(self.map_of(size))
-            except ValueError:
+            except SppnetError:
                 return False
 
         return bisect_left(range(self.size), True, key=fits)
@@ -279,8 +176,8 @@ class SPPNet(nn.Module):
 
     @property
     def groups(self) -> list[list[nn.Parameter]]:
-        """The backbone's parameters in groups, from the image on: convolutions, or stages of a timm backbone."""
-        if isinstance(self.backbone, _Timm):
+        """The backbone's parameters in groups from the image on: convolutions, or stages of timm's."""
+        if isinstance(self.backbone, TimmBackbone):
             return self.backbone.groups()
         children = (list(child.parameters()) for child in self.backbone.children())
         return [parameters for parameters in children if parameters]
@@ -348,24 +245,6 @@ class SPPNet(nn.Module):
         return x
 
 
-def _fully_connected(
-    inputs: int, widths: Sequence[int], dropout: float, number: int, norm: float | None
-) -> nn.Sequential:
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for i, width in enumerate(widths):
-        parts: OrderedDict[str, nn.Module] = OrderedDict()
-        if i:
-            parts["dropout"] = nn.Dropout(dropout)
-        elif norm is not None:
-            parts["norm"] = VectorNorm(norm)
-        parts["linear"] = nn.Linear(inputs, width)
-        if i < len(widths) - 1:
-            parts["relu"] = nn.ReLU()
-        layers[f"fc{number + i}"] = nn.Sequential(parts)
-        inputs = width
-    return nn.Sequential(layers)
-
-
 class NetworkSettings(NamedTuple):
     """What a network is built from; stored in its file.
 
@@ -374,17 +253,22 @@ class NetworkSettings(NamedTuple):
     name : str
         A key of `ARCHITECTURES`, or a timm model name.
     classes : tuple of str
+        Names of the classes.
     levels : tuple of int or None
+        The pyramid; None is the paper's last pooling instead.
     mode : {"max", "average"}
+        What is kept of a bin.
     hidden : tuple of int or None
         Widths of the hidden fully connected layers; by default the paper's 4096, 4096 times `width` for its
         networks, none for others.
     width : float
-        Of the paper's networks: all numbers of filters and units are multiplied by it.
+        Factor on all numbers of filters and units of the paper's networks.
     dropout : float
+        Share of hidden units left out in training.
     norm : float or None
-        Of pooled vectors; None leaves them.
+        Euclidean norm to which pooled vectors are scaled; None leaves them.
     size : int
+        Side of the square images that the network is made for.
     """
 
     name: str
@@ -404,11 +288,12 @@ def build(settings: NetworkSettings, weights: str | None = RANDOM, seed: int = 0
     Parameters
     ----------
     settings : NetworkSettings
+        What the network is.
     weights : str or None
         For a timm network: a weights file of the whole network, None for the installed ImageNet weights (see
         `sppnet.features.backbone.Backbone`), or ``"random"``. The paper's networks start from random weights.
     seed : int
-        Of the random weights: He et al.'s for convolutions, deviation 0.01 for fully connected layers.
+        Seed of the random weights: He et al.'s for convolutions, deviation 0.01 for fully connected layers.
 
     Raises
     ------
@@ -427,7 +312,7 @@ def build(settings: NetworkSettings, weights: str | None = RANDOM, seed: int = 0
 
 def _paper(settings: NetworkSettings) -> SPPNet:
     architecture = ARCHITECTURES[settings.name]
-    backbone, channels = _Layers(settings.width), 3
+    backbone, channels = Layers(settings.width), 3
     for layer in architecture.layers:
         channels = backbone.add(layer, channels)
     if settings.levels is None:
@@ -436,7 +321,7 @@ def _paper(settings: NetworkSettings) -> SPPNet:
     network = SPPNet(
         nn.Sequential(backbone.children),
         settings.levels,
-        (*(_scaled(width, settings.width) for width in hidden), len(settings.classes)),
+        (*(scaled(width, settings.width) for width in hidden), len(settings.classes)),
         mode=settings.mode,
         dropout=settings.dropout,
         norm=settings.norm,
@@ -445,33 +330,6 @@ def _paper(settings: NetworkSettings) -> SPPNet:
     )
     _initialise(network)
     return network
-
-
-class _Layers:
-    """Layers under the names that the paper gives them: conv1, norm1, pool1, conv2 and so on."""
-
-    def __init__(self, width: float) -> None:
-        self.width, self.number = width, 0
-        self.children: OrderedDict[str, nn.Module] = OrderedDict()
-
-    def add(self, layer: Conv | Pool | Norm, channels: int) -> int:
-        """Add a layer and return the channels of its map."""
-        if isinstance(layer, Conv):
-            filters = _scaled(layer.filters, self.width)
-            conv = nn.Conv2d(channels, filters, layer.size, layer.stride, layer.padding)
-            self.number += 1
-            self.children[f"conv{self.number}"] = nn.Sequential(OrderedDict(conv=conv, relu=nn.ReLU()))
-            return filters
-        if isinstance(layer, Pool):
-            pool = nn.MaxPool2d(layer.size, layer.stride, ceil_mode=layer.ceil)
-            self.children[f"pool{self.number}"] = pool
-        else:
-            self.children[f"norm{self.number}"] = WithinChannelNorm(*layer)
-        return channels
-
-
-def _scaled(count: int, width: float) -> int:
-    return max(1, round(count * width))
 
 
 def _initialise(network: SPPNet) -> None:
@@ -490,51 +348,22 @@ def _initialise_head(network: SPPNet) -> None:
             nn.init.zeros_(module.bias)
 
 
-class _Timm(nn.Module):
-    """The convolutions of a timm network, whose batch norms keep the statistics of their pretraining."""
-
-    def __init__(self, model: nn.Module, statistics: bool) -> None:
-        super().__init__()
-        self.model, self.statistics = model, statistics
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps: Tensor = self.model.forward_features(x)  # type: ignore[operator]
-        return maps
-
-    def groups(self) -> list[list[nn.Parameter]]:
-        from timm.models import group_parameters
-
-        matcher = self.model.group_matcher(coarse=True)  # type: ignore[operator]
-        named = dict(self.model.named_parameters())
-        grouped = group_parameters(self.model, matcher)
-        found = ([named[name] for name in names if name in named] for names in grouped.values())
-        return [parameters for parameters in found if parameters]
-
-    def train(self, mode: bool = True) -> _Timm:
-        super().train(mode)
-        if not self.statistics:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
-
-
 def _on_timm(settings: NetworkSettings, weights: str | None) -> SPPNet:
     model = create_timm(settings.name)
     load_weights(model, settings.name, weights)
     fix_same_padding(model)
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     model.reset_classifier(0)  # type: ignore[operator]
+    backbone = TimmBackbone(model, statistics=weights == RANDOM)
     network = SPPNet(
-        _Timm(model, statistics=weights == RANDOM),
+        backbone,
         settings.levels,
         (*(settings.hidden or ()), len(settings.classes)),
         mode=settings.mode,
         dropout=settings.dropout,
         norm=settings.norm,
         size=settings.size,
-        mean=[255 * value for value in config["mean"]],
-        std=[255 * value for value in config["std"]],
+        mean=[255 * value for value in backbone.mean],
+        std=[255 * value for value in backbone.std],
     )
     _initialise_head(network)
     return network
@@ -558,51 +387,3 @@ def imagenet_classifier() -> tuple[SPPNet, NetworkSettings]:
         {f"fc6.linear.{name}": value for name, value in model.get_classifier().state_dict().items()}  # type: ignore[operator]
     )
     return network.eval(), settings
-
-
-def save_network(
-    path: str | Path, network: SPPNet, settings: NetworkSettings, about: dict[str, Any] | None = None
-) -> None:
-    """Write a network to a safetensors file that describes itself.
-
-    Parameters
-    ----------
-    path : path
-    network : SPPNet
-    settings : NetworkSettings
-        What it was built from.
-    about : dict, optional
-        Anything that JSON can hold: how it was made.
-    """
-    facts = {"format": FORMAT, "version": VERSION, "network": json.dumps(settings._asdict())}
-    write_tensors(path, network.state_dict(), {**facts, "about": json.dumps(about or {})})
-
-
-def load_network(path: str | Path) -> tuple[SPPNet, NetworkSettings]:
-    """Read a network that `save_network` wrote, ready to compute scores.
-
-    Raises
-    ------
-    SppnetError
-        If the file holds no network, or one that does not fit its description.
-    FileNotFoundError
-        If there is no such file.
-    """
-    facts = read_metadata(path, FORMAT, VERSION)
-    try:
-        settings = settings_from(json.loads(facts["network"]))
-        network = build(settings)
-        network.load_state_dict(load_file(path))
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise SppnetError(f"{path}: found a network that does not fit its description ({reason})") from None
-    return network.eval(), settings
-
-
-def settings_from(values: dict[str, Any]) -> NetworkSettings:
-    """Return settings that were stored as JSON."""
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    settings = NetworkSettings(**plain)
-    if settings.levels is not None:
-        valid_levels(settings.levels)
-    return settings

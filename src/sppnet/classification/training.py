@@ -7,30 +7,26 @@ loop and state alone (paper sections 2.3 and 3.1).
 
 from __future__ import annotations
 
-import json
+import atexit
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from sppnet.classification.batches import Batch, Source
+from sppnet.classification.checkpoint import Checkpointing, EpochRecord, Progress
 from sppnet.classification.network import SPPNet
-from sppnet.errors import SppnetError, TrainingError
-from sppnet.pooling.padded import TrueSizes
-from sppnet.storage import read_checkpoint, write_tensors
+from sppnet.errors import SppnetError, TrainingError, check_choice
 
-FORMAT, VERSION = "sppnet-checkpoint", "1"
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _NAMED = 5
 
 
@@ -41,97 +37,98 @@ class Recipe:
     Attributes
     ----------
     epochs : int
-        How many at most; 70 for ZF-5 in the paper, 90 for the others.
-    rate : float
+        Most epochs; 70 for ZF-5 in the paper, 90 for the others.
+    lr : float
         Learning rate.
-    backbone_rate : float
-        Factor of the rate for the backbone: 1 from random weights, less for a pretrained backbone, 0 to freeze it.
-    drops : tuple of int, optional
-        Epochs before which the rate is divided by 10. By default it is divided whenever the error has not
-        improved for `patience` epochs, at most twice; the third time, training ends.
+    backbone_lr : float
+        Factor of the learning rate for the backbone: 1 from random weights, less for a pretrained backbone,
+        0 to freeze it.
+    milestones : tuple of int, optional
+        Epochs before which the learning rate is divided by 10. By default it is divided whenever the error
+        has not improved for `patience` epochs, at most twice; the third time, training ends.
     patience : int
-    momentum, decay : float
-        Momentum, and weight decay.
+        Epochs to wait for a lower error.
+    momentum, weight_decay : float
+        Constants of the gradient descent.
     accumulate : int
         Batches whose gradients make one step; what is left at the end of an epoch makes a smaller one.
     frozen : int
-        First groups of the backbone's layers that stay as they are, see `SPPNet.groups`. They cost no backward
-        pass, and of a pretrained backbone they know already what they could learn.
-    smoothing : float
+        First groups of the backbone's layers that stay as they are, see `SPPNet.groups`. They cost no
+        backward pass, and of a pretrained backbone they know already what they could learn.
+    label_smoothing : float
         Share of each label that is spread evenly over all classes.
     """
 
     epochs: int = 70
-    rate: float = 0.01
-    backbone_rate: float = 1.0
-    drops: tuple[int, ...] | None = None
+    lr: float = 0.01
+    backbone_lr: float = 1.0
+    milestones: tuple[int, ...] | None = None
     patience: int = 5
     momentum: float = 0.9
-    decay: float = 5e-4
+    weight_decay: float = 5e-4
     accumulate: int = 1
     frozen: int = 0
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        positive = (self.epochs, self.rate, self.patience, self.accumulate)
-        if min(positive) <= 0 or min(self.backbone_rate, self.momentum, self.decay, self.frozen) < 0:
-            raise SppnetError(f"found {self}, expected epochs, rate, patience and accumulate above 0")
-        if not 0 <= self.smoothing < 1:
-            raise SppnetError(f"found the smoothing {self.smoothing}, expected 0 or more and less than 1")
+        positive = (self.epochs, self.lr, self.patience, self.accumulate)
+        if min(positive) <= 0 or min(self.backbone_lr, self.momentum, self.weight_decay, self.frozen) < 0:
+            raise SppnetError(f"found {self}, expected epochs, lr, patience and accumulate above 0")
+        if not 0 <= self.label_smoothing < 1:
+            found = self.label_smoothing
+            raise SppnetError(f"found the label smoothing {found}, expected 0 or more and less than 1")
+
+    @classmethod
+    def pretrained(cls, groups: int, epochs: int | None = None) -> Recipe:
+        """Return the recipe for a pretrained backbone.
+
+        The first half of its layers stays; the rest learns at half the rate, which is divided by 10 after 60
+        and 85 % of the epochs.
+
+        Parameters
+        ----------
+        groups : int
+            In how many groups its layers come, see `SPPNet.groups`.
+        epochs : int, optional
+            How many there are; by default 8.
+        """
+        epochs = 8 if epochs is None else epochs
+        milestones = round(0.6 * epochs), round(0.85 * epochs)
+        return cls(epochs, backbone_lr=0.5, milestones=milestones, frozen=groups // 2, label_smoothing=0.1)
 
 
-@dataclass(frozen=True)
-class EpochRecord:
-    """What an epoch was and gave.
+def launch(device: str, precision: str = "32-true") -> Fabric:
+    """Return the processes that train: this one, or those that torchrun started.
 
-    Attributes
+    Parameters
     ----------
-    epoch : int
-        From 0.
-    size : int
-        Of the images.
-    rate : float
-    loss, error : float
-        Means over the training images as they came: cross entropy, share of wrong answers.
-    validation_error : float or None
-        Share of wrong answers on central views.
-    images : int
-        That were trained on.
-    unreadable : int
-        Files that could not be read, so far, in training and validation.
-    seconds : float
-    skipped : tuple of str
-        A line for each of these files that is met here for the first time.
+    device : {"cpu", "cuda"}
+        What they compute on.
+    precision : {"32-true", "bf16-mixed", "16-mixed"}
+        What they compute in.
+
+    Raises
+    ------
+    SppnetError
+        If there is no such device or precision, or there are fewer GPUs than processes.
     """
-
-    epoch: int
-    size: int
-    rate: float
-    loss: float
-    error: float
-    validation_error: float | None
-    images: int
-    unreadable: int
-    seconds: float
-    skipped: tuple[str, ...] = ()
-
-
-@dataclass
-class _Progress:
-    """Where training stands, between two steps."""
-
-    batches: int
-    epoch: int = 0
-    batch: int = 0
-    loss: float = 0.0
-    wrong: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    divided: int = 0
-    best: float = math.inf
-    waited: int = 0
-    unreadable: list[str] = field(default_factory=list)
-    history: list[EpochRecord] = field(default_factory=list)
+    check_choice("device of a training", device, ("cpu", "cuda"))
+    check_choice("precision", precision, PRECISIONS)
+    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    if device == "cuda" and local > torch.cuda.device_count():
+        raise SppnetError(f"found {torch.cuda.device_count()} GPUs, expected the {local} that were asked for")
+    fabric = Fabric(
+        accelerator=device,
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        precision=precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() != "nccl":
+        # Threads of a group that outlives Python can abort the process; Fabric only sees to nccl.
+        atexit.register(torch.distributed.destroy_process_group)
+    return fabric
 
 
 def train(
@@ -140,11 +137,9 @@ def train(
     recipe: Recipe,
     *,
     validation: Iterable[Batch] | None = None,
-    checkpoint: str | Path | None = None,
-    identity: str = "",
+    checkpointing: Checkpointing | None = None,
     fabric: Fabric | None = None,
     seed: int = 0,
-    save_every: float = 300.0,
     unreadable_limit: int | None = None,
 ) -> Iterator[EpochRecord]:
     """Train a network; one record per epoch, those of an earlier, interrupted run included.
@@ -154,22 +149,21 @@ def train(
     network : SPPNet
         Its weights are changed in place. Between epochs and afterwards it is in evaluation mode.
     source : Source
-        Of batches, see `sppnet.classification.batches`.
+        The batches, see `sppnet.classification.batches`.
     recipe : Recipe
+        How weights move.
     validation : iterable of Batch, optional
-        Central views of other images (this process's share of them); their error decides when the rate drops.
-    checkpoint : path, optional
-        Written after every epoch and every `save_every` seconds, whole or not at all. If it exists, training
-        goes on from it, on one processor to the same weights bit for bit, and on another number of processes
-        if they still make the same batches together.
-    identity : str
-        What the run is, in words that are stored in the checkpoint; one of another identity is refused.
+        Central views of other images (this process's share of them); their error decides when the learning
+        rate drops.
+    checkpointing : Checkpointing, optional
+        Where the run is written down, whole or not at all. If the file exists, training goes on from it, on
+        one processor to the same weights bit for bit, and on another number of processes if they still make
+        the same batches together.
     fabric : lightning_fabric.Fabric, optional
         Device, precision and processes, launched; by default this processor. The scale of the precision
         ``16-mixed`` is not in the checkpoint; ``bf16-mixed`` has none.
     seed : int
-        Of dropout, with the number of the batch: PyTorch's generator is seeded before each.
-    save_every : float
+        Seed of dropout, with the number of the batch: PyTorch's generator is seeded before each.
     unreadable_limit : int, optional
         Most distinct files that may be unreadable; by default 1 % of the images met in an epoch, at least 10.
         A process counts its own, and those of the others whenever a checkpoint is due and after an epoch.
@@ -183,28 +177,27 @@ def train(
     TrainingError
         If the loss is not finite (names the files of the batch), or too many files are unreadable.
     SppnetError
-        If `checkpoint` belongs to another run, or is damaged.
+        If the checkpoint belongs to another run, or is damaged.
     OSError
         If the checkpoint cannot be written; the last good one stays.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    path = None if checkpoint is None else Path(checkpoint)
     if unreadable_limit is None:
         unreadable_limit = max(10, len(source) * source.batch_size // 100)
-    run = _Run(network, source, recipe, path, identity, fabric, seed, save_every, unreadable_limit)
+    run = _Run(network, source, recipe, checkpointing, fabric, seed, unreadable_limit)
     yield from run.resume()
     while run.goes_on:
-        run.set_rate()
+        run.set_lr()
         run.epoch()
         yield run.finish(validation)
 
 
 def _optimizer(network: SPPNet, recipe: Recipe) -> torch.optim.SGD:
     groups = [{"params": list(network.head.parameters()), "factor": 1.0}]
-    if recipe.backbone_rate:
+    if recipe.backbone_lr:
         learning = [p for p in network.backbone.parameters() if p.requires_grad]
-        groups.append({"params": learning, "factor": recipe.backbone_rate})
-    return torch.optim.SGD(groups, recipe.rate, recipe.momentum, weight_decay=recipe.decay)
+        groups.append({"params": learning, "factor": recipe.backbone_lr})
+    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
 
 
 def _freeze(network: SPPNet, count: int) -> None:
@@ -225,27 +218,24 @@ class _Run:
         network: SPPNet,
         source: Source,
         recipe: Recipe,
-        path: Path | None,
-        identity: str,
+        checkpointing: Checkpointing | None,
         fabric: Fabric,
         seed: int,
-        save_every: float,
         limit: int,
     ) -> None:
         self.network, self.source, self.recipe, self.fabric = network, source, recipe, fabric
-        self.path, self.identity, self.save_every = path, identity, save_every
-        self.seed, self.limit = seed, limit
-        network.backbone.requires_grad_(recipe.backbone_rate > 0)
+        self.checkpointing, self.seed, self.limit = checkpointing, seed, limit
+        network.backbone.requires_grad_(recipe.backbone_lr > 0)
         _freeze(network, recipe.frozen)
         self.module, self.optimizer = fabric.setup(network, _optimizer(network, recipe))
         network.eval()
-        self.progress = _Progress(len(source))
+        self.progress = Progress(len(source))
         self.saved = self.started = time.monotonic()
 
     def resume(self) -> list[EpochRecord]:
         """Go on from the checkpoint, if there is one; return the records of the epochs before it."""
-        if self.path is not None and self.path.exists():
-            self.progress = _resume(self.path, self.identity, self.network, self.optimizer, len(self.source))
+        if self.checkpointing is not None and self.checkpointing.path.exists():
+            self.progress = self.checkpointing.resume(self.network, self.optimizer, len(self.source))
             if self.fabric.global_rank:
                 self.progress.loss, self.progress.wrong, self.progress.images = 0.0, 0, 0
         return list(self.progress.history)
@@ -255,19 +245,19 @@ class _Run:
         """Whether there is another epoch."""
         return self.progress.epoch < self.recipe.epochs and self.progress.divided <= 2
 
-    def set_rate(self) -> None:
+    def set_lr(self) -> None:
         """Set the learning rate of the epoch that begins."""
-        progress, drops = self.progress, self.recipe.drops
-        divided = progress.divided if drops is None else sum(progress.epoch >= d for d in drops)
-        self.rate = self.recipe.rate * 0.1**divided
+        progress, milestones = self.progress, self.recipe.milestones
+        divided = progress.divided if milestones is None else sum(progress.epoch >= m for m in milestones)
+        self.lr = self.recipe.lr * 0.1**divided
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * group["factor"]
+            group["lr"] = self.lr * group["factor"]
 
     def epoch(self) -> None:
         """Train on what is left of the epoch, and save now and then."""
         progress, every = self.progress, self.recipe.accumulate
         self.network.train()
-        self.network.backbone.train(self.recipe.backbone_rate > 0)
+        self.network.backbone.train(self.recipe.backbone_lr > 0)
         batches = self.source.epoch(progress.epoch, progress.batch)
         for i, batch in enumerate(batches, progress.batch):
             self._note(batch.unreadable)
@@ -276,8 +266,8 @@ class _Run:
             self._learn(batch, 1 / every, steps)
             if steps:
                 progress.batch = i + 1
-                if self.path is not None and self._due():
-                    self.save(self.path)
+                if self.checkpointing is not None and self._due(self.checkpointing.every):
+                    self.save(self.checkpointing)
 
     def _seed(self, batch: int) -> int:
         """Return the seed of what is random in a batch, so that none depends on what came before."""
@@ -286,7 +276,7 @@ class _Run:
 
     def _learn(self, batch: Batch, share: float, steps: bool) -> None:
         """Add the gradient of a batch to that of its step, and make the step if it is complete."""
-        images, labels, sizes, count = batch.images, batch.labels, batch.sizes, len(batch.labels)
+        images, labels, count = batch.images, batch.labels, len(batch.labels)
         if not count:
             # A black image without weight: other processes wait for the gradient of this one.
             images = torch.zeros(1, 3, self.network.size, self.network.size, dtype=torch.uint8)
@@ -294,8 +284,8 @@ class _Run:
         images, labels = self.fabric.to_device(images), self.fabric.to_device(labels)
         waits = not steps and self.fabric.world_size > 1
         with self.fabric.no_backward_sync(self.module, enabled=waits):
-            scores = self._scores(images, sizes)
-            loss = F.cross_entropy(scores.float(), labels, label_smoothing=self.recipe.smoothing)
+            scores = self.module(images)
+            loss = F.cross_entropy(scores.float(), labels, label_smoothing=self.recipe.label_smoothing)
             value, wrong = loss.item(), int((scores.detach().argmax(dim=1) != labels).sum())
             if not math.isfinite(value):
                 raise TrainingError(self._diverged(value, batch))
@@ -308,16 +298,11 @@ class _Run:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def _scores(self, images: Tensor, sizes: Tensor | None) -> Tensor:
-        with nullcontext() if sizes is None else TrueSizes(images, sizes):
-            scores: Tensor = self.module(images)
-        return scores
-
     def _diverged(self, value: float, batch: Batch) -> str:
         names = ", ".join(map(str, batch.names[:_NAMED]))
         more = f" and {len(batch.names) - _NAMED} more" if len(batch.names) > _NAMED else ""
         return (
-            f"found the loss {value} in epoch {self.progress.epoch} at a learning rate of {self.rate:g}, "
+            f"found the loss {value} in epoch {self.progress.epoch} at a learning rate of {self.lr:g}, "
             f"expected a finite number; the batch: {names}{more}"
         )
 
@@ -337,8 +322,8 @@ class _Run:
             torch.distributed.all_gather_object(notes, self.progress.unreadable)
             self.progress.unreadable = list(dict.fromkeys(chain.from_iterable(notes)))
 
-    def _due(self) -> bool:
-        due = time.monotonic() - self.saved > self.save_every
+    def _due(self, every: float) -> bool:
+        due = time.monotonic() - self.saved > every
         return bool(self.fabric.broadcast(due)) if self.fabric.world_size > 1 else due
 
     def finish(self, validation: Iterable[Batch] | None) -> EpochRecord:
@@ -353,8 +338,8 @@ class _Run:
         before = progress.history[-1].unreadable if progress.history else 0
         record = EpochRecord(
             epoch=progress.epoch,
-            size=self.source.size_of(progress.epoch),
-            rate=self.rate,
+            side=self.source.side_of(progress.epoch),
+            lr=self.lr,
             loss=loss / images if images else math.nan,
             error=error,
             validation_error=measured,
@@ -368,8 +353,8 @@ class _Run:
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.loss, progress.wrong, progress.images, progress.seconds = 0.0, 0, 0, 0.0
         self.started = time.monotonic()
-        if self.path is not None:
-            self.save(self.path)
+        if self.checkpointing is not None:
+            self.save(self.checkpointing)
         return record
 
     def _wait(self, error: float) -> None:
@@ -379,7 +364,7 @@ class _Run:
             progress.best, progress.waited = error, 0
             return
         progress.waited += 1
-        if self.recipe.drops is None and progress.waited >= self.recipe.patience:
+        if self.recipe.milestones is None and progress.waited >= self.recipe.patience:
             progress.divided, progress.waited = progress.divided + 1, 0
 
     def _error(self, validation: Iterable[Batch]) -> float:
@@ -402,7 +387,7 @@ class _Run:
         sums = self.fabric.all_reduce(torch.tensor(values, dtype=torch.float64), reduce_op="sum")
         return [float(value) for value in sums]
 
-    def save(self, path: Path) -> None:
+    def save(self, checkpointing: Checkpointing) -> None:
         """Write everything that the next step depends on."""
         progress, now = self.progress, time.monotonic()
         self._share_notes()
@@ -412,48 +397,4 @@ class _Run:
             return
         stored = asdict(progress) | {"seconds": progress.seconds + now - self.started}
         stored |= {"loss": sums[0], "wrong": int(sums[1]), "images": int(sums[2])}
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        for name, parameter in self.network.named_parameters():
-            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = momentum
-        facts = {"format": FORMAT, "version": VERSION, "identity": self.identity}
-        write_tensors(path, tensors, {**facts, "progress": json.dumps(stored)})
-
-
-def _resume(
-    path: Path, identity: str, network: SPPNet, optimizer: torch.optim.SGD, batches: int
-) -> _Progress:
-    """Load a checkpoint into a network and its optimizer."""
-    facts, tensors = read_checkpoint(path, FORMAT, VERSION)
-    if facts.get("identity") != identity:
-        raise SppnetError(
-            f"{path}: found the checkpoint of another run ({facts.get('identity')}), expected {identity}; "
-            "remove it to start anew"
-        )
-    try:
-        progress = _Progress(**json.loads(facts["progress"]))
-        progress.history = [_record(values) for values in progress.history]
-        network.load_state_dict(
-            {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-        )
-        for name, parameter in network.named_parameters():
-            if f"momentum.{name}" in tensors:
-                # In the layout of the parameter, or every step would be slower from here on.
-                momentum = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-                optimizer.state[parameter]["momentum_buffer"] = momentum
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise SppnetError(
-            f"{path}: found a checkpoint that does not fit the network ({reason}); remove it to start anew"
-        ) from None
-    if progress.batches != batches:
-        raise SppnetError(
-            f"{path}: found a checkpoint of epochs of {progress.batches} batches, expected {batches}; "
-            "remove it to start anew"
-        )
-    return progress
-
-
-def _record(values: Any) -> EpochRecord:
-    return EpochRecord(**{**values, "skipped": tuple(values["skipped"])})
+        checkpointing.save(self.network, self.optimizer, stored)

@@ -61,7 +61,7 @@ def probabilities(network: SPPNet, image: Pixels, views: str = "full") -> Tensor
 
 
 def check_views(network: SPPNet, views: str) -> None:
-    """Raise the ValueError that `probabilities` would raise for these views."""
+    """Raise the error that `probabilities` would raise for these views."""
     if views not in VIEWS:
         raise SppnetError(f"found the views {views!r}, expected one of {', '.join(VIEWS)}")
     if views not in _CROPS and not network.takes_any_size:
@@ -94,7 +94,7 @@ def _one(network: SPPNet, image: Pixels) -> Tensor:
 
 def _ten(network: SPPNet, image: Pixels) -> Tensor:
     resized = resize_shorter(image, side_of(network, WHOLE))
-    crops = [resized[y1:y2, x1:x2] for x1, y1, x2, y2 in _windows(resized, network.size, sides=False)]
+    crops = [resized[y1:y2, x1:x2] for x1, y1, x2, y2 in _windows(resized, network.size, middles=False)]
     scores: Tensor = network(_batch(network, [*crops, *(crop[:, ::-1] for crop in crops)]))
     return scores
 
@@ -106,22 +106,22 @@ def _full(network: SPPNet, image: Pixels) -> Tensor:
     return scores
 
 
-def _windows(image: Pixels, size: int, sides: bool) -> IntArray:
+def _windows(image: Pixels, size: int, middles: bool) -> IntArray:
     height, width = image.shape[:2]
-    return view_windows(height, width, size, sides)
+    return view_windows(height, width, size, middles)
 
 
 def _on_maps(
-    network: SPPNet, image: Pixels, *, scales: Sequence[int], sides: bool = False, whole: bool = False
+    network: SPPNet, image: Pixels, *, scales: Sequence[int], middles: bool = False, whole: bool = False
 ) -> Tensor:
     """Score windows of the maps of an image and its flip at each scale; `whole` adds the maps at `WHOLE`."""
     pooled = []
     for scale in scales:
         resized = resize_shorter(image, side_of(network, scale))
         maps = network.backbone(network.standardise(_batch(network, [resized, resized[:, ::-1]])))
-        windows = _windows(resized, network.size, sides)
-        mirrored = flip(windows, resized.shape[1])
-        cells = [_cells(network, maps[0], windows), _cells(network, maps[1], mirrored)]
+        windows = _windows(resized, network.size, middles)
+        flipped = flip(windows, resized.shape[1])
+        cells = [_cells(network, maps[0], windows), _cells(network, maps[1], flipped)]
         if whole and scale == WHOLE:
             cells = [np.concatenate([c, [[0, 0, maps.shape[3], maps.shape[2]]]]) for c in cells]
         index = np.repeat([0, 1], [len(c) for c in cells])
@@ -134,8 +134,8 @@ def _cells(network: SPPNet, maps: Tensor, windows: IntArray) -> IntArray:
     """Return the cells of views on a map (C, h, w): as many as the map of a crop has, at the nearest place.
 
     Cell ``u`` of a crop that begins at pixel x lies where cell ``u + x / stride`` of the image does. The rule
-    for candidate windows (`sppnet.features.projection.project`) has a tolerance at their borders, and would often give a
-    view a row or column more than the network was trained with.
+    for candidate windows (`sppnet.features.projection.project`) has a tolerance at their borders, and would
+    often give a view a row or column more than the network was trained with.
     """
     side = network.map_side
     ends = np.array([maps.shape[2], maps.shape[1]]) - side
@@ -153,7 +153,7 @@ VIEWS: dict[str, Callable[[SPPNet, Pixels], Tensor]] = {
     "ten": _ten,
     "full": _full,
     "maps10": partial(_on_maps, scales=(WHOLE,)),
-    "maps96": partial(_on_maps, scales=SCALES, sides=True),
-    "maps98": partial(_on_maps, scales=SCALES, sides=True, whole=True),
+    "maps96": partial(_on_maps, scales=SCALES, middles=True),
+    "maps98": partial(_on_maps, scales=SCALES, middles=True, whole=True),
 }
 _CROPS = ("one", "ten")

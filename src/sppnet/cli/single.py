@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated
 
 import typer
@@ -67,7 +66,8 @@ def export(
         path = model_path(model)
         console.check_places(out, None, [path])
 
-    from sppnet.classification import network as networks
+    from sppnet.classification.classifier import Classifier
+    from sppnet.classification.file import FORMAT
     from sppnet.detection.detector import Detector
     from sppnet.features.backbone import Backbone
     from sppnet.onnx.export import export_model
@@ -76,9 +76,8 @@ def export(
     if not ours:
         backbone = Backbone(model, opt.name_list(stages), weights=weights)
         what = export_model(backbone, out, scale=scale, levels=pyramid)
-    elif file_format(path) == networks.FORMAT:
-        classifier, settings = networks.load_network(path)
-        what = export_model(SimpleNamespace(network_=classifier, classes_=settings.classes), out)
+    elif file_format(path) == FORMAT:
+        what = export_model(Classifier.load(path), out)
     else:
         what = export_model(Detector.load(path, weights=weights), out)
     print(f"{out}: {what}")

@@ -28,12 +28,19 @@ class ClassificationReport:
         Share of the images whose class is the most probable one, or among the five most probable.
     confusion : (K, K) int64
         Number of images of each class (rows) by the class they are taken for (columns).
+    seen : int
+        Number of images that are known to be among those the classifier was fitted on: if there are any, the
+        figures say little about new images.
+    unreadable : tuple of str
+        A line for each image that could not be read and was left out.
     """
 
     classes: tuple[str, ...]
     top1: float
     top5: float
     confusion: IntArray
+    seen: int = 0
+    unreadable: tuple[str, ...] = ()
 
     @property
     def images(self) -> IntArray:
@@ -61,6 +68,8 @@ class ClassificationReport:
             "classes": {name: {"images": images, "right": right} for name, images, right in counts},
             "confusion": self.confusion.tolist(),
             "images": int(self.confusion.sum()),
+            "seen": self.seen,
+            "unreadable": list(self.unreadable),
         }
 
 

@@ -85,12 +85,13 @@ class FittedNetwork(Protocol):
     ----------
     network_ : SPPNet
         The network.
-    classes_ : sequence of str
-        Names of the K classes, in the order of its outputs.
     """
 
     network_: SPPNet
-    classes_: Sequence[str]
+
+    @property
+    def classes_(self) -> Sequence[str]:
+        """Names of the K classes, in the order of its outputs."""
 
 
 def export_model(

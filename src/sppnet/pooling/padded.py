@@ -1,34 +1,28 @@
-"""Images of different sizes in one batch, each with the result that it has alone.
+"""Maps or images of different sizes in one batch.
 
-Images of similar size are put together (`SizeBucketSampler`), padded below and on the right (`pad_batch`),
-and run through any convolutional network as if there were no padding (`TrueSizes`)::
+Those of similar size are put together (`SizeBucketSampler`) and padded below and on the right (`pad_batch`);
+`SpatialPyramidPooling` takes the true sizes and gives each map the vector that it has alone::
 
-    loader = DataLoader(images, batch_sampler=SizeBucketSampler(sizes, 32), collate_fn=collate_padded)
+    loader = DataLoader(maps, batch_sampler=SizeBucketSampler(sizes, 32), collate_fn=collate_padded)
     for (batch, sizes), labels in loader:
-        with TrueSizes(batch, sizes):
-            scores = network(batch)  # convolutions, SpatialPyramidPooling, linear layers
+        vectors = pool(batch, sizes)
 """
 
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 from torch.utils.data import Sampler, default_collate
 
 from sppnet.arrays import IntArray
 from sppnet.errors import SppnetError
-from sppnet.pooling import operator  # noqa: F401  (registers the operator)
-from sppnet.pooling.checks import checked_sizes, described
+from sppnet.pooling.checks import described
 
 
 def pad_batch(images: Sequence[Tensor], multiple: int = 1, value: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -191,246 +185,3 @@ def _similar(sizes: IntArray, max_waste: float) -> list[IntArray]:
         smaller = sides[:, axis] <= math.sqrt(low[axis] * high[axis])
         undivided += [members[~smaller], members[smaller]]
     return buckets
-
-
-class TrueSizes(TorchFunctionMode):
-    """Run networks on a padded batch so that every image gives what it gives alone.
-
-    In the context, an operator that mixes cells finds beyond the true size of an image what its own padding
-    holds: zeros for a convolution or average, minus infinity for a maximum. The true sizes follow its
-    formula. Gradients are those of the images alone, too.
-
-    Parameters
-    ----------
-    batch : (N, C, H, W) tensor
-        Padded below and on the right by any finite numbers.
-    sizes : (N, 2) integer tensor
-        True height and width of each image, as from `pad_batch`.
-
-    Raises
-    ------
-    SppnetError
-        If an argument is not as described. In the context: at an operator that is not supported, for an
-        image that is too small, and if two paths lead to one padded size but different true ones.
-
-    Notes
-    -----
-    Supported are 2-D convolution, max and average pooling with all settings, padding by a constant, global
-    average and maximum (so squeeze-and-excitation), batch norm in evaluation mode, joining, cutting and
-    softmax of channels, what works cell by cell, and `SpatialPyramidPooling`, which needs no `sizes` here.
-    Maps that are padded for no image go through any operator as usual.
-
-    Maps are known by their padded height and width. Not followed are scripted modules, recomputed activations
-    and settings that a network derives from the size of a map, as for TensorFlow's SAME padding: `F.pad` of a
-    map whose size was read is refused.
-
-    Examples
-    --------
-    >>> batch, sizes = pad_batch([torch.ones(3, 9, 9), torch.ones(3, 6, 4)])
-    >>> with TrueSizes(batch, sizes) as true:
-    ...     maps = nn.Conv2d(3, 8, 3, stride=2, padding=1)(batch)
-    >>> maps.shape, true.of(maps).tolist()
-    (torch.Size([2, 8, 5, 5]), [[5, 5], [3, 2]])
-    """
-
-    def __init__(self, batch: Tensor, sizes: Tensor) -> None:
-        super().__init__()
-        if not isinstance(batch, Tensor) or batch.ndim != 4 or 0 in batch.shape:
-            raise SppnetError(f"batch must be (N, C, H, W) with no side of 0, found {described(batch)}")
-        if isinstance(batch, nn.Parameter):
-            raise SppnetError("batch must be a tensor that is no parameter, found a parameter")
-        true: IntArray = checked_sizes(sizes, len(batch)).to("cpu", torch.int64, copy=True).numpy()
-        if ((true < 1) | (true > batch.shape[2:])).any():
-            found = f"{true.min(axis=0).tolist()} to {true.max(axis=0).tolist()}"
-            raise SppnetError(f"sizes must be from 1 to {[*batch.shape[2:]]}, found from {found}")
-        self._count = len(batch)
-        self._sizes: dict[torch.Size, IntArray] = {batch.shape[2:]: true}
-        self._beyond: dict[tuple[torch.Size, torch.device], Tensor] = {}
-        self._measured: Callable[[], Tensor | None] = lambda: None
-
-    def of(self, maps: Tensor) -> Tensor:
-        """Return the true sizes of maps that were computed in the context.
-
-        Parameters
-        ----------
-        maps : (N, C, H, W) tensor
-
-        Returns
-        -------
-        (N, 2) int64 tensor, on the CPU
-            Height and width of each image's part of the maps.
-
-        Raises
-        ------
-        SppnetError
-            If no maps of this size were computed.
-        """
-        if not self._knows(maps):
-            known = ", ".join(f"{h} x {w}" for h, w in self._sizes)
-            raise SppnetError(f"expected {self._count} maps of the batch, {known}, found {described(maps)}")
-        return torch.from_numpy(self._sizes[maps.shape[2:]].copy())
-
-    def _knows(self, value: Tensor) -> bool:
-        """Return whether a tensor is maps of the images; a weight may have their shape by chance."""
-        fits = value.ndim == 4 and len(value) == self._count and not isinstance(value, nn.Parameter)
-        return fits and value.shape[2:] in self._sizes
-
-    def _padded(self, value: Tensor) -> bool:
-        return self._knows(value) and bool((self._sizes[value.shape[2:]] < value.shape[2:]).any())
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        values = _tensors((args, kwargs))
-        rule = _RULES.get(func)
-        if rule and values and (self._knows if func in _MOVES else self._padded)(values[0]):
-            return rule(self, func, *args, **kwargs)
-        if func in _READS:
-            self._measured = weakref.ref(values[0])
-        result = func(*args, **kwargs)
-        # What returns no tensor only tells about one; maps out of nowhere have sizes that nobody knows.
-        results = _tensors(result)
-        followed = func in _CELLWISE and all(map(self._padded, results))
-        if results and not followed and any(map(self._padded, values + results)):
-            self._refuse(func)
-        return result
-
-    def _refuse(self, func: Any, *_: Any, why: str = "it may mix an image with its padding") -> Any:
-        name = resolve_name(func) or getattr(func, "__name__", func)
-        raise SppnetError(f"{name} on padded maps is not supported: {why}")
-
-    def _fill(self, maps: Tensor, value: float) -> Tensor:
-        """Return maps that hold `value` beyond the true sizes."""
-        if not self._padded(maps):
-            return maps
-        size, device = maps.shape[2:], maps.device
-        if (size, device) not in self._beyond:
-            self._beyond[size, device] = _beyond(self._sizes[size], size, device)
-        return maps.masked_fill(self._beyond[size, device], value)
-
-    def _learn(self, func: Any, maps: Tensor, sizes: IntArray) -> Tensor:
-        """Return maps whose true sizes are known from now on."""
-        if (sizes < 1).any():
-            self._refuse(func, why=f"image {int((sizes < 1).any(axis=1).argmax())} is too small for it")
-        if (self._sizes.setdefault(maps.shape[2:], sizes) != sizes).any():
-            self._refuse(func, why=f"two paths lead to maps {[*maps.shape[2:]]}, but to different true sizes")
-        return maps
-
-    def _slide(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Convolve or pool, and learn the true sizes of the result."""
-        given = dict(zip(_SETTINGS[func], args, strict=False)) | kwargs
-        kernel = np.array(given["weight"].shape[2:] if "weight" in given else given["kernel_size"])
-        stride = np.array(given.get("stride") or (1 if "weight" in given else kernel))
-        padding, ceil = given.get("padding", 0), given.get("ceil_mode", False)
-        reach = np.array(given.get("dilation", 1)) * (kernel - 1)
-        total = {"same": reach, "valid": 0}[padding] if isinstance(padding, str) else 2 * np.array(padding)
-        before = self._sizes[input.shape[2:]]
-        after = (before + total - reach - 1 + ceil * (stride - 1)) // stride + 1
-        if ceil:
-            after -= (after - 1) * stride >= before + total // 2
-        maximum = func is not F.conv2d and func is not F.avg_pool2d
-        if ceil or np.any(total):
-            input = self._fill(input, -math.inf if maximum else 0)
-            if func is F.avg_pool2d and given.get("divisor_override") is None and self._padded(input):
-                return self._learn(func, self._average(input, given, total // 2), after)
-        result = self._learn(func, func(input, **given), after)
-        # An infinity that stays in the padding would be NaN in the gradient of what follows.
-        return self._fill(result, 0) if maximum else result
-
-    def _average(self, input: Tensor, given: dict[str, Any], padding: IntArray) -> Tensor:
-        """Return averages over as many cells as each image has under the window, which its end may cut."""
-        margin = padding * given.get("count_include_pad", True)
-        sizes = self._sizes[input.shape[2:]] + 2 * margin
-        inside = ~_beyond(sizes, 2 * margin + input.shape[2:], input.device)
-        given = given | {"divisor_override": 1}
-        counts = F.avg_pool2d(inside.to(input), **given | ({"padding": 0} if np.any(margin) else {}))
-        sums: Tensor = F.avg_pool2d(input, **given)
-        return sums / counts[..., : sums.shape[2], : sums.shape[3]].clamp(1)
-
-    def _pad(
-        self, func: Any, input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
-    ) -> Tensor:
-        if self._padded(input) and (mode != "constant" or self._measured() is input):
-            self._refuse(func, why="it must be by a constant, and not by a size that the network has read")
-        left, right, top, bottom = (*pad, 0, 0)[:4]
-        sizes = self._sizes[input.shape[2:]] + np.array([top + bottom, left + right])
-        return self._learn(func, func(self._fill(input, value or 0), pad, mode, value), sizes)
-
-    def _check(self, func: Any, *args: Any, **kwargs: Any) -> Any:
-        name, place, default, *allowed = _ONLY[func]
-        found = args[place] if len(args) > place else kwargs.get(name, default)
-        if (tuple(found) if isinstance(found, list) else found) not in allowed:
-            self._refuse(func, why=f"{name} must be {allowed[0]}, found {found}")
-        return func(*args, **kwargs)
-
-    def _reduce(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Reduce each image to one number per channel."""
-        maximum = func not in (F.adaptive_avg_pool2d, torch.mean, Tensor.mean)
-        result: Tensor = self._check(func, self._fill(input, -math.inf if maximum else 0), *args, **kwargs)
-        if maximum:
-            return result
-        shares = self._sizes[input.shape[2:]].prod(axis=1) / math.prod(input.shape[2:])
-        return result / torch.from_numpy(shares).to(result).view(-1, *[1] * (result.ndim - 1))
-
-    def _pool(self, func: Any, maps: list[Tensor], windows: Any, index: Any, *args: Any) -> Any:
-        if windows is None:
-            sizes = torch.cat([self.of(m) for m in maps])
-            windows = torch.cat([torch.zeros_like(sizes), sizes.flip(1)], dim=1)
-            index = torch.arange(len(sizes))
-        return func(maps, windows, index, *args)
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [v for v in tree_leaves(values) if isinstance(v, Tensor)]
-
-
-def _beyond(sizes: IntArray, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return which cells of (N, 1, H, W) lie beyond the true sizes."""
-    ends = torch.from_numpy(sizes.T[:, :, None]).to(device)
-    rows, columns = (torch.arange(n, device=device) >= end for n, end in zip(shape, ends, strict=True))
-    beyond: Tensor = rows[:, None, :, None] | columns[:, None, None, :]
-    return beyond
-
-
-# The settings of the operators that slide a window, in the order of their arguments.
-_SETTINGS: dict[Any, tuple[str, ...]] = {
-    F.conv2d: ("weight", "bias", "stride", "padding", "dilation", "groups"),
-    F.max_pool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    torch.max_pool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    F.avg_pool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-}
-_ADAPTIVE = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
-_REDUCING = (torch.mean, Tensor.mean, torch.amax, Tensor.amax)
-# What is followed for some values of one argument only: its name, place and default, then the values.
-_ONLY: dict[Any, tuple[Any, ...]] = {
-    **dict.fromkeys(_ADAPTIVE, ("output_size", 1, None, 1, (1, 1))),
-    **dict.fromkeys(_REDUCING, ("dim", 1, None, (2, 3), (-2, -1), (3, 2), (-1, -2))),
-    **dict.fromkeys((torch.cat, torch.softmax, Tensor.softmax, F.softmax), ("dim", 1, 0, 1, -3)),
-    **dict.fromkeys((torch.chunk, Tensor.chunk, torch.split, Tensor.split), ("dim", 2, 0, 1, -3)),
-    F.batch_norm: ("training", 5, False, False),
-}
-_MOVES: dict[Any, Callable[..., Any]] = {**dict.fromkeys(_SETTINGS, TrueSizes._slide), F.pad: TrueSizes._pad}
-# How maps go through an operator. Those of `_MOVES` change the size, so they are for maps of full size, too.
-_RULES: dict[Any, Callable[..., Any]] = {
-    **_MOVES,
-    **dict.fromkeys(_ONLY, TrueSizes._check),
-    **dict.fromkeys((*_ADAPTIVE, *_REDUCING), TrueSizes._reduce),
-    Tensor.__setitem__: TrueSizes._refuse,
-    torch.ops.sppnet.pool: TrueSizes._pool,
-}
-_READS = {Tensor.size, Tensor.shape.__get__}  # type: ignore[attr-defined]
-_NAMES = """
-    abs add addcdiv addcmul bfloat16 celu clamp clip clone contiguous copy detach div divide double dropout
-    dropout2d elu eq exp expand expand_as float floordiv ge gelu gt half hardshrink hardsigmoid hardswish
-    hardtanh le leaky_relu local_response_norm log logsigmoid lt masked_fill maximum minimum mish mul multiply
-    ne neg ones_like pow prelu reciprocal relu relu6 rrelu rsqrt selu sigmoid silu softplus softshrink
-    softsign sqrt square sub subtract tanh tanhshrink threshold to truediv type_as where zeros_like
-"""
-_CELLWISE = {
-    getattr(home, form.format(name))
-    for home in (torch, Tensor, F)
-    for name in _NAMES.split()
-    for form in ("{}", "{}_", "__{}__", "__r{}__", "__i{}__")
-    if hasattr(home, form.format(name))
-}

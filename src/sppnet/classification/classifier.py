@@ -1,0 +1,629 @@
+"""The classifier: a network with a pyramid, fitted to folders of photos, that names what an image shows.
+
+By default a pretrained backbone gets a pyramid and a new last layer; the paper's networks start from random
+weights, by the paper's recipe (section 3.1).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sppnet.arrays import FloatArray, Image, Pixels
+from sppnet.classification.architectures import ARCHITECTURES
+from sppnet.classification.batches import Batch, CentralCrops, CropBatches, Reading, Source, sample_components
+from sppnet.classification.checkpoint import Checkpointing, EpochRecord
+from sppnet.classification.file import load_network, save_network
+from sppnet.classification.network import (
+    DEFAULT_BACKBONE,
+    NetworkSettings,
+    SPPNet,
+    build,
+    imagenet_classifier,
+)
+from sppnet.classification.training import Recipe, launch, train
+from sppnet.classification.views import check_views, probabilities
+from sppnet.datasets.image_folder import LabelledImages
+from sppnet.errors import SppnetError
+from sppnet.estimator import Estimator
+from sppnet.evaluation.classification import ClassificationReport, evaluate_classification
+from sppnet.features.backbone import check_device
+from sppnet.features.timm import RANDOM
+from sppnet.images import photo_keys, pixels_of
+from sppnet.models import model_path
+from sppnet.parallel import in_order
+from sppnet.progress import StageTimer, Track, no_track
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+IMAGENET = "imagenet"
+"""Name of the classifier of ImageNet's 1,000 classes that comes with sppnet."""
+
+# For the vectors of a pretrained backbone: the mean norm to which the paper's code scales features
+# (section 4.1).
+PRETRAINED_NORM = 20.0
+# Finest levels first: the paper's, and one level less for the map of 7 x 7 cells of a timm network.
+_PAPER_LEVELS, _TIMM_LEVELS = (6, 3, 2, 1), (3, 2, 1)
+# What says where and how fast a classifier is fitted, and nothing of what comes out.
+_PLACE = ("device", "workers")
+
+
+class RankedClass(NamedTuple):
+    """A class of an image.
+
+    Attributes
+    ----------
+    name : str
+        The class, as the folder of its images was named.
+    title : str
+        What people call it: the description of a WordNet id, any other name as it is.
+    probability : float
+        How probable it is, from 0 to 1.
+    """
+
+    name: str
+    title: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How probable each class is for an image.
+
+    Attributes
+    ----------
+    probabilities : (K,) float32
+        One probability for each class; they sum to 1.
+    classes : tuple of K str
+        Names of the classes.
+    titles : tuple of K str
+        What people call the classes.
+    """
+
+    probabilities: FloatArray
+    classes: tuple[str, ...]
+    titles: tuple[str, ...]
+
+    def top(self, count: int = 5) -> tuple[RankedClass, ...]:
+        """Return the most probable classes, at most `count`, the best first; of equal ones the first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return tuple(
+            RankedClass(self.classes[i], self.titles[i], float(self.probabilities[i])) for i in order
+        )
+
+
+class Classifier(Estimator):
+    """A classifier of images of any size: a backbone, a pyramid, and fully connected layers.
+
+    Parameters
+    ----------
+    network : str
+        A timm model name, or a network of the paper, which starts from random weights: ``"zf5"``,
+        ``"zf5-released"``, ``"convnet5"``, ``"overfeat5"``, ``"overfeat7"``.
+    weights : str, optional
+        Weights file of the whole timm network, or ``"random"``; by default the installed ImageNet weights.
+    levels : tuple of int, optional
+        The pyramid. By default the paper's (6, 3, 2, 1) for its networks, and (3, 2, 1) for others; ``()`` is
+        the paper's network without a pyramid, which takes images of one size only.
+    mode : {"max", "average"}
+        What is kept of a bin.
+    scales : tuple of int
+        Sides of the training images in pixels; epochs take turns among them (paper section 2.3).
+    uniform : bool
+        Whether the side of each epoch is drawn between the least and the largest of `scales` instead.
+    epochs : int, optional
+        Most epochs; by default 8 on a pretrained backbone, and else 70.
+    lr : float
+        Learning rate.
+    backbone_lr : float, optional
+        Factor of the learning rate for the backbone, 0 to freeze it; by default 0.5 if pretrained, and else
+        1.
+    milestones : tuple of int, optional
+        Epochs before which the learning rate is divided by 10. By default after 60 and 85 % of the epochs on
+        a pretrained backbone, and else whenever the error stalls.
+    weight_decay : float
+        Penalty of large weights.
+    batch_size : int, optional
+        Images of a batch over all processes; by default 32 on a pretrained backbone, and else 128.
+    accumulate : int
+        Batches whose gradients make one step.
+    frozen : int, optional
+        First groups of the backbone's layers that stay as they are; by default half of them if pretrained,
+        and else none.
+    label_smoothing : float, optional
+        Share of each label that is spread evenly over all classes; by default 0.1 on a pretrained backbone,
+        and else 0.
+    width : float
+        Factor on the paper's numbers of filters and units, for its networks.
+    workers : int
+        Processes that read training images; 0 reads in this one. A script that uses some must guard what it
+        does by ``if __name__ == "__main__":``.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    precision : {"32-true", "bf16-mixed", "16-mixed"}
+        What training computes in.
+    seed : int
+        Seed of every random draw.
+
+    Attributes
+    ----------
+    classes_ : tuple of str
+        Names of the classes.
+    network_ : SPPNet
+        The network, in evaluation mode.
+    settings_ : NetworkSettings
+        What it was built from.
+    photos_ : (n,) uint64
+        Of each photo that it was fitted on a number, see `sppnet.images.photo_keys`.
+    about_ : dict
+        How it was fitted, in what JSON can hold.
+
+    Examples
+    --------
+    >>> classifier = Classifier.load("imagenet")
+    >>> scores = classifier.predict(np.zeros((120, 160, 3), np.uint8))
+    >>> len(scores.classes), len(scores.top(5))
+    (1000, 5)
+    """
+
+    classes_: tuple[str, ...]
+    network_: SPPNet
+    settings_: NetworkSettings
+    photos_: npt.NDArray[np.uint64]
+    about_: dict[str, Any]
+
+    def __init__(
+        self,
+        network: str = DEFAULT_BACKBONE,
+        *,
+        weights: str | None = None,
+        levels: tuple[int, ...] | None = None,
+        mode: str = "max",
+        scales: tuple[int, ...] = (224, 180),
+        uniform: bool = False,
+        epochs: int | None = None,
+        lr: float = 0.01,
+        backbone_lr: float | None = None,
+        milestones: tuple[int, ...] | None = None,
+        weight_decay: float = 5e-4,
+        batch_size: int | None = None,
+        accumulate: int = 1,
+        frozen: int | None = None,
+        label_smoothing: float | None = None,
+        width: float = 1.0,
+        workers: int = 0,
+        device: str = "cpu",
+        precision: str = "32-true",
+        seed: int = 0,
+    ) -> None:
+        self.network, self.weights, self.levels, self.mode = network, weights, levels, mode
+        self.scales, self.uniform, self.width = scales, uniform, width
+        self.epochs, self.lr, self.backbone_lr, self.milestones = epochs, lr, backbone_lr, milestones
+        self.weight_decay, self.batch_size, self.accumulate = weight_decay, batch_size, accumulate
+        self.frozen, self.label_smoothing = frozen, label_smoothing
+        self.workers, self.device, self.precision, self.seed = workers, device, precision, seed
+
+    @property
+    def _pretrained(self) -> bool:
+        return self.network not in ARCHITECTURES and self.weights != RANDOM
+
+    def fit(
+        self,
+        images: LabelledImages,
+        validation: LabelledImages | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        track: Track = no_track,
+    ) -> Classifier:
+        """Fit the network to labelled images, from the settings alone: a second fit starts anew.
+
+        Parameters
+        ----------
+        images : LabelledImages
+            What to learn from, such as `sppnet.read_image_folder` lists.
+        validation : LabelledImages, optional
+            What is measured after each epoch; with the paper's networks it decides when the learning rate
+            drops. Its classes must be among those of `images`.
+        checkpoint : path, optional
+            Where the fit is written down after every epoch and every five minutes. If the file exists, the
+            fit goes on from it; it stays when the fit has ended.
+        track : callable
+            ``track(items, description)`` yields the items and may draw progress.
+
+        Returns
+        -------
+        Classifier
+            Itself.
+
+        Raises
+        ------
+        SppnetError
+            If something else than labelled images is given, a setting makes no network, or `checkpoint`
+            belongs to another fit.
+        TrainingError
+            If the loss is not finite, or too many files cannot be read.
+        """
+        for _ in self.fit_epochs(images, validation, checkpoint=checkpoint, track=track):
+            pass
+        return self
+
+    def fit_epochs(
+        self,
+        images: LabelledImages,
+        validation: LabelledImages | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        track: Track = no_track,
+    ) -> Iterator[EpochRecord]:
+        """Fit like `fit`, and yield what each epoch gave; the classifier is fitted when all are taken.
+
+        Under ``torchrun`` every process gets the same records and the same network.
+        """
+        _check_images(images)
+        if validation is not None:
+            _check_images(validation)
+            validation = validation.relabelled(images.classes)
+        settings = self._network_settings(images.classes)
+        network = build(settings, self.weights, self.seed)
+        network.map_of(min(self.scales))
+        recipe = self._recipe(network)
+        fabric = launch(self.device, self.precision)
+        source, central = self._batches(images, validation, fabric)
+        records = train(
+            network,
+            _Tracked(source, recipe.epochs, no_track if fabric.global_rank else track),
+            recipe,
+            validation=central,
+            checkpointing=None if checkpoint is None else self._checkpointing(checkpoint, images, validation),
+            fabric=fabric,
+            seed=self.seed,
+        )
+        for record in records:
+            last = record
+            yield record
+        self.photos_ = _photos(images, fabric)
+        self.about_ = {"recipe": asdict(recipe), "images": len(images), "record": asdict(last)}
+        self.classes_, self.network_, self.settings_ = images.classes, network.eval(), settings
+
+    def _network_settings(self, classes: tuple[str, ...]) -> NetworkSettings:
+        paper, scales = self.network in ARCHITECTURES, self.scales
+        levels = (_PAPER_LEVELS if paper else _TIMM_LEVELS) if self.levels is None else self.levels
+        if not scales or min(scales) < 1:
+            raise SppnetError(f"found the scales {scales}, expected at least one, from 1 pixel up")
+        if not levels and (self.uniform or len(scales) > 1):
+            raise SppnetError("a network without a pyramid trains at one size; found several")
+        if not paper and (self.width != 1 or not levels):
+            raise SppnetError(
+                f"a width and no levels are for the paper's networks, {', '.join(ARCHITECTURES)}; "
+                f"found {self.network}"
+            )
+        return NetworkSettings(
+            self.network,
+            classes,
+            tuple(levels) or None,
+            self.mode,
+            width=self.width,
+            norm=PRETRAINED_NORM if self._pretrained else None,
+            size=max(scales),
+        )
+
+    def _recipe(self, network: SPPNet) -> Recipe:
+        usual = Recipe.pretrained(len(network.groups), self.epochs) if self._pretrained else Recipe()
+        names = "epochs", "backbone_lr", "milestones", "frozen", "label_smoothing"
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(
+            usual, lr=self.lr, weight_decay=self.weight_decay, accumulate=self.accumulate, **chosen
+        )
+
+    def _batches(
+        self, images: LabelledImages, validation: LabelledImages | None, fabric: Fabric
+    ) -> tuple[CropBatches, CentralCrops | None]:
+        size = self.batch_size or (32 if self._pretrained else 128)
+        reading = Reading(self.workers, world=fabric.world_size, rank=fabric.global_rank)
+        source = CropBatches(
+            images,
+            min(size, len(images)),
+            self.scales,
+            uniform=self.uniform,
+            components=sample_components(images, seed=self.seed),
+            seed=self.seed,
+            reading=reading,
+        )
+        central = None if validation is None else CentralCrops(validation, size, max(self.scales), reading)
+        return source, central
+
+    def _checkpointing(
+        self, path: str | Path, images: LabelledImages, validation: LabelledImages | None
+    ) -> Checkpointing:
+        data = {"images": images.contents}
+        if validation is not None:
+            data["validation images"] = validation.contents
+        return Checkpointing(Path(path), self._lasting(), data)
+
+    def _lasting(self) -> dict[str, Any]:
+        """Return the settings that what is fitted depends on."""
+        return {name: value for name, value in self.get_params(deep=False).items() if name not in _PLACE}
+
+    def predict(self, image: Image, views: str | None = None) -> ClassScores:
+        """Compute how probable each class is for an image.
+
+        Parameters
+        ----------
+        image : path, str, PIL.Image.Image or (H, W, 3) uint8 RGB
+            See `sppnet.images.pixels_of`.
+        views : str, optional
+            What is looked at, see `sppnet.classification.views.probabilities`; by default the whole image, or
+            the central crop if there is no pyramid.
+
+        Raises
+        ------
+        NotFittedError
+            If the classifier is not fitted.
+        SppnetError, FileNotFoundError
+            If the image cannot be read, or there are no such views.
+        """
+        return self._scores(pixels_of(image), self.views(views))
+
+    def views(self, views: str | None = None) -> str:
+        """Return the views that are taken if these are asked for, or none.
+
+        Raises
+        ------
+        NotFittedError
+            If the classifier is not fitted.
+        SppnetError
+            If there are no such views, or the network has no pyramid and they need one.
+        """
+        self._check_fitted()
+        chosen = views or ("full" if self.network_.takes_any_size else "one")
+        check_views(self.network_, chosen)
+        return chosen
+
+    def _scores(self, pixels: Pixels, views: str) -> ClassScores:
+        found = probabilities(self.network_, pixels, views).numpy()
+        return ClassScores(found, self.classes_, self.titles)
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """What people call the classes: descriptions of WordNet ids, other names as they are."""
+        self._check_fitted()
+        return _titles(self.classes_)
+
+    def stream(
+        self, images: Iterable[Image], views: str | None = None
+    ) -> Iterator[ClassScores | SppnetError | OSError]:
+        """Classify many images; the next one is read while one is looked at.
+
+        Parameters
+        ----------
+        images : iterable of whatever `predict` takes
+            The images.
+        views : str, optional
+            See `predict`.
+
+        Returns
+        -------
+        iterator of ClassScores, or the SppnetError or OSError that an image gave
+            In the order of the images.
+        """
+        if isinstance(images, str | Path):
+            raise SppnetError(f"found the path {str(images)!r}, expected a list of images")
+        return self._stream(images, self.views(views))
+
+    def _stream(self, images: Iterable[Image], views: str) -> Iterator[ClassScores | SppnetError | OSError]:
+        for pixels in in_order(_read, images, 1):
+            if isinstance(pixels, Exception):
+                yield pixels
+                continue
+            try:
+                scores = self._scores(pixels, views)
+            except SppnetError as error:
+                yield error
+            else:
+                yield scores
+
+    def evaluate(
+        self,
+        images: LabelledImages,
+        views: str | None = None,
+        *,
+        track: Track = no_track,
+        timer: StageTimer | None = None,
+    ) -> ClassificationReport:
+        """Measure the classifier on labelled images.
+
+        Parameters
+        ----------
+        images : LabelledImages
+            The images, such as `sppnet.read_image_folder` lists: others than those of the fit, or the figures
+            say little.
+        views : str, optional
+            See `predict`.
+        track : callable
+            ``track(items, description)`` yields the items and may draw progress.
+        timer : StageTimer, optional
+            Takes the seconds of the stage classify.
+
+        Returns
+        -------
+        ClassificationReport
+            Its ``seen`` tells on how many of the images the classifier was fitted, its ``unreadable`` has a
+            line for each file that could not be read and was left out.
+
+        Raises
+        ------
+        NotFittedError
+            If the classifier is not fitted.
+        SppnetError
+            If something else than labelled images is given, a class is unknown, or no image can be read.
+        """
+        chosen, timer = self.views(views), timer or StageTimer()
+        _check_images(images)
+        images = images.relabelled(self.classes_)
+        found, labels, unreadable = [], [], []
+        stream = self._stream((path for path, _ in images), chosen)
+        for _, label in track(images, "Classifying"):
+            with timer("classify"):
+                result = next(stream)
+            if isinstance(result, Exception):
+                unreadable.append(str(result))
+            else:
+                found.append(result.probabilities)
+                labels.append(label)
+        if not found:
+            raise SppnetError(f"could not read any of {len(images)} images, first: {unreadable[0]}")
+        report = evaluate_classification(np.stack(found), np.array(labels), self.classes_)
+        return replace(report, seen=self.seen(images), unreadable=tuple(unreadable))
+
+    def seen(self, images: LabelledImages) -> int:
+        """Return how many of some images are among those that the classifier was fitted on."""
+        self._check_fitted()
+        return int(np.isin(_keys(path for path, _ in images), self.photos_).sum())
+
+    def save(self, path: str | Path) -> None:
+        """Write the classifier to one safetensors file that says everything needed to run it.
+
+        Raises
+        ------
+        NotFittedError
+            If the classifier is not fitted.
+        OSError
+            If the file cannot be written; an older one stays as it was.
+        """
+        self._check_fitted()
+        about = {**self.about_, "classifier": self._lasting()}
+        save_network(path, self.network_, self.settings_, about, self.photos_)
+
+    @classmethod
+    def load(cls, name: str | Path, *, device: str = "cpu") -> Classifier:
+        """Read a classifier that `save` wrote, or one that comes with sppnet.
+
+        Parameters
+        ----------
+        name : path or str
+            A file, or ``"imagenet"``: the default backbone with its own classifier of 1,000 classes.
+        device : str
+            ``"cpu"``, or a PyTorch device.
+
+        Raises
+        ------
+        SppnetError
+            If there is no shipped classifier of that name (the message names those that are near), or the
+            file is damaged, no network, or of another version.
+        FileNotFoundError
+            If there is no such file.
+        """
+        check_device(device)
+        path = None if str(name) == IMAGENET else model_path(name, others=(IMAGENET,))
+        if path is None:
+            network, settings = imagenet_classifier()
+            about: dict[str, Any] = {}
+            photos = np.zeros(0, np.uint64)
+        else:
+            network, settings, about, photos = load_network(path)
+        params = about.pop("classifier", None) or _settings_of(settings)
+        classifier = cls(device=device)
+        classifier.set_params(**{k: tuple(v) if isinstance(v, list) else v for k, v in params.items()})
+        classifier.classes_, classifier.network_ = settings.classes, network.to(device)
+        classifier.settings_, classifier.about_, classifier.photos_ = settings, about, photos
+        return classifier
+
+
+def _settings_of(settings: NetworkSettings) -> dict[str, Any]:
+    """Return the settings of a classifier that builds such a network, as far as it has them."""
+    return {
+        "network": settings.name,
+        "levels": settings.levels or (),
+        "mode": settings.mode,
+        "width": settings.width,
+        "scales": (settings.size,),
+    }
+
+
+class _Tracked:
+    """A source whose batches move a display of progress."""
+
+    def __init__(self, source: Source, epochs: int, track: Track) -> None:
+        self._source, self._total, self._track = source, epochs * len(source), track
+        self._ticks: Iterator[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def batch_size(self) -> int:
+        """Most images of a batch over all processes."""
+        return self._source.batch_size
+
+    def side_of(self, number: int) -> int:
+        """Return the side of the images of an epoch in pixels."""
+        return self._source.side_of(number)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch from batch `start` on."""
+        done = number * len(self) + start
+        if self._ticks is None:
+            # Only the batches still to come: the time left is theirs, at the speed of this run alone.
+            self._ticks = iter(self._track(range(done, self._total), "Training"))
+        for i, batch in enumerate(self._source.epoch(number, start), done + 1):
+            next(self._ticks, None)
+            yield batch
+            if i == self._total:
+                next(self._ticks, None)  # So that the display knows of the end.
+
+
+def _check_images(images: object) -> None:
+    """Raise an error that says what helps where something else than labelled images is given."""
+    if isinstance(images, str | Path):
+        path = str(images)
+        raise SppnetError(f"found the path {path!r}, expected labelled images: read_image_folder({path!r})")
+    if not isinstance(images, LabelledImages):
+        raise SppnetError(
+            f"found {type(images).__name__}, expected labelled images: what read_image_folder gives"
+        )
+
+
+def _read(image: Image) -> Pixels | SppnetError | OSError:
+    try:
+        return pixels_of(image)
+    except (SppnetError, OSError) as error:
+        return error
+
+
+def _keys(paths: Iterable[Path]) -> npt.NDArray[np.uint64]:
+    """Return the key of each photo that can be read."""
+
+    def key(path: Path) -> npt.NDArray[np.uint64]:
+        try:
+            return photo_keys([path])
+        except OSError:
+            return np.zeros(0, np.uint64)  # It was named in training.
+
+    return np.concatenate([np.zeros(0, np.uint64), *map(key, paths)])
+
+
+def _photos(images: LabelledImages, fabric: Fabric) -> npt.NDArray[np.uint64]:
+    """Return the keys of all photos, sorted; each process reads its share of them."""
+    own = _keys(images[i][0] for i in range(fabric.global_rank, len(images), fabric.world_size))
+    shares = [own] * fabric.world_size
+    if fabric.world_size > 1:
+        torch.distributed.all_gather_object(shares, own)
+    return np.unique(np.concatenate(shares))
+
+
+@functools.lru_cache(maxsize=8)
+def _titles(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the titles of classes; finding them takes timm's tables."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo()
+    known = set(info.label_names())  # type: ignore[no-untyped-call]
+    return tuple(info.label_name_to_description(name) if name in known else name for name in classes)
