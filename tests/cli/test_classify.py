@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from commands import content, fails, read_json, same, sppnet, succeeds
+from commands import content, environment, fails, read_json, same, sppnet, succeeds
 from sppnet.classification.classifier import Classifier
 from sppnet.classification.file import load_network, save_network
 from sppnet.classification.views import VIEWS, probabilities
+from sppnet.datasets.image_folder import read_image_folder
 from sppnet.images import read_image
 from trees import SHAPES, class_tree
 
@@ -152,6 +153,23 @@ class TestTrain:
         found, expected = load_file("killed.safetensors"), load_file(model)
         assert all(torch.equal(found[name], value) for name, value in expected.items())
         assert not Path("killed.safetensors.checkpoint").exists()
+
+    def test_two_processes_write_one_network(self, data):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += ["--no-python", sys.executable, "-m", "sppnet", "classify", "train", str(data)]
+        command += ["--out", "two.safetensors", *TINY, "--batch", "8"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment())
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert [
+            line.split(":")[0] for line in done.stdout.splitlines() if line.startswith(("epoch", "two"))
+        ] == [
+            "epoch 1",
+            "epoch 2",
+            "two.safetensors",
+        ]
+        # Each process numbered its share of the photos.
+        assert Classifier.load("two.safetensors").seen(read_image_folder(data, "train")) == 18
+        assert not Path("two.safetensors.checkpoint").exists()
 
 
 class TestRun:
