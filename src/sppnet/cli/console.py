@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,24 +68,6 @@ def notes_of(data: Read) -> Read:
     for text in data.notes:
         note(text)
     return data
-
-
-def training_data(
-    data: Path,
-    split: str | None,
-    splits: Callable[[Path], Iterable[str]],
-    read: Callable[[Path, str | None], Read],
-) -> Read:
-    """Read what to learn from: where no split is named, that for training, or else everything."""
-    from sppnet.datasets import default_training_split
-
-    if split is not None:
-        return notes_of(read(data, split))
-    split = default_training_split(splits(data))
-    found = notes_of(read(data, split))
-    what = f"the split {split}:" if split else "everything, as there is no split for training:"
-    note(f"{data}: learning from {what} {len(found)} photos")
-    return found
 
 
 def warn(text: str) -> None:

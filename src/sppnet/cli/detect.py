@@ -26,21 +26,16 @@ SHOWN = -0.5
 
 _DETECTOR = "Detector file, or animals: the detector that comes with sppnet."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_DETECTOR, autocompletion=opt.models)]
-Data = Annotated[
-    Path,
-    typer.Argument(metavar="DATA", help="VOC folder, COCO JSON or folder, YOLO folder, or CSV of boxes."),
-]
-More = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ensemble",
-        help="Another detector of the same classes, to detect together; may be repeated. Candidate windows "
-        "and --weights are those of MODEL.",
-        autocompletion=opt.models,
-    ),
-]
+_DATA = "VOC folder, COCO JSON or folder, YOLO folder, or CSV of boxes."
+Data = Annotated[Path, typer.Argument(metavar="DATA", help=_DATA)]
+_MORE = "Another detector of the same classes, to detect together, on the windows of MODEL; may be repeated."
+More = Annotated[list[str] | None, typer.Option("--ensemble", help=_MORE, autocompletion=opt.models)]
 Rule = Literal["released", "paper"]
 _NEGATIVES = "Negatives to keep; released: one of those with the same cells, paper: none overlaps 70 %."
+_LAYER = "What the SVMs stand on: pooled maps, or a fully connected layer above them."
+_TUNED = "The backbone's layers behind this stage learn, too."
+_RESULTS = "COCO results JSON, or folder of VOC comp4_det_*_CLASS.txt files."
+_CACHE = "Folder that keeps feature maps; default: OUT.cache, removed at the end."
 
 
 @detect.command()
@@ -53,9 +48,7 @@ def train(
     proposals: opt.Proposals = opt.PROPOSALS,
     objectness: Annotated[bool, opt.windows("--objectness", help="Learn to propose windows, too.")] = False,
     negatives: Annotated[Literal["all", "released", "paper"], opt.windows(help=_NEGATIVES)] = "all",
-    projection: Annotated[
-        Rule, opt.windows(help="Whose rule says which cells a window covers.")
-    ] = "released",
+    projection: Annotated[Rule, opt.windows(help="Whose rule says what a window covers.")] = "released",
     scale_rule: Annotated[Rule, opt.windows(help="Whose rule says which scale suits a window.")] = "paper",
     backbone: opt.BackboneName = opt.BACKBONE,
     stages: opt.Stages = opt.STAGES,
@@ -63,16 +56,12 @@ def train(
     weights: opt.Weights = None,
     scales: opt.Scales = "240,336,480,672",
     levels: opt.Levels = "3,2,1",
-    layer: Annotated[Literal["pool", "fc6", "fc7"], opt.training(help="What the SVMs stand on.")] = "pool",
-    tune_after: Annotated[
-        Literal["1", "2", "3", "4"] | None, opt.training(help="Stage behind which the backbone learns, too.")
-    ] = None,
+    layer: Annotated[Literal["pool", "fc6", "fc7"], opt.training(help=_LAYER)] = "pool",
+    tune_after: Annotated[Literal["1", "2", "3", "4"] | None, opt.training(help=_TUNED)] = None,
     batches: Annotated[int, opt.training(help="Batches that train the fully connected layers.")] = 3000,
     width: Annotated[int, opt.training(help="Units of each fully connected layer.")] = 1024,
     epochs: Annotated[int, opt.training(help="Times over the images while the backbone learns.")] = 3,
-    cache: Annotated[
-        Path | None, opt.machine(help="Keeps feature maps; default: OUT.cache, removed.")
-    ] = None,
+    cache: Annotated[Path | None, opt.machine(help=_CACHE)] = None,
     device: opt.Device = "cpu",
     seed: opt.Seed = 0,
 ) -> None:
@@ -84,9 +73,9 @@ def train(
     folder = cache or out.with_name(f"{out.name}.cache")
     check_folder(folder)
 
-    from sppnet.datasets import dataset_splits, read_dataset
+    from sppnet.datasets.training import read_training_data
 
-    dataset = console.training_data(data, split, dataset_splits, read_dataset)
+    dataset = console.notes_of(read_training_data(data, split))
 
     from sppnet.detection.detector import Detector
     from sppnet.detection.finetune import Tuning
@@ -201,7 +190,7 @@ def evaluate(
 
 @detect.command()
 def score(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="COCO results JSON, or VOC folder.")],
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help=_RESULTS)],
     data: Data,
     split: opt.Split = None,
     classes: Annotated[str | None, typer.Option(help="Classes that only the results hold.")] = None,

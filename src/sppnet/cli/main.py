@@ -57,9 +57,7 @@ def program(
 
 @app.command()
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Folder for the annotated picture; made if it is missing.")
-    ] = Path("out"),
+    out: Annotated[Path, typer.Option(help="Folder for the picture; made if it is missing.")] = Path("out"),
     device: opt.Device = "cpu",
 ) -> None:
     """Detect a cat in a photo that comes with scikit-image, with the detector that comes with sppnet."""
@@ -99,9 +97,8 @@ def main() -> None:
 
 def _usage(error: Any) -> str:
     """Say in one line what is wrong with the options, and whose help lists them."""
-    found = error.format_message().replace("Value error, ", "").rstrip(".")
     command = "sppnet" if error.ctx is None else error.ctx.command_path
-    return f"{found}; see {command} --help"
+    return f"{error.format_message().replace('Value error, ', '').rstrip('.')}; see {command} --help"
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -12,18 +12,14 @@ import sppnet.cli.console as console
 import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
 
+_WINDOWS = "Windows of an image besides the whole: a method (see sppnet propose --help), or none."
+
 
 def index(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
     out: Annotated[Path, typer.Option(help="Folder of the index; brought up to date if it is there.")],
-    proposals: Annotated[
-        str,
-        opt.windows(
-            help="Windows of an image besides the whole: a method (see sppnet propose --help), or none.",
-            autocompletion=opt.methods,
-        ),
-    ] = "edge-boxes",
+    proposals: Annotated[str, opt.windows(help=_WINDOWS, autocompletion=opt.methods)] = "edge-boxes",
     windows: Annotated[int, opt.windows(min=1, help="Most regions of an image.")] = 60,
     backbone: opt.BackboneName = opt.BACKBONE,
     stages: opt.Stages = opt.STAGES,
@@ -63,9 +59,7 @@ def search(
     image: Annotated[Path, typer.Option(help="Image to search with.")],
     box: Annotated[str | None, typer.Option(help="Region of it: x1,y1,x2,y2; default: the whole.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Most images.")] = 20,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder that was indexed, for pictures; default: where it was.")
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Where the images of the index lie now.")] = None,
     out: opt.Out = None,
     json_file: opt.Json = None,
     weights: opt.Weights = None,

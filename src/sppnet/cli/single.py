@@ -11,12 +11,15 @@ import sppnet.cli.console as console
 import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
 
+_MODEL = "Detector or classifier file, animals, imagenet, or the name of a timm model."
+_METHOD = "Method, or several joined by +."
+
 
 def propose(
     images: opt.Images,
     out: Annotated[Path, typer.Option(help="File for the windows (.npz).")],
     method: Annotated[
-        str, typer.Option("--proposals", help="Method, or several joined by +.", autocompletion=opt.methods)
+        str, typer.Option("--proposals", help=_METHOD, autocompletion=opt.methods)
     ] = opt.PROPOSALS,
 ) -> None:
     """Compute candidate windows and write them to a file, for --proposals FILE.
@@ -32,14 +35,7 @@ def propose(
 
 
 def export(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Detector or classifier file, animals, imagenet, or the name of a timm model.",
-            autocompletion=opt.models,
-        ),
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL, autocompletion=opt.models)],
     out: Annotated[Path, typer.Option(help="ONNX file to write.")],
     stages: opt.Stages = opt.STAGES,
     weights: opt.Weights = None,

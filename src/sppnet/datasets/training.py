@@ -1,0 +1,74 @@
+"""What to learn from where no split is named: the one for training, if there is one, and else everything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sppnet.datasets.image_folder import LabelledImages, image_folder_splits, read_image_folder
+from sppnet.datasets.reading import dataset_splits, read_dataset
+from sppnet.datasets.records import Dataset
+from sppnet.datasets.splits import default_training_split
+
+_VALIDATION = ("val", "valid", "validation")
+
+
+def read_training_data(root: str | Path, split: str | None = None) -> Dataset:
+    """Read the part of a detection data set to learn from.
+
+    Parameters
+    ----------
+    root : path
+        Folder or file, as `sppnet.read_dataset` takes it.
+    split : str, optional
+        The part to learn from; by default the one that `default_training_split` chooses, or everything where
+        there is none. The first of the notes tells which.
+
+    Raises
+    ------
+    DatasetError, FileNotFoundError
+        As `sppnet.read_dataset` does.
+    """
+    if split is not None:
+        return read_dataset(root, split)
+    chosen = default_training_split(dataset_splits(root))
+    data = read_dataset(root, chosen)
+    return replace(data, notes=(_told(root, chosen, len(data)), *data.notes))
+
+
+def read_training_images(
+    root: str | Path, split: str | None = None, validation: str | None = None
+) -> tuple[LabelledImages, LabelledImages | None]:
+    """Read the labelled images to learn from, and those that tell how far the learning is.
+
+    Parameters
+    ----------
+    root : path
+        Folder or file, as `sppnet.read_image_folder` takes it.
+    split : str, optional
+        The part to learn from; by default as in `read_training_data`.
+    validation : str, optional
+        The part for validation, or ``"none"``; by default val, where no split is named and there is one.
+
+    Returns
+    -------
+    tuple of LabelledImages, and LabelledImages or None
+
+    Raises
+    ------
+    DatasetError, FileNotFoundError
+        As `sppnet.read_image_folder` does.
+    """
+    splits = image_folder_splits(root)
+    if split is None and validation is None:
+        validation = next((name for name in _VALIDATION if name in splits), None)
+    chosen = default_training_split(splits) if split is None else split
+    images = read_image_folder(root, chosen)
+    if split is None:
+        images = replace(images, notes=(_told(root, chosen, len(images)), *images.notes))
+    return images, None if validation in (None, "none") else read_image_folder(root, validation)
+
+
+def _told(root: str | Path, split: str | None, count: int) -> str:
+    what = f"the split {split}:" if split else "everything, as there is no split for training:"
+    return f"{root}: learning from {what} {count} photos"
