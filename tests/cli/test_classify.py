@@ -128,7 +128,10 @@ class TestTrain:
 
     def test_without_splits_it_learns_from_everything_and_says_so(self, data):
         outcome = succeeds("classify", "train", data / "train", "--out", "m.safetensors", *TINY[:-1], "1")
-        assert f"note: {data}/train: learning from no split for training, so all, 18 photos" in outcome.err
+        assert (
+            f"note: {data}/train: learning from everything, as there is no split for training: 18 photos"
+            in outcome.err
+        )
         assert "validation" not in outcome.out
 
     def test_a_pretrained_backbone(self, data):

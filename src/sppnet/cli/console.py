@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from sppnet.datasets import Dataset, LabelledImages
     from sppnet.evaluation.detection import DetectionReport
     from sppnet.evaluation.protocols import VocReport
+    from sppnet.retrieval.embed import Embedded
 
-Read = TypeVar("Read", bound="Dataset | LabelledImages")
+Read = TypeVar("Read", bound="Dataset | LabelledImages | Embedded")
 
 
 def check_places(
@@ -35,10 +36,11 @@ def check_places(
             raise SppnetError(f"{target}: found a file that is to be read, expected another for the results")
 
 
-def make_folder(folder: Path | None) -> None:
-    """Make a folder, if one is asked for and it is missing."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+def model_files(names: Iterable[str], others: tuple[str, ...] = ()) -> list[Path]:
+    """Return the files of models that are given by path or name; one that is not there is said at once."""
+    from sppnet.models import model_path
+
+    return [model_path(name, others=others) for name in names if name not in others]
 
 
 def track(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
@@ -64,7 +66,7 @@ def note(text: str) -> None:
 
 
 def notes_of(data: Read) -> Read:
-    """Print what was put right in a data set, and return it."""
+    """Print the notes on what was read, and return it."""
     for text in data.notes:
         note(text)
     return data

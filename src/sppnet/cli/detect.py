@@ -105,16 +105,17 @@ def run(
     device: opt.Device = "cpu",
 ) -> None:
     """Find objects in images, by one detector or several; print them, draw them, write them as JSON."""
-    from sppnet.images import image_files, write_image
-
-    files, paths = _files([model, *(ensemble or [])]), image_files(images)
+    files = console.model_files([model, *(ensemble or [])])
 
     from sppnet.drawing import draw_detections, picture_paths
+    from sppnet.images import image_files, write_image
 
+    paths = image_files(images)
     pictures = [] if out is None else picture_paths(out, paths)
     console.check_places(json_file, out, [*paths, *files], pictures)
     detector = _load(files, weights, device)
-    console.make_folder(out)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, ...]] = []
     records: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -152,12 +153,9 @@ def evaluate(
     weights: opt.Weights = None,
     device: opt.Device = "cpu",
 ) -> None:
-    """Measure a detector, or several together, on a data set.
-
-    Precision, curves, best and worst images, seconds per image.
-    """
+    """Measure a detector, or several together, on a data set: precision, curves, best and worst images."""
     names = [model, *(ensemble or [])]
-    files = _files(names)
+    files = console.model_files(names)
     console.check_places(json_file, out, [*files, data])
     dataset = _read(data, split)
 
@@ -177,13 +175,8 @@ def evaluate(
     )
     passed = {**timer.seconds, "wall": time.perf_counter() - start}
     seconds = {stage: total / len(dataset) for stage, total in passed.items()}
-    facts = {
-        "model": model,
-        "ensemble": names[1:],
-        "proposals": "maps" if method is None else method.signature,
-        "regress": regress,
-        "seconds_per_image": seconds,
-    }
+    facts = {"model": model, "ensemble": names[1:], "regress": regress, "seconds_per_image": seconds}
+    facts["proposals"] = "maps" if method is None else method.signature
     _report(report, dataset, json_file, out, facts)
     console.print_seconds(seconds, "Seconds per image (stages overlap; wall is what passed)")
 
@@ -223,7 +216,7 @@ def compress(
     from sppnet.storage import check_writable
 
     check_writable(out)
-    (path,) = _files([model])
+    (path,) = console.model_files([model])
 
     from sppnet.detection.detector import Detector
 
@@ -260,13 +253,6 @@ def _fit(
     print(f"{out}: {', '.join(detector.classes_)} from {len(dataset)} images{held}")
 
 
-def _files(names: Sequence[str]) -> list[Path]:
-    """Return the files of models that are given by path or name; one that is not there is said at once."""
-    from sppnet.models import model_path
-
-    return [model_path(model) for model in names]
-
-
 def _load(paths: Sequence[Path], weights: str | None, device: str) -> Detector | Ensemble:
     """Load a detector, or several that detect together."""
     from sppnet.detection.detector import Detector
@@ -292,6 +278,6 @@ def _report(
     console.print_precisions(report, "objects", f"{report.images} images, IoU 0.5", 1)
     console.write_json(json_file, {**report.facts(), "split": dataset.split, **facts})
     if out is not None:
-        console.make_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
         draw_detection_report(report, dataset, out, threshold=SHOWN)
         print(f"curves, best and worst images in {out}")

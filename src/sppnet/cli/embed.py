@@ -11,18 +11,15 @@ import sppnet.cli.console as console
 import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
 
+_SOURCES = "Image files, folders, patterns, or one folder of class folders."
+_BOXES = "Boxes to embed: VOC folder, COCO JSON, YOLO folder, CSV of path,x1,y1,x2,y2."
+
 
 def embed(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="File of vectors to write (.safetensors).")],
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[PHOTO...]", help="Image files, folders, patterns, or class folders."),
-    ] = None,
-    boxes: Annotated[
-        Path | None,
-        typer.Option(help="Boxes to embed: VOC folder, COCO JSON, YOLO folder, CSV of path,x1,y1,x2,y2."),
-    ] = None,
+    sources: Annotated[list[str] | None, typer.Argument(metavar="[PHOTO...]", help=_SOURCES)] = None,
+    boxes: Annotated[Path | None, typer.Option(help=_BOXES)] = None,
     split: opt.Split = None,
     append: Annotated[bool, typer.Option("--append", help="Add to OUT the images that it lacks.")] = False,
     like: Annotated[Path | None, typer.Option(help="Vectors whose settings and projection to take.")] = None,
@@ -62,8 +59,7 @@ def embed(
         half=half,
         track=console.track,
     )
-    for text in result.notes:
-        console.note(text)
+    console.notes_of(result)
     if result.earlier:
         console.note(f"{result.earlier} of {result.images} images are there already")
     if result.vectors:

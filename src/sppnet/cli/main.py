@@ -31,11 +31,12 @@ app.command()(export)
 app.add_typer(protocol, name="protocol")
 
 _VERBOSE = "--verbose"
+_WHENCE = "Show where an error comes from; also after a command."
 # Typer tells only this child of it to the world.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-def _print_version(asked: bool) -> None:
+def _version(asked: bool) -> None:
     if asked:
         from sppnet import __version__
 
@@ -46,11 +47,9 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def program(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option(_VERBOSE, help="Show where an error comes from; also after a command.")
-    ] = False,
+    verbose: Annotated[bool, typer.Option(_VERBOSE, help=_WHENCE)] = False,
 ) -> None:
     """Spatial pyramid pooling: classifiers, detectors and vectors from one pass over images of any size."""
 

@@ -26,7 +26,8 @@ STRIDE, SCALES, LEVELS = 32, "224", "3,2,1"
 PROPOSALS = "selective-search+edge-boxes"
 # The names that `parse` and `model_path` know; tests hold them together.
 METHODS = ("selective-search", "selective-search-quality", "edge-boxes", "dense")
-SHIPPED = ("animals", "imagenet")
+IMAGENET = "imagenet"
+SHIPPED = ("animals", IMAGENET)
 
 
 def methods(incomplete: str) -> list[str]:

@@ -47,11 +47,9 @@ def caltech101(
     embedder = opt.embedder_of(context, join_scales="," in scales)
     report = caltech101(images, embedder, splits=splits, seed=seed, track=console.track)
     print(f"{100 * report.cross_validation:.2f} % by cross-validation inside the training images")
-    print(
-        f"{100 * report.mean:.2f} % mean class accuracy"
-        + ("" if report.std is None else f" ± {100 * report.std:.2f}")
-        + f" over {splits} splits (paper, Overfeat-7: {_PUBLISHED['caltech101']} ± 0.5)"
-    )
+    spread = "" if report.std is None else f" ± {100 * report.std:.2f}"
+    paper = f"(paper, Overfeat-7: {_PUBLISHED['caltech101']} ± 0.5)"
+    print(f"{100 * report.mean:.2f} % mean class accuracy{spread} over {splits} splits {paper}")
     console.write_json(json_file, report.facts())
 
 

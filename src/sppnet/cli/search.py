@@ -87,7 +87,7 @@ def search(
     query = {"image": str(image), "box": region.tolist()}
     console.write_json(json_file, {"query": query, "hits": found, "seconds": seconds})
     if out is not None:
-        console.make_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
         sheet, failures = draw_hits(pixels, region, hits, images or Path(known.source))
         write_image(out / "search.png", sheet)
         print(f"contact sheet in {out / 'search.png'}")

@@ -39,9 +39,7 @@ def export(
     out: Annotated[Path, typer.Option(help="ONNX file to write.")],
     stages: opt.Stages = opt.STAGES,
     weights: opt.Weights = None,
-    scale: Annotated[
-        int, opt.network("--scales", min=1, help="Shorter side of the image for a backbone, in pixels.")
-    ] = 224,
+    scale: Annotated[int, opt.network("--scales", min=1, help="Shorter side, of a backbone.")] = 224,
     levels: opt.Levels = "6,3,2,1",
 ) -> None:
     """Write a detector, a classifier or a backbone to an ONNX file, exact for images of any size.
@@ -51,14 +49,14 @@ def export(
     pixels as they are: resizing is in the file.
     """
     from sppnet.models import model_path
-    from sppnet.storage import check_writable
+    from sppnet.storage import check_writable, file_format
 
     if out.suffix != ".onnx":
         raise SppnetError(f"{out}: found the suffix {out.suffix!r}, expected .onnx")
     check_writable(out)
     pyramid, path = opt.integers("--levels", levels), Path(model)
     ours = model in opt.SHIPPED or path.is_file() or bool(path.suffix)
-    if ours:
+    if ours and model != opt.IMAGENET:
         path = model_path(model)
         console.check_places(out, None, [path])
 
@@ -67,13 +65,12 @@ def export(
     from sppnet.detection.detector import Detector
     from sppnet.features.backbone import Backbone
     from sppnet.onnx.export import export_model
-    from sppnet.storage import file_format
 
+    fitted: Backbone | Classifier | Detector
     if not ours:
-        backbone = Backbone(model, opt.name_list(stages), weights=weights)
-        what = export_model(backbone, out, scale=scale, levels=pyramid)
-    elif file_format(path) == FORMAT:
-        what = export_model(Classifier.load(path), out)
+        fitted = Backbone(model, opt.name_list(stages), weights=weights)
+    elif model == opt.IMAGENET or file_format(path) == FORMAT:
+        fitted = Classifier.load(model)
     else:
-        what = export_model(Detector.load(path, weights=weights), out)
-    print(f"{out}: {what}")
+        fitted = Detector.load(path, weights=weights)
+    print(f"{out}: {export_model(fitted, out, scale=scale, levels=pyramid)}")
