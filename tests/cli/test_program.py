@@ -100,7 +100,7 @@ class TestHelp:
             for parameter in command.params:
                 assert not OTHER_SPELLINGS & set(parameter.opts), name
                 for option in parameter.opts:
-                    if option in PANELS and (name, option) != ("propose", "--proposals"):
+                    if option in PANELS:
                         assert parameter.rich_help_panel == PANELS[option], f"{name} {option}"
 
     def test_every_parameter_says_what_it_is(self):

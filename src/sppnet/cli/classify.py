@@ -22,9 +22,10 @@ _MODEL = "Network file, or imagenet for ImageNet's 1,000 classes."
 _DATA = "Folder with a folder for each class, or a CSV of path,label."
 _VIEWS = "What is looked at; default: full, or one where there is no pyramid."
 _VALIDATION = "Split measured after each epoch, or none; default: val, if any."
+_NETWORK = "zf5, convnet5, overfeat5, overfeat7, or a timm model name."
 _LEVELS = "Pyramid, between commas; none: the paper's last pooling, one size only."
-_BACKBONE_LR = "Its factor for the backbone, 0 to freeze it; default: 1, pretrained 0.5."
-_MILESTONES = "Epochs at which it falls to a tenth; default: when the error stalls."
+_BACKBONE_LR = "Factor of the learning rate for the backbone, 0 to freeze it; default: 1, pretrained 0.5."
+_MILESTONES = "Epochs at which the learning rate falls to a tenth; default: when the error stalls."
 _SMOOTHING = "Share of a label spread over all classes; default: 0, pretrained 0.1."
 _FROZEN = "First groups of layers that stay; default: 0, pretrained half."
 _BATCH = "Images of a batch in all; default: 128, pretrained 32."
@@ -44,7 +45,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Network file to write.")],
     split: opt.TrainingSplit = None,
     validation: Annotated[str | None, typer.Option(help=_VALIDATION)] = None,
-    network: Annotated[str, opt.network(help="One of the paper's, or a timm model name.")] = opt.BACKBONE,
+    network: Annotated[str, opt.network(help=_NETWORK)] = opt.BACKBONE,
     weights: opt.Weights = None,
     levels: Annotated[str | None, opt.network(help=_LEVELS)] = None,
     mode: opt.Mode = "max",

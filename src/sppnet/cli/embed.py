@@ -12,13 +12,14 @@ import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
 
 _SOURCES = "Image files, folders, patterns, or one folder of class folders."
+_JOIN = "Join a box's vectors of all scales, instead of taking one scale."
 _BOXES = "Boxes to embed: VOC folder, COCO JSON, YOLO folder, CSV of path,x1,y1,x2,y2."
 
 
 def embed(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="File of vectors to write (.safetensors).")],
-    sources: Annotated[list[str] | None, typer.Argument(metavar="[PHOTO...]", help=_SOURCES)] = None,
+    sources: Annotated[list[str] | None, typer.Argument(metavar="PHOTO", help=_SOURCES)] = None,
     boxes: Annotated[Path | None, typer.Option(help=_BOXES)] = None,
     split: opt.Split = None,
     append: Annotated[bool, typer.Option("--append", help="Add to OUT the images that it lacks.")] = False,
@@ -28,7 +29,7 @@ def embed(
     stride: opt.Stride = opt.STRIDE,
     weights: opt.Weights = None,
     scales: opt.Scales = opt.SCALES,
-    join_scales: Annotated[bool, opt.network("--join-scales", help="Join the vectors of scales.")] = False,
+    join_scales: Annotated[bool, opt.network("--join-scales", help=_JOIN)] = False,
     levels: opt.Levels = opt.LEVELS,
     mode: opt.Mode = "max",
     view: opt.View = "full",

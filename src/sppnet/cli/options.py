@@ -42,7 +42,7 @@ def models(incomplete: str) -> list[str]:
     return [name for name in (*SHIPPED, *sorted(files)) if name.startswith(incomplete)]
 
 
-Images = Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Image files, folders or patterns.")]
+Images = Annotated[list[str], typer.Argument(metavar="PHOTO", help="Image files, folders or patterns.")]
 Json = Annotated[Path | None, typer.Option("--json", help="File for the results, as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for pictures; made if it is missing.")]
 Split = Annotated[str | None, typer.Option(help="Split of the data, such as train or val.")]
@@ -65,7 +65,8 @@ BackboneName = Annotated[str, network("--backbone", help="Name of a timm model."
 Stages = Annotated[str, network(help="Stages that feed the pyramid, between commas: 1 to 5, head.")]
 Stride = Annotated[int, network(help="Largest stride of the backbone: 32, or 16 for finer maps.")]
 Weights = Annotated[str | None, network(help="Weights: a file, or random; default: the installed ones.")]
-Scales = Annotated[str, network(help="Shorter sides in pixels, between commas; a box takes what suits it.")]
+_SCALES = "Shorter sides of the image in pixels, between commas; each box takes the one that suits it."
+Scales = Annotated[str, network(help=_SCALES)]
 Levels = Annotated[str, network(help="Levels of the pyramid, between commas; 3,2,1 has 14 bins.")]
 Mode = Annotated[Literal["max", "average"], network(help="What is kept of a bin.")]
 View = Annotated[Literal["full", "crop", "warp"], network(help="The whole, its centre, or pressed square.")]

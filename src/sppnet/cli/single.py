@@ -12,15 +12,12 @@ import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
 
 _MODEL = "Detector or classifier file, animals, imagenet, or the name of a timm model."
-_METHOD = "Method, or several joined by +."
 
 
 def propose(
     images: opt.Images,
     out: Annotated[Path, typer.Option(help="File for the windows (.npz).")],
-    method: Annotated[
-        str, typer.Option("--proposals", help=_METHOD, autocompletion=opt.methods)
-    ] = opt.PROPOSALS,
+    proposals: opt.Proposals = opt.PROPOSALS,
 ) -> None:
     """Compute candidate windows and write them to a file, for --proposals FILE.
 
@@ -28,7 +25,7 @@ def propose(
     """
     from sppnet.proposals import writing
 
-    proposed = writing.propose(images, method, out, track=console.track)
+    proposed = writing.propose(images, proposals, out, track=console.track)
     if proposed.images:
         print(f"{out}: {proposed.windows} windows of {proposed.images} images")
     console.end(proposed.failures, proposed.images + len(proposed.failures))
