@@ -29,17 +29,9 @@ def drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-NEW_COMMANDS = pytest.mark.xfail(strict=False, reason="--ensemble is being made")
-DOORS = pytest.mark.xfail(strict=False, reason="Classifier and Index.build are being made")
-
-
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=[DOORS] if page.name in ("README.md", "getting-started.md") else [])
-        for page, found in RUN.items()
-        if found
-    ],
+    [page for page, found in RUN.items() if found],
     ids=relative,
 )
 def test_the_examples_of_a_page_run_one_after_another(drawn, page):
@@ -78,7 +70,7 @@ def parameters_of(words):
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[NEW_COMMANDS] if page.name == "paper.md" else []) for page in PAGES],
+    PAGES,
     ids=relative,
 )
 def test_command_lines_of_a_page_parse(page):
