@@ -11,18 +11,19 @@ from trees import save, scene, voc_tree
 
 @pytest.fixture(scope="session", autouse=True)
 def surroundings(tmp_path_factory):
-    """Keep out of the user's cache, compile each backbone once, and fold no table."""
+    """Keep out of the user's cache, and fold no table."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("windows")
         patch.setattr("sppnet.detection.detector.cache_folder", lambda: folder)
-        patch.setattr(Backbone, "release", lambda backbone: None)
         patch.setenv("COLUMNS", "200")
         yield
 
 
 @pytest.fixture(autouse=True)
 def _workplace(tmp_path, monkeypatch):
+    """A folder of its own for each test; backbones stay compiled from one to the next."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Backbone, "release", lambda backbone: None)
 
 
 @pytest.fixture(scope="session")

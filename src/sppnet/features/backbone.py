@@ -25,6 +25,9 @@ from sppnet.features.geometry import derive_geometry
 from sppnet.features.timm import HEAD, Stages, create_timm, digest_of, fix_same_padding, load_weights
 from sppnet.images import pixels_of, resize, whole_image_size
 
+# What is compiled when it is first used.
+_COMPILED = ("_run", "_on_device")
+
 
 class Backbone:
     """A frozen timm network as a source of feature maps, on images of any size.
@@ -109,9 +112,15 @@ class Backbone:
 
     def copy(self) -> Backbone:
         """Return the same backbone with weights of its own, which may be changed."""
-        other = copy.copy(self)
-        other.release()
+        other = self._uncompiled()
         other.network = copy.deepcopy(self.network)
+        return other
+
+    def _uncompiled(self) -> Backbone:
+        """Return the same backbone, on the same network, to be compiled anew."""
+        other = copy.copy(self)
+        for name in _COMPILED:
+            other.__dict__.pop(name, None)
         return other
 
     def layers_after(self, stage: str) -> dict[str, nn.Parameter]:
@@ -166,14 +175,13 @@ class Backbone:
 
         Many images take less time so, and a single one more.
         """
-        other = copy.copy(self)
-        other.release()
+        other = self._uncompiled()
         other.streams = count
         return other
 
     def release(self) -> None:
         """Free the compiled network and its buffers; it is compiled again when it is next used."""
-        for name in ("_run", "_on_device"):
+        for name in _COMPILED:
             self.__dict__.pop(name, None)
 
     def __call__(self, image: Pixels, side: int) -> FeatureMaps:
