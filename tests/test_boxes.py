@@ -1,4 +1,3 @@
-import math
 from fractions import Fraction
 
 import numpy as np
@@ -7,7 +6,6 @@ import torch
 
 from sppnet.boxes import Detections, Target, area, batched_nms, clip, flip, intersection, iou, nms
 from sppnet.errors import SppnetError
-from sppnet.regression import decode_deltas, encode_deltas
 
 
 def some_boxes(rng, count, extent=12, empty=True):
@@ -148,48 +146,6 @@ def test_groups_do_not_suppress_each_other():
 
 def test_suppression_of_nothing_is_nothing():
     assert nms(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)).tolist() == []
-
-
-def decoded(windows, deltas):
-    return decode_deltas(torch.from_numpy(windows), torch.from_numpy(deltas)).numpy()
-
-
-def test_deltas_by_hand():
-    window = np.array([[10, 20, 30, 60]], np.float32)  # 20 x 40, centre 20, 40
-    truth = np.array([[20, 30, 60, 50]], np.float32)  # 40 x 20, centre 40, 40
-    expected = [[(40 - 20) / 20, (40 - 40) / 40, math.log(40 / 20), math.log(20 / 40)]]
-    np.testing.assert_allclose(encode_deltas(window, truth), expected, rtol=1e-6)
-    np.testing.assert_allclose(decoded(window, np.array(expected)), truth, atol=1e-4)
-
-
-def test_deltas_of_a_window_that_is_the_truth_are_0(rng):
-    boxes = some_boxes(rng, 20, empty=False)
-    np.testing.assert_array_equal(encode_deltas(boxes, boxes), np.zeros((20, 4)))
-    np.testing.assert_array_equal(decoded(boxes, np.zeros((20, 4), np.float32)), boxes)
-
-
-def test_decoding_undoes_encoding(rng):
-    windows, truth = (some_boxes(rng, 500, extent=700, empty=False) for _ in range(2))
-    ratio = (truth[:, 2:] - truth[:, :2]) / (windows[:, 2:] - windows[:, :2])
-    within = (np.abs(np.log(ratio)) < math.log(16)).all(axis=1)  # larger factors are cut, see below
-    moved = decoded(windows, encode_deltas(windows, truth))
-    assert within.sum() > 300
-    np.testing.assert_allclose(moved[within], truth[within], atol=0.02)
-
-
-def test_decoded_boxes_grow_at_most_16_fold():
-    window = np.array([[0, 0, 10, 10]], np.float32)
-    wild = np.array([[0, 0, 1e6, -1e6]], np.float32)
-    np.testing.assert_allclose(decoded(window, wild), [[-75, 5 - 10 / 32, 85, 5 + 10 / 32]], rtol=1e-5)
-
-
-def test_deltas_of_classes_move_one_window_each_in_its_own_way(rng):
-    windows, deltas = some_boxes(rng, 6, empty=False), rng.normal(0, 0.3, (6, 3, 4)).astype(np.float32)
-    moved = decoded(windows[:, None], deltas)
-    assert moved.shape == (6, 3, 4)
-    assert moved.dtype == np.float32
-    for k in range(3):
-        np.testing.assert_array_equal(moved[:, k], decoded(windows, deltas[:, k]))
 
 
 def test_target_of_lists():

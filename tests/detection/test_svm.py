@@ -8,7 +8,6 @@ from sklearn.svm import LinearSVC
 
 from sppnet.detection import svm as linear
 from sppnet.detection.svm import LinearSVMs, MiningSettings, TrainingSet, mine_hard_negatives
-from sppnet.regression import fit_ridge
 
 EXACT = MiningSettings(tolerance=1e-3, epochs=2000)
 
@@ -367,50 +366,6 @@ def test_folded_svms_score_raw_vectors_as_the_others_score_standardised_ones(rng
     raw, centre = torch.from_numpy(rng.normal(2, 3, (20, 8))).float(), rng.normal(2, 1, 8).astype(np.float32)
     expected = svms((raw - torch.from_numpy(centre)) * 0.7)
     torch.testing.assert_close(svms.folded(centre, 0.7)(raw), expected, rtol=1e-5, atol=1e-4)
-
-
-def closed_form(features, targets, penalty):
-    """Return weights and offsets by (A A^T + lambda I)^-1 A y on whitened targets, in float64."""
-    x, y = features.astype(np.float64), targets.astype(np.float64)
-    mean = y.mean(axis=0)
-    values, vectors = np.linalg.eigh((y - mean).T @ (y - mean) / len(y))
-    whiten = vectors @ np.diag((values + 0.001) ** -0.5) @ vectors.T
-    solution = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ ((y - mean) @ whiten))
-    unwhitened = solution @ np.linalg.inv(whiten)
-    return unwhitened[:-1].T, unwhitened[-1] + mean
-
-
-@pytest.mark.parametrize(("count", "length"), [(200, 20), (20, 60), (1, 5), (40, 40)])
-@pytest.mark.parametrize("penalty", [1, 1000])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_ridge_equals_the_closed_form(rng, count, length, penalty, dtype):
-    features = rng.normal(0, 3, (count, length + 1)).astype(dtype)
-    features[:, -1] = 1  # regularised like the others
-    mixing = rng.normal(0, 0.1, (length + 1, 4))
-    targets = (features @ mixing + rng.normal(0, 0.05, (count, 4)) + [0.3, -0.2, 0.1, 0]).astype(np.float32)
-    weights, offsets = closed_form(features, targets, penalty)
-    found_weights, found_offsets = fit_ridge(features.copy(), targets, penalty)
-    assert found_weights.shape == (4, length)
-    assert found_weights.dtype == found_offsets.dtype == np.float32
-    tolerance = 1e-3 if dtype == np.float32 else 1e-5
-    np.testing.assert_allclose(found_weights, weights, atol=tolerance * np.abs(weights).max() + 1e-9)
-    np.testing.assert_allclose(found_offsets, offsets, atol=tolerance)
-
-
-def test_a_great_penalty_predicts_the_mean(rng):
-    features = np.c_[rng.normal(size=(50, 3)), np.ones(50)]
-    targets = rng.normal(size=(50, 4))
-    weights, offsets = fit_ridge(features, targets, 1e12)
-    np.testing.assert_allclose(weights, 0, atol=1e-8)
-    np.testing.assert_allclose(offsets, targets.mean(axis=0), rtol=1e-5)
-
-
-def test_targets_that_never_change_are_predicted(rng):
-    # Their covariance is 0: only the 0.001 in the whitening keeps it finite.
-    features = np.c_[rng.normal(size=(30, 3)), np.ones(30)]
-    weights, offsets = fit_ridge(features, np.tile([0.1, 0, -0.2, 0.3], (30, 1)), 10)
-    np.testing.assert_allclose(weights, 0, atol=1e-6)
-    np.testing.assert_allclose(offsets, [0.1, 0, -0.2, 0.3], atol=1e-6)
 
 
 def test_fitting_leaves_no_threads_behind(rng):
