@@ -10,6 +10,9 @@ class Inner(Estimator):
 
 
 class Outer(Estimator):
+    learned_: int
+    _hidden_: int
+
     def __init__(self, name="a", *, inner=None, seed=0):
         self.name, self.inner, self.seed = name, inner, seed
 
