@@ -9,6 +9,7 @@ from sppnet.boxes import Target
 from sppnet.detection.detector import Detector
 from sppnet.detection.ensemble import Ensemble
 from sppnet.detection.svm import LinearSVMs
+from sppnet.images import photo_keys
 from sppnet.progress import StageTimer
 from sppnet.proposals import parse
 from sppnet.regression import BoxRegression
@@ -181,6 +182,9 @@ def test_streams_and_evaluations_are_those_of_what_it_predicts(detectors, image)
     report = ensemble.evaluate(data, proposals="dense")
     assert rows(report.detections[0]) == rows(expected)
     assert report.seen == ensemble.seen(data) == 1, "both were fitted on the second image"
+    others = copy.copy(detectors[1])
+    others.fitted_ = replace(others.fitted_, photos=photo_keys([image]))
+    assert Ensemble([detectors[0], others]).seen(data) == 2, "either was fitted on one of them"
     # Unless others are asked for, the windows are those of the first detector.
     own = ensemble.predict(image, parse(detectors[0].proposals)(image).boxes)
     assert rows(ensemble.predict(image)) == rows(own)

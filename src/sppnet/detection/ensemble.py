@@ -20,7 +20,7 @@ from sppnet.detection.postprocess import postprocess
 from sppnet.detection.stream import LEAST_SCORE, Asked, detect_each, measure
 from sppnet.errors import NotFittedError, SppnetError
 from sppnet.evaluation.detection import DetectionReport
-from sppnet.images import pixels_of
+from sppnet.images import photo_keys, pixels_of
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.method import Proposer
 
@@ -125,8 +125,9 @@ class Ensemble:
         return measure(self, data, asked, track)
 
     def seen(self, data: Sequence[Sample]) -> int:
-        """Return how many of some images are among those that a detector was fitted on; the most of any."""
-        return max(detector.seen(data) for detector in self.detectors)
+        """Return how many of some images are among those that any of the detectors was fitted on."""
+        photos = np.concatenate([detector.fitted_.photos for detector in self.detectors])
+        return int(np.isin(photo_keys(sample.image for sample in data), photos).sum())
 
 
 def _check(detectors: Sequence[Detector]) -> None:
