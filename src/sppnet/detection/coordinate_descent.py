@@ -18,7 +18,7 @@ _REBIAS = np.float32(2.0**112)
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
-class Examples(NamedTuple):
+class ClassExamples(NamedTuple):
     """The examples of one SVM.
 
     Attributes
@@ -59,7 +59,7 @@ class Solution(NamedTuple):
 
 
 _FLOATS: Any = types.float32[::1]
-_EXAMPLES = record(Examples, types.uint16[:, ::1], types.int64[::1], _FLOATS, _FLOATS, types.float32)
+_EXAMPLES = record(ClassExamples, types.uint16[:, ::1], types.int64[::1], _FLOATS, _FLOATS, types.float32)
 _SOLUTION = record(Solution, _FLOATS, _FLOATS, _FLOATS)
 
 
@@ -102,7 +102,7 @@ def descend(examples: Any, solution: Any, tolerance: Any, epochs: Any) -> None:
 
     Parameters
     ----------
-    examples : Examples
+    examples : ClassExamples
     solution : Solution
         Where to start from, and afterwards the solution.
     tolerance : float32

@@ -195,13 +195,13 @@ class TrainingSet:
 
     def _fit_class(self, features: npt.NDArray[np.uint16], k: int) -> None:
         # Imported late: numba takes long to start.
-        from sppnet.detection.coordinate_descent import Examples, Solution, descend
+        from sppnet.detection.coordinate_descent import ClassExamples, Solution, descend
 
         rows = np.flatnonzero(self._signs[:, k])
         signs, alphas = self._signs[rows, k].astype(np.float32), self._alphas[rows, k]
         limits = np.where(signs > 0, self.settings.positive_weight, 1.0).astype(np.float32) * self.settings.C
         descend(
-            Examples(features, rows, signs, limits, np.float32(BIAS_FEATURE)),
+            ClassExamples(features, rows, signs, limits, np.float32(BIAS_FEATURE)),
             Solution(alphas, self._weights[k], self._bias[k : k + 1]),
             np.float32(self.settings.tolerance),
             self.settings.epochs,
