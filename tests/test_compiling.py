@@ -1,6 +1,7 @@
 """Compiled functions are kept on disk, but never longer than what they were compiled from."""
 
 import importlib.util
+import subprocess
 import sys
 
 KERNEL = """
@@ -29,3 +30,26 @@ def test_a_change_of_what_is_inlined_is_noticed(tmp_path, monkeypatch):
         number = loaded(tmp_path / "kernel.py").number
         assert number() == value
         assert sum(number.stats.cache_hits.values()) == hits
+
+
+RECORD = """
+from typing import NamedTuple
+from numba import types
+from sppnet.compiling import compiled, record
+
+class NAME(NamedTuple):
+    value: int
+
+@compiled(types.int64(record(NAME, types.int64)))
+def number(given):
+    return given.value + 1
+"""
+
+
+def test_a_record_that_gets_another_name_is_noticed(tmp_path):
+    # Each in a process of its own. Python itself tells files of one second by their size.
+    for name, hits in (("Before", 0), ("After", 0), ("After", 1)):
+        (tmp_path / "records.py").write_text(RECORD.replace("NAME", name))
+        ask = f"import records as r; print(r.number(r.{name}(4)), sum(r.number.stats.cache_hits.values()))"
+        found = subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, capture_output=True, text=True)
+        assert found.stdout.split() == ["5", str(hits)], found.stderr

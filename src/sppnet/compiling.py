@@ -19,15 +19,17 @@ def compiled(*signatures: Any, inlined: str | None = None, **options: Any) -> De
     ----------
     *signatures : str or numba signature
     inlined : str, optional
-        Another file whose code the function takes in. Numba's cache knows a function by its name and notices
-        changes of its own file only, so this file's are made part of the name.
+        Another file whose code the function takes in, so that a change of it is noticed, too.
     **options
         As for `numba.njit`.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        if inlined is not None:
-            function.__qualname__ += f"_{crc32(Path(inlined).read_bytes()):08x}"
+        # Numba's cache knows a function by its name. It notices changes of its own file only, and to do so it
+        # loads the old entry, which fails where that speaks of records that have got other names since.
+        files = [function.__code__.co_filename, *([] if inlined is None else [inlined])]
+        content = b"".join(Path(file).read_bytes() for file in files)
+        function.__qualname__ += f"_{crc32(content):08x}"
 
         def compile_(cache: bool) -> Any:
             return njit(list(signatures), nogil=True, cache=cache, error_model="numpy", **options)(function)
