@@ -20,8 +20,8 @@ TESTS = ROOT / "tests"
 
 # Rooms on one floor may know each other as long as no circle arises; none knows a room of a floor above.
 GROUND = (
-    *("arrays", "boxes", "compiling", "errors", "estimator", "images", "models", "parallel", "progress"),
-    *("regression", "storage"),
+    *("arrays", "boxes", "compiling", "errors", "estimator", "images", "linear", "models", "parallel"),
+    *("progress", "regression", "storage"),
 )
 FLOORS = (
     GROUND,

@@ -1,9 +1,11 @@
+import os
+import sys
 import threading
 import time
 
 import pytest
 
-from sppnet.parallel import in_order
+from sppnet.parallel import in_order, thread_count
 
 
 def test_results_come_in_the_order_of_the_items():
@@ -41,3 +43,15 @@ def test_an_error_comes_at_its_place():
     assert [next(results), next(results)] == [0.5, 1.0]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_threads_follow_pytorch_where_it_is_loaded(threads):
+    threads(3)
+    assert thread_count() == 3
+
+
+@pytest.mark.parametrize(("given", "expected"), [("3", 3), ("0", None), ("many", None), ("", None)])
+def test_without_pytorch_threads_follow_the_environment(monkeypatch, given, expected):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert thread_count() == (expected or len(os.sched_getaffinity(0)))

@@ -1,4 +1,8 @@
-"""Names for the arrays that travel: their forms are fixed in docs/conventions.md."""
+"""The arrays that travel: names for their forms, fixed in docs/conventions.md, and ways between two kinds.
+
+Most functions take NumPy arrays and PyTorch tensors alike: the type decides, by the array API standard. Only
+code that gets a tensor imports PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import is_torch_array
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -23,3 +28,17 @@ BoolArray = npt.NDArray[np.bool_]
 
 Image: TypeAlias = "str | Path | Pixels | PIL.Image.Image"
 """What stands for one image wherever one is asked for: a file, pixels, or an image of Pillow's."""
+
+
+def to_numpy(values: Any) -> npt.NDArray[Any]:
+    """Return a NumPy array as it is, and a tensor of any device as one, without its gradient."""
+    return np.asarray(values.detach().cpu() if is_torch_array(values) else values)
+
+
+def like(array: npt.NDArray[Any], other: Any) -> Any:
+    """Return a NumPy array as what `other` is: itself, or a tensor on the same device."""
+    if not is_torch_array(other):
+        return array
+    import torch
+
+    return torch.from_numpy(array).to(other.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,3 +37,18 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(pool.submit(function, item) for item in islice(source, 1))
+
+
+def thread_count() -> int:
+    """Return how many threads are to compute at once.
+
+    What ``torch.set_num_threads`` set where PyTorch is loaded, else ``OMP_NUM_THREADS``, else one for each
+    core that this process may use.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return int(torch.get_num_threads())
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
