@@ -7,6 +7,10 @@ traceback. A message says what was found, what was expected, and where: the file
 from __future__ import annotations
 
 from collections.abc import Collection
+from importlib.util import find_spec
+
+# Of each extra of the package's: what it is for people, and the packages that only it brings.
+_EXTRAS = {"torch": ("PyTorch", ("torch", "timm", "lightning_fabric"))}
 
 
 class SppnetError(ValueError):
@@ -33,3 +37,18 @@ def check_choice(kind: str, value: object, choices: Collection[str]) -> None:
     """Raise a `SppnetError` unless `value` is one of the `choices` of its kind."""
     if value not in choices:
         raise SppnetError(f"found the {kind} {value!r}, expected one of {', '.join(choices)}")
+
+
+def check_extra(extra: str, purpose: str) -> None:
+    """Raise a `SppnetError` unless an extra of the package's is installed; nothing is imported.
+
+    Parameters
+    ----------
+    extra : {"torch"}
+        Its name in brackets, ``sppnet[torch]``.
+    purpose : str
+        What needs it, the beginning of the message: ``"training a network"``.
+    """
+    title, packages = _EXTRAS[extra]
+    if any(find_spec(package) is None for package in packages):
+        raise SppnetError(f'{purpose} needs {title}: pip install "sppnet[{extra}]"')
