@@ -22,7 +22,7 @@ from common import commit, setting, table
 from sppnet.boxes import Detections
 from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
-from sppnet.detection.finetune import Tuning
+from sppnet.detection.tuning import Tuning
 from sppnet.evaluation.detection import mean_average_precision, voc_detection
 from sppnet.features.cache import MapCache
 from sppnet.progress import StageTimer

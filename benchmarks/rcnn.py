@@ -108,14 +108,14 @@ class WarpedFeatures:
             with timer("pooling"):
                 parts.append(self.layer(maps))
         with timer("pooling"):
-            return torch.cat(parts)
+            return torch.cat(parts).numpy()
 
     def kept(self, path, boxes):
         """Return the features in half precision, from the disk where they are there."""
         key = hashlib.sha256(self.signature.encode() + path.read_bytes() + boxes.tobytes()).hexdigest()
         file = self.cache / f"{key}.npy"
         if not file.exists():
-            features = self(read_image(path), boxes, StageTimer()).half().numpy()
+            features = self(read_image(path), boxes, StageTimer()).astype(np.float16)
             with atomic_path(file) as temporary:
                 np.save(temporary, features)
         return np.load(file, mmap_mode="r")
@@ -147,8 +147,8 @@ class RCNN:
             for k, examples in enumerate(near):
                 mine = np.flatnonzero(plan.fitted == k)
                 examples.append((rows[mine], encode_deltas(plan.boxes[mine], plan.truth[mine])))
-        first = torch.from_numpy(np.concatenate(start)).float()
-        self.classes, self.scale = classes, 20 / float(torch.linalg.vector_norm(first, dim=1).mean())
+        first = np.concatenate(start).astype(np.float32)
+        self.classes, self.scale = classes, 20 / float(np.linalg.norm(first, axis=1).mean())
         self.regressors = [self.regress(*map(np.concatenate, zip(*n, strict=True))) for n in near]
         self.svms: LinearSVMs = mine_hard_negatives(
             self.scaled(np.concatenate(positives)),
@@ -161,7 +161,7 @@ class RCNN:
         return self
 
     def scaled(self, rows):
-        return torch.from_numpy(rows.astype(np.float32)).mul_(self.scale)
+        return rows.astype(np.float32) * np.float32(self.scale)
 
     def regress(self, rows, deltas):
         wide = np.ones((len(rows), rows.shape[1] + 1), dtype=np.float32)
@@ -176,11 +176,12 @@ class RCNN:
 
     def score(self, features, windows, shape, regress=True, threshold=-1.5, limit=100):
         """Return the detections among windows with (R, D) float32 features, which are scaled in place."""
-        features = features.mul_(self.scale)
-        boxes = torch.from_numpy(windows)[:, None].expand(-1, len(self.classes), 4)
+        features *= np.float32(self.scale)
+        boxes = np.repeat(windows[:, None], len(self.classes), axis=1)
         if regress:
-            pairs = [map(torch.from_numpy, pair) for pair in self.regressors]
-            deltas = torch.stack([features @ weights.T + offsets for weights, offsets in pairs], dim=1)
+            deltas = np.stack(
+                [features @ weights.T + offsets for weights, offsets in self.regressors], axis=1
+            )
             boxes = decode_deltas(boxes, deltas)
         scores = self.svms(features)
         return postprocess(boxes, scores, self.classes, shape, self.settings.nms_iou, threshold, limit)
@@ -236,7 +237,7 @@ def test(rcnn, detectors, rows, samples, windows):
     for sample, boxes in zip(track(samples, "Testing"), windows, strict=True):
         image, warped = read_image(sample.path), rcnn.features.kept(sample.path, boxes)
         for regress in (False, True):
-            features = torch.from_numpy(warped.astype(np.float32))
+            features = warped.astype(np.float32)
             rows[0].found[regress].append(rcnn.score(features, boxes, image.shape[:2], regress))
             for row, detector in zip(rows[1:], detectors, strict=True):
                 row.found[regress].append(detector.predict(image, boxes, regress=regress))

@@ -3,6 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from sppnet.boxes import Detections, Target, area, batched_nms, clip, flip, intersection, iou, nms
 from sppnet.errors import SppnetError
@@ -127,8 +128,8 @@ def test_suppression_of_groups_is_that_of_each_alone(rng, threshold):
         boxes = some_boxes(rng, count, extent=9).reshape(-1, 4) + np.float32(rng.integers(-5000, 5000))
         scores = rng.integers(-3, 4, count).astype(np.float32)
         groups = rng.choice([0, 1, 4, 30], count)
-        kept = batched_nms(*map(torch.from_numpy, (boxes, scores, groups)), float(threshold))
-        assert kept.dtype == torch.int64
+        kept = batched_nms(boxes, scores, groups, float(threshold))
+        assert kept.dtype == np.int64
         alone = [
             rows[i]
             for rows in (np.flatnonzero(groups == g) for g in np.unique(groups))
@@ -138,14 +139,36 @@ def test_suppression_of_groups_is_that_of_each_alone(rng, threshold):
 
 
 def test_groups_do_not_suppress_each_other():
-    boxes, scores = torch.tensor([[0.0, 0, 8, 8]]).repeat(6, 1), torch.tensor([1.0, 3, 2, 1, 3, 2])
-    groups = torch.tensor([0, 1, 2, 2, 0, 1])
+    boxes, scores = np.tile(np.float32([[0, 0, 8, 8]]), (6, 1)), np.float32([1, 3, 2, 1, 3, 2])
+    groups = np.array([0, 1, 2, 2, 0, 1])
     assert batched_nms(boxes, scores, groups).tolist() == [1, 4, 2]
-    assert batched_nms(boxes, scores, torch.zeros(6, dtype=torch.int64)).tolist() == [1]
+    assert batched_nms(boxes, scores, np.zeros(6, np.int64)).tolist() == [1]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 100])
+def test_no_more_than_the_best_few_are_kept(rng, limit):
+    boxes = some_boxes(rng, 60, extent=9)
+    scores, groups = rng.integers(-3, 4, 60).astype(np.float32), rng.choice([0, 2], 60)
+    assert nms(boxes, scores, 0.3, limit).tolist() == nms(boxes, scores, 0.3)[:limit].tolist()
+    every = batched_nms(boxes, scores, groups, 0.3)
+    first = [i for n, i in enumerate(every) if (groups[every[:n]] == groups[i]).sum() < limit]
+    assert batched_nms(boxes, scores, groups, 0.3, limit).tolist() == first
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.8])
+def test_suppression_equals_that_of_torchvision(rng, threshold):
+    corners, sides = rng.uniform(0, 400, (3000, 2)), rng.uniform(0, 200, (3000, 2))
+    boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
+    expected = torchvision.ops.nms(
+        *map(torch.from_numpy, (boxes.astype(np.float64), -np.arange(3000.0))), threshold
+    )
+    assert nms(boxes, -np.arange(3000.0), threshold).tolist() == expected.tolist()
 
 
 def test_suppression_of_nothing_is_nothing():
-    assert nms(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)).tolist() == []
+    boxes, scores = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+    assert nms(boxes, scores).tolist() == []
+    assert batched_nms(boxes, scores, np.zeros(0, np.int64)).tolist() == []
 
 
 def test_target_of_lists():

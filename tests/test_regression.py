@@ -20,7 +20,11 @@ def some_boxes(rng, count, extent=12, empty=True):
 
 
 def decoded(windows, deltas):
-    return decode_deltas(torch.from_numpy(windows), torch.from_numpy(deltas)).numpy()
+    """Decode, and check that tensors become what arrays become."""
+    found = decode_deltas(windows, deltas)
+    tensors = decode_deltas(torch.from_numpy(windows), torch.from_numpy(deltas))
+    np.testing.assert_allclose(found, tensors.numpy(), rtol=1e-5, atol=1e-4)
+    return found
 
 
 def test_deltas_by_hand():
@@ -112,7 +116,9 @@ def test_regressions_predict_the_deltas_of_every_class(rng):
         rng.normal(size=(3, 4)).astype(np.float32),
     )
     both = BoxRegression(weights[:1], offsets[:1]).joined(BoxRegression(weights[1:], offsets[1:]))
-    found = both(torch.from_numpy(vectors)).numpy()
-    assert found.shape == (7, 3, 4)
-    for k in range(3):
-        np.testing.assert_allclose(found[:, k], vectors @ weights[k].T + offsets[k], rtol=1e-5, atol=1e-5)
+    for found in (both(vectors), both(torch.from_numpy(vectors)).numpy()):
+        assert found.shape == (7, 3, 4)
+        assert found.dtype == np.float32
+        for k in range(3):
+            expected = vectors @ weights[k].T + offsets[k]
+            np.testing.assert_allclose(found[:, k], expected, rtol=1e-5, atol=1e-5)

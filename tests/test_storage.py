@@ -1,5 +1,7 @@
+import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,6 +10,7 @@ from sppnet.errors import SppnetError
 from sppnet.storage import (
     atomic_path,
     check_writable,
+    digest_of,
     file_format,
     numbered_lines,
     read_checkpoint,
@@ -16,7 +19,12 @@ from sppnet.storage import (
     write_tensors,
 )
 
-TENSORS = {"b": torch.arange(6).reshape(2, 3).T, "a": torch.zeros(0)}
+TENSORS = {
+    "b": torch.arange(6).reshape(2, 3).T,
+    "a": torch.zeros(0),
+    "step": torch.tensor(7.0),
+    "half": torch.tensor([0.5, -2], requires_grad=True).half(),
+}
 
 
 class TestWriting:
@@ -81,7 +89,19 @@ class TestTensors:
         facts, tensors = read_checkpoint(path, "kind", "3")
         assert facts == read_metadata(str(path), "kind", "3")
         assert tensors.keys() == TENSORS.keys()
-        assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+        for name, tensor in TENSORS.items():
+            np.testing.assert_array_equal(tensors[name], tensor.detach(), strict=True)
+
+    def test_arrays_and_tensors_give_equal_files(self, path, tmp_path):
+        arrays = {name: tensor.detach().numpy() for name, tensor in TENSORS.items()}
+        write_tensors(tmp_path / "b", arrays, {"version": "3", "format": "kind", "z": "\u00e4", "b": "1"})
+        assert (tmp_path / "b").read_bytes() == path.read_bytes()
+
+    def test_a_digest_is_that_of_the_numbers_in_their_order(self):
+        one, two = np.float32([[1, 2], [3, 4]]), np.array(5)
+        expected = hashlib.sha256(np.float32([1, 3, 2, 4]).tobytes() + two.tobytes()).hexdigest()
+        assert digest_of({"a": one.T, "b": two}) == expected
+        assert digest_of({"b": two, "a": one.T}) != expected
 
     def test_equal_content_gives_equal_files(self, path, tmp_path):
         for turn in range(5):
@@ -106,7 +126,7 @@ class TestTensors:
 
     def test_files_of_others(self, tmp_path):
         path = tmp_path / "b.safetensors"
-        save_file(TENSORS | {"b": torch.zeros(3)}, path)
+        save_file({"b": torch.zeros(3)}, path)
         with pytest.raises(
             SppnetError, match="found a safetensors file without a format mark, expected kind 3"
         ):

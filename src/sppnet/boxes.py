@@ -13,8 +13,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from sppnet.arrays import Boxes, FloatArray, IntArray
 from sppnet.errors import SppnetError
@@ -167,7 +165,7 @@ def flip(boxes: Corners, width: int) -> Corners:
     return flipped
 
 
-def nms(boxes: FloatArray, scores: FloatArray, threshold: float = 0.3) -> IntArray:
+def nms(boxes: FloatArray, scores: FloatArray, threshold: float = 0.3, limit: int | None = None) -> IntArray:
     """Greedy non-maximum suppression: walk by falling score, drop what overlaps a kept box too much.
 
     Parameters
@@ -178,51 +176,52 @@ def nms(boxes: FloatArray, scores: FloatArray, threshold: float = 0.3) -> IntArr
         The higher of two overlapping boxes is kept.
     threshold : float
         A box is dropped when its IoU with a kept box is *strictly* greater (0.3 in the paper, section 4.1).
+    limit : int, optional
+        Most boxes to keep; by default all that are left.
 
     Returns
     -------
     (K,) int64
         Indices of the kept boxes, by falling score; equal scores keep their order.
     """
-    kept = batched_nms(
-        torch.from_numpy(np.ascontiguousarray(boxes, dtype=np.float32)),
-        torch.from_numpy(np.ascontiguousarray(scores)),
-        torch.zeros(len(boxes), dtype=torch.int64),
-        threshold,
-    )
-    return kept.numpy()
+    # Imported late: numba takes long to start.
+    from sppnet.suppression import suppress
+
+    order = np.argsort(-scores, kind="stable")
+    ordered = np.ascontiguousarray(boxes[order], dtype=np.float32)
+    kept: IntArray = order[suppress(ordered, threshold, len(order) if limit is None else limit)]
+    return kept
 
 
-def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float = 0.3) -> Tensor:
-    """Suppress as `nms` does, only within the same group, on the device of the boxes.
+def batched_nms(
+    boxes: FloatArray,
+    scores: FloatArray,
+    groups: IntArray,
+    threshold: float = 0.3,
+    limit: int | None = None,
+) -> IntArray:
+    """Suppress as `nms` does, only within the same group.
 
     Parameters
     ----------
-    boxes : (R, 4) float32 tensor
+    boxes : (R, 4) float array
         Boxes, 0-based half-open pixels.
-    scores : (R,) float tensor
+    scores : (R,) float array
         The higher of two overlapping boxes of a group is kept.
-    groups : (R,) int64 tensor
-        Number of the group of each box, from 0; such as its class.
+    groups : (R,) int64
+        Number of the group of each box, such as its class.
     threshold : float
         As in `nms`.
+    limit : int, optional
+        Most boxes to keep of a group; by default all that are left.
 
     Returns
     -------
-    (K,) int64 tensor
+    (K,) int64
         Indices of the kept boxes, by falling score; equal scores keep their order.
     """
-    from torchvision.ops import nms as torchvision_nms
-
-    order = torch.argsort(scores, descending=True, stable=True)
-    # Groups are moved apart, in double precision, in which that changes no overlap.
-    spread = boxes[order].double()
-    reach = spread.abs().max() * 2 + 1 if len(boxes) else 0.0
-    spread = spread + (groups[order] * reach)[:, None]
-    # torchvision's own sort is not stable; strictly falling stand-in scores fix the order.
-    rank = torch.arange(len(order), 0, -1, dtype=torch.float64, device=boxes.device)
-    # Some devices round the threshold to float32. Rounded up, it still keeps an overlap of just as much.
-    limit = np.float32(threshold)
-    if float(limit) < threshold:
-        limit = np.nextafter(limit, np.float32(np.inf))
-    return order[torchvision_nms(spread, rank, float(limit))]
+    rows = np.argsort(groups, kind="stable")
+    parts = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
+    kept = np.sort(np.concatenate([part[nms(boxes[part], scores[part], threshold, limit)] for part in parts]))
+    result: IntArray = kept[np.argsort(-scores[kept], kind="stable")]
+    return result

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace
 
 from sppnet.arrays import Boxes, FloatArray
+from sppnet.linear import Linear
 
 
 def encode_deltas(windows: FloatArray, truth: FloatArray) -> Boxes:
@@ -31,15 +32,17 @@ def encode_deltas(windows: FloatArray, truth: FloatArray) -> Boxes:
     return np.concatenate([shift, np.log(goal / sizes)], axis=1).astype(np.float32)
 
 
-def decode_deltas(windows: Tensor, deltas: Tensor) -> Tensor:
+def decode_deltas(windows: Any, deltas: Any) -> Any:
     """Apply (..., 4) deltas to (..., 4) windows that broadcast with them; the inverse of `encode_deltas`.
 
-    Scale deltas are limited to a factor of 16 so that a wild prediction cannot overflow.
+    Both are float32 arrays, or tensors on one device; so is the result. Scale deltas are limited to a factor
+    of 16 so that a wild prediction cannot overflow.
     """
+    xp = array_namespace(windows, deltas)
     sizes = windows[..., 2:] - windows[..., :2]
     centres = windows[..., :2] + sizes / 2 + deltas[..., :2] * sizes
-    half = sizes * deltas[..., 2:].clamp(-math.log(16), math.log(16)).exp() / 2
-    return torch.cat([centres - half, centres + half], dim=-1)
+    half = sizes * xp.exp(deltas[..., 2:].clip(-math.log(16), math.log(16))) / 2
+    return xp.concat([centres - half, centres + half], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ class BoxRegression:
     weights: npt.NDArray[np.float32]
     offsets: npt.NDArray[np.float32]
 
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """Return the (R, K, 4) deltas of (R, D) float32 vectors, on their device."""
-        weights, offsets = (torch.from_numpy(a).to(vectors.device) for a in (self.weights, self.offsets))
-        return (vectors @ weights.flatten(0, 1).T).view(-1, *offsets.shape) + offsets
+    def __call__(self, vectors: Any) -> Any:
+        """Return the (R, K, 4) deltas of (R, D) float32 vectors, an array or a tensor on any device."""
+        layer = Linear(self.weights.reshape(-1, self.weights.shape[-1]), self.offsets.reshape(-1))
+        return layer(vectors).reshape(-1, *self.offsets.shape)
 
     def joined(self, other: BoxRegression) -> BoxRegression:
         """Return the regressions of these classes and, after them, of others."""

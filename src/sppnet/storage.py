@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
@@ -9,14 +10,14 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from sppnet.arrays import to_numpy
 from sppnet.errors import SppnetError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @contextmanager
@@ -77,15 +78,15 @@ def _new_sibling(path: Path) -> Path:
     return temporary
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, whole or not at all; equal content gives equal files.
 
     Parameters
     ----------
     path : path
         Replaced if it exists.
-    tensors : mapping from str to tensor
-        What to store, by name; on any device, in any layout.
+    tensors : mapping from str to array or tensor
+        What to store, by name; in any layout, on any device.
     metadata : mapping from str to str
         What the file says of itself, such as its ``format`` and ``version``.
 
@@ -94,9 +95,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     OSError
         If it cannot be written: no folder, no permission, no space.
     """
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {name: np.asarray(to_numpy(tensor), order="C") for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         try:
             save_file(plain, temporary, dict(metadata))
@@ -161,8 +162,18 @@ def _metadata(path: str | Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def read_checkpoint(path: Path, expected: str, version: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return metadata and tensors of a run that was stopped.
+def digest_of(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return the SHA-256 of the numbers of arrays, in their order, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def read_checkpoint(
+    path: Path, expected: str, version: str
+) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
+    """Return metadata and arrays of a run that was stopped.
 
     Parameters
     ----------
@@ -178,7 +189,7 @@ def read_checkpoint(path: Path, expected: str, version: str) -> tuple[dict[str, 
     SppnetError
         Where `read_metadata` raises it; the message says what helps.
     """
-    from safetensors.torch import load_file
+    from safetensors.numpy import load_file
 
     try:
         return read_metadata(path, expected, version), load_file(path)

@@ -567,7 +567,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(images, checkpoint, monkeyp
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ]
     with monkeypatch.context() as patched:
-        patched.setattr("safetensors.torch.save_file", full)
+        patched.setattr("safetensors.numpy.save_file", full)
         for _ in range(2):
             with pytest.raises(OSError, match="No space left on device"):
                 trained(source, **options)

@@ -14,15 +14,16 @@ from sklearn.base import clone
 from sklearn.utils import estimator_checks
 
 import trees
+from sppnet.arrays import to_numpy
 from sppnet.boxes import Detections, Target, area, intersection, iou
 from sppnet.detection import fit as fitting
 from sppnet.detection.detector import Detector
 from sppnet.detection.file import read_facts
-from sppnet.detection.finetune import Tuning
-from sppnet.detection.head import Head
+from sppnet.detection.network import HeadNetwork
 from sppnet.detection.postprocess import postprocess
 from sppnet.detection.sampling import Examples, SamplingRules, plan_images
 from sppnet.detection.svm import MiningSettings
+from sppnet.detection.tuning import Tuning
 from sppnet.errors import NotFittedError, SppnetError
 from sppnet.evaluation.detection import mean_average_precision, voc_detection
 from sppnet.features.backbone import Backbone
@@ -490,10 +491,10 @@ def test_scores_of_all_windows_come_before_suppression(detector, backbone):
     unmoved, scores = detector.score(encoded, windows, regress=False)
     assert scores.shape == (len(windows), 3)
     assert unmoved.shape == (len(windows), 3, 4)
-    assert unmoved.dtype == scores.dtype == torch.float32
-    assert (unmoved.numpy() == windows[:, None]).all()
+    assert unmoved.dtype == scores.dtype == np.float32
+    assert (unmoved == windows[:, None]).all()
     moved, same_scores = detector.score(encoded, windows)
-    assert torch.equal(same_scores, scores)
+    np.testing.assert_array_equal(same_scores, scores)
     assert moved[..., 3].max() > 96, "boxes are not clipped yet"
     selected = postprocess(moved, scores, detector.classes_, (96, 128), 0.3, -1.0, 5)
     queried = detector.predict(encoded, windows, threshold=-1.0, limit=5)
@@ -683,7 +684,7 @@ def test_a_failed_save_leaves_the_old_file(detector, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    monkeypatch.setattr("safetensors.numpy.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         detector.save(path)
     assert path.read_text() == "the old model"
@@ -728,18 +729,17 @@ def test_svms_take_the_layer_and_regressions_the_pooled_features(which, request)
     encoded = detector.fitted_.backbone.encode(image, SCALES)
     pooled = WindowPooling(SCALES, (2, 1), reference=160)(encoded, windows)
     pooled *= detector.fitted_.feature_scale
-    x = pooled.double()
-    for layer in (detector.fitted_.head.fc6, detector.fitted_.head.fc7)[: 1 if which == "tuned" else 2]:
-        x = (x @ layer.weight.double().T + layer.bias.double()).clamp(min=0)
+    x = to_numpy(pooled).astype(np.float64)
+    for (layer,) in (detector.fitted_.head.fc6, detector.fitted_.head.fc7)[: 1 if which == "tuned" else 2]:
+        x = np.maximum(x @ layer.weights.T + layer.offsets, 0)
     boxes, scores = detector.score(encoded, windows)
     np.testing.assert_allclose(
-        scores, x.numpy() @ detector.fitted_.svms.weights.T + detector.fitted_.svms.biases, atol=1e-4
+        scores, x @ detector.fitted_.svms.weights.T + detector.fitted_.svms.biases, atol=1e-4
     )
     weights, offsets = detector.fitted_.regression.weights, detector.fitted_.regression.offsets
     for k in range(3):
-        deltas = torch.from_numpy(pooled.numpy() @ weights[k].T + offsets[k])
-        moved = decode_deltas(torch.from_numpy(windows), deltas)
-        torch.testing.assert_close(boxes[:, k], moved, rtol=0, atol=1e-2)
+        moved = decode_deltas(windows, to_numpy(pooled) @ weights[k].T + offsets[k])
+        np.testing.assert_allclose(boxes[:, k], moved, rtol=0, atol=1e-2)
 
 
 def test_a_head_and_a_tuned_backbone_are_saved_and_loaded(headed, tuned, backbone, tmp_path):
@@ -754,9 +754,9 @@ def test_a_head_and_a_tuned_backbone_are_saved_and_loaded(headed, tuned, backbon
         own, theirs = (d.fitted_.backbone.network.state_dict() for d in (loaded, detector))
         assert all(torch.equal(value, theirs[name]) for name, value in own.items())
         # The head was rounded before the SVMs were fitted: it loses nothing.
-        own, theirs = (d.fitted_.head.state_dict() for d in (loaded, detector))
+        own, theirs = (d.fitted_.head.state() for d in (loaded, detector))
         assert own.keys() == theirs.keys()
-        assert all(torch.equal(value, theirs[name]) for name, value in own.items())
+        assert all(np.array_equal(value, theirs[name]) for name, value in own.items())
         for regress in (False, True):
             a, b = (everything(d, trees.scene(104).image, grid(), regress) for d in (detector, loaded))
             assert [r[0] for r in a] == [r[0] for r in b]
@@ -777,15 +777,15 @@ def test_heads_and_backbones_that_do_not_go_together_are_refused(headed, tuned, 
 
     # One that was made for a backbone or a pyramid of other lengths, one of another width, none, a part.
     refused(
-        rewritten(path, bad, with_head(Head(100, 3, 48).state_dict())),
+        rewritten(path, bad, with_head(HeadNetwork(100, 3, 48).state_dict())),
         r"found fully connected layers of shape \(100,\), expected \(6400,\): for 3 classes on this backbone",
     )
     refused(
-        rewritten(path, bad, with_head(Head(6400, 3, 40).state_dict())),
+        rewritten(path, bad, with_head(HeadNetwork(6400, 3, 40).state_dict())),
         r"found SVMs of shape \(3, 48\), expected \(3, 40\)",
     )
     refused(rewritten(path, bad, with_head({})), "damaged, found no fully connected layers")
-    whole = headed.fitted_.head.state_dict()
+    whole = {name: torch.from_numpy(value) for name, value in headed.fitted_.head.state().items()}
     for name in whole:
         rest = {n: t for n, t in whole.items() if n != name}
         refused(rewritten(path, bad, with_head(rest)), "damaged, found no fully connected layers")
@@ -835,8 +835,8 @@ def test_a_fit_goes_on_after_its_tuning(backbone, few, tmp_path, monkeypatch):
     assert not any(d.startswith("Training layers") for d in seen)
     at_once = fit(Detector(**SETTINGS, layer="fc7", tuning=tuning), few)
     assert same(again, at_once)
-    states = [d.fitted_.head.state_dict() for d in (again, at_once)]
-    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+    states = [d.fitted_.head.state() for d in (again, at_once)]
+    assert all(np.array_equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
 
 
 def test_tuning_without_a_layer_leaves_the_svms_on_pooled_features(backbone, few, tmp_path):
@@ -857,8 +857,8 @@ def test_adding_a_class_leaves_the_head_and_the_others_as_they_are(headed, train
     assert one.classes_ == (*headed.classes_, "blob")
     for old, new in zip(kept, fields(one), strict=True):
         np.testing.assert_array_equal(old, new[:3])
-    for name, value in headed.fitted_.head.state_dict().items():
-        assert torch.equal(one.fitted_.head.state_dict()[name], value)
+    for name, value in headed.fitted_.head.state().items():
+        np.testing.assert_array_equal(one.fitted_.head.state()[name], value)
     assert one.fitted_.feature_scale == headed.fitted_.feature_scale
     image, windows = trees.scene(101).image, grid()
     found = one.predict(image, windows, threshold=-9)
@@ -873,23 +873,23 @@ def test_a_compressed_detector_has_thin_layers_and_all_else_the_same(headed, tmp
     image, windows = trees.scene(104).image, grid()
     encoded = headed.fitted_.backbone.encode(image, SCALES)
     boxes, scores = headed.score(encoded, windows)
-    state = {name: value.clone() for name, value in headed.fitted_.head.state_dict().items()}
+    state = {name: value.copy() for name, value in headed.fitted_.head.state().items()}
     whole = headed.compressed((48, 48))
     for ours, theirs in zip(whole.score(encoded, windows), (boxes, scores), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
     thin = headed.compressed((12, 0))
     assert thin.fitted_.head.ranks == (12, 0)
     moved, changed = thin.score(encoded, windows)
-    assert torch.equal(moved, boxes), "boxes are moved by the pooled features"
-    assert 1e-3 < (changed - scores).abs().max() < 2
+    assert np.array_equal(moved, boxes), "boxes are moved by the pooled features"
+    assert 1e-3 < np.abs(changed - scores).max() < 2
     assert headed.fitted_.head.ranks == (0, 0)
-    assert all(torch.equal(value, state[name]) for name, value in headed.fitted_.head.state_dict().items())
+    assert all(np.array_equal(value, state[name]) for name, value in headed.fitted_.head.state().items())
     thin.save(tmp_path / "thin.safetensors")
     headed.save(tmp_path / "whole.safetensors")
     assert (tmp_path / "thin.safetensors").stat().st_size < (tmp_path / "whole.safetensors").stat().st_size
     loaded = Detector.load(tmp_path / "thin.safetensors")
     assert loaded.fitted_.head.ranks == (12, 0)
-    torch.testing.assert_close(loaded.score(encoded, windows)[1], changed, rtol=0, atol=2e-2)
+    np.testing.assert_allclose(loaded.score(encoded, windows)[1], changed, rtol=0, atol=2e-2)
 
 
 def test_what_cannot_be_compressed(detector, headed):
@@ -1114,7 +1114,7 @@ def test_out_of_memory_fewer_windows_are_scored_at_a_time(headed, monkeypatch, m
     with pytest.warns(UserWarning, match="out of memory on cpu: going on with") as told:
         found = headed.score(encoded, windows)
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
     tried, largest = [], 2000
     while largest > most:
         tried.append(largest)
@@ -1162,12 +1162,12 @@ def test_selection_equals_the_loops(nms_iou, threshold, limit):
         # Whole numbers: overlaps of just the threshold, ties, boxes without area and beyond the image.
         corners = rng.integers(-8, 40, (count, 3, 2))
         moved = np.concatenate([corners, corners + rng.integers(0, 16, (count, 3, 2))], axis=2)
-        boxes = torch.from_numpy(moved).float()
-        scores = torch.from_numpy(rng.integers(-3, 4, (count, 3))).float()
-        kept = boxes.clone()
+        boxes = moved.astype(np.float32)
+        scores = rng.integers(-3, 4, (count, 3)).astype(np.float32)
+        kept = boxes.copy()
         found = postprocess(boxes, scores, ("a", "b", "c"), (24, 32), nms_iou, threshold, limit)
         expected = selected(boxes, scores, ("a", "b", "c"), (24, 32), nms_iou, threshold, limit)
-        assert torch.equal(boxes, kept)
+        np.testing.assert_array_equal(boxes, kept)
         assert list(found.labels) == [row[0] for row in expected]
         assert found.scores.tolist() == [row[1] for row in expected]
         np.testing.assert_array_equal(found.boxes, np.reshape([row[2] for row in expected], (-1, 4)))

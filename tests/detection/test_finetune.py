@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 
 import trees
 from sppnet.boxes import Target
-from sppnet.detection.finetune import DELTA_UNITS, FineTuner, Tuning
+from sppnet.detection.finetune import DELTA_UNITS, FineTuner
 from sppnet.detection.sampling import Examples
+from sppnet.detection.tuning import Tuning
 from sppnet.features.backbone import Backbone
 from sppnet.features.windows import WindowPooling
 from sppnet.regression import decode_deltas

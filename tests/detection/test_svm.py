@@ -54,8 +54,8 @@ def check_against_liblinear(svms, features, signs, settings, slack=1.01):
         expected = reference(features, signs[:, k], settings)
         goal = objective(expected, 0, features, signs[:, k : k + 1], settings)
         assert objective(svms, k, features, signs, settings) < slack * goal
-        theirs = expected(torch.from_numpy(features))[:, 0]
-        assert np.corrcoef(svms(torch.from_numpy(features))[:, k], theirs)[0, 1] > 0.999
+        theirs = expected(features)[:, 0]
+        assert np.corrcoef(svms(features)[:, k], theirs)[0, 1] > 0.999
 
 
 @pytest.fixture
@@ -66,13 +66,14 @@ def rng():
 def test_scores_are_products_plus_biases(rng):
     svms = LinearSVMs(rng.normal(size=(3, 5)).astype(np.float32), np.array([1, -2, 0], np.float32))
     features = rng.normal(size=(7, 5)).astype(np.float32)
-    scores = svms(torch.from_numpy(features))
-    assert scores.dtype == torch.float32
+    scores = svms(features)
+    assert scores.dtype == np.float32
+    torch.testing.assert_close(svms(torch.from_numpy(features)), torch.from_numpy(scores))
     for r in range(7):
         for k in range(3):
             expected = sum(features[r, d] * svms.weights[k, d] for d in range(5)) + svms.biases[k]
             assert float(scores[r, k]) == pytest.approx(expected, abs=1e-5)
-    assert svms(torch.zeros(0, 5)).shape == (0, 3)
+    assert svms(np.zeros((0, 5), np.float32)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("count_length", [(500, 30), (300, 700)])
@@ -107,7 +108,7 @@ def test_separable_examples_and_a_bias_far_from_0(rng):
     settings = MiningSettings(C=1, tolerance=1e-3, epochs=5000)
     svms = TrainingSet(features, signs, settings).fit()
     assert svms.biases[0] < -4
-    assert (svms(torch.from_numpy(features)).numpy() * signs > 0.8).all()
+    assert (svms(features) * signs > 0.8).all()
     check_against_liblinear(svms, features, signs, settings)
 
 
@@ -181,7 +182,7 @@ def test_easy_negatives_are_dropped_and_the_solution_stays(rng):
     training = TrainingSet(features, signs, EXACT)
     first = training.fit()
     near = len(training)
-    easy = (signs < 0) & (first(torch.from_numpy(features)).numpy() < -1.2)
+    easy = (signs < 0) & (first(features) < -1.2)
     # A row stays while any class needs it. Those of dual variables above 0 stay even if rounding says easy.
     assert near == pytest.approx((~easy.all(axis=1)).sum(), abs=2)
     assert near < 300
@@ -216,8 +217,8 @@ def test_growing_and_dropping_leave_the_solution_of_a_plain_list(rng):
         sizes.append(len(training))
         for k in range(2):
             expected = reference(features[kept[k]], signs[kept[k], k], EXACT)
-            scores = expected(torch.from_numpy(features))[:, 0]
-            assert np.corrcoef(svms(torch.from_numpy(features))[:, k], scores)[0, 1] > 0.999
+            scores = expected(features)[:, 0]
+            assert np.corrcoef(svms(features)[:, k], scores)[0, 1] > 0.999
             kept[k] = [i for i in kept[k] if signs[i, k] > 0 or scores[i] >= -1.2]
         assert sizes[-1] == pytest.approx(len(set(kept[0]) | set(kept[1])), abs=4)
         if start < 1200:
@@ -231,13 +232,26 @@ def test_growing_and_dropping_leave_the_solution_of_a_plain_list(rng):
 def stream(features, signs, size=50):
     for start in range(0, len(signs), size):
         part = slice(start, start + size)
-        yield torch.from_numpy(features[part].copy()), signs[part] < 0
+        yield features[part].copy(), signs[part] < 0
 
 
 def split(features, signs):
     """Return the positives of all classes, their labels, and the rows that are positive for no class."""
     row, label = np.nonzero(signs > 0)
-    return torch.from_numpy(features[row]), label.astype(np.int64), np.flatnonzero((signs < 0).all(axis=1))
+    return features[row], label.astype(np.int64), np.flatnonzero((signs < 0).all(axis=1))
+
+
+def test_tensors_are_mined_as_arrays_are(rng):
+    features, signs = clouds(rng, 1000)
+    positives, labels, rest = split(features, signs)
+    first, negative = (positives, labels, features[rest[:300]]), np.ones((300, 3), bool)
+    later = rest[300:]
+    tensors = ((torch.from_numpy(f), n) for f, n in stream(features[later], signs[later]))
+    ours, theirs = (
+        mine_hard_negatives(*first, negative, candidates, MiningSettings(retrain=50))
+        for candidates in (stream(features[later], signs[later]), tensors)
+    )
+    np.testing.assert_allclose(ours.weights, theirs.weights, atol=1e-4)
 
 
 @pytest.mark.parametrize("retrain", [20, 200, 10**9])
@@ -249,7 +263,7 @@ def test_mining_a_stream_ends_near_the_svm_of_all_negatives(rng, retrain):
     svms = mine_hard_negatives(
         positives,
         labels,
-        torch.from_numpy(features[start]),
+        features[start],
         np.ones((300, 3), bool),
         stream(features[later], signs[later]),
         settings,
@@ -267,7 +281,7 @@ def test_mining_without_candidates_is_fitting_the_start(rng):
     features, signs = clouds(rng, 400)
     positives, labels, rest = split(features, signs)
     svms = mine_hard_negatives(
-        positives, labels, torch.from_numpy(features[rest]), np.ones((len(rest), 3), bool), iter(()), EXACT
+        positives, labels, features[rest], np.ones((len(rest), 3), bool), iter(()), EXACT
     )
     signs[signs.max(axis=1) > 0] *= signs[signs.max(axis=1) > 0] > 0
     check_against_liblinear(svms, features, signs, EXACT)
@@ -276,8 +290,8 @@ def test_mining_without_candidates_is_fitting_the_start(rng):
 def test_only_negatives_of_a_class_are_mined_for_it(rng):
     features, signs = clouds(rng, 400, classes=2)
     positives, labels, rest = split(features, signs)
-    start = torch.from_numpy(features[rest])
-    candidates = torch.from_numpy(clouds(rng, 300, classes=2)[0])
+    start = features[rest]
+    candidates = clouds(rng, 300, classes=2)[0]
     negative = np.zeros((300, 2), bool)
     negative[:, 1] = True
 
@@ -292,15 +306,15 @@ def test_only_negatives_of_a_class_are_mined_for_it(rng):
 def test_memory_is_bounded_by_the_hard_negatives(rng, monkeypatch):
     features, signs = clouds(rng, 500, classes=2)
     positives, labels, rest = split(features, signs)
-    far = -30 * positives.mean(dim=0)
-    alive, most, sizes = weakref.WeakSet(), [], []
+    far = -30 * positives.mean(axis=0)
+    alive, most, sizes = [], [], []
 
     def windows():
         for _ in range(100):
-            part = torch.from_numpy(rng.normal(0, 1.5, (200, 30)).astype(np.float32)) + far
+            part = rng.normal(0, 1.5, (200, 30)).astype(np.float32) + far
             part[:2] -= far  # two of two hundred are near
-            alive.add(part)
-            most.append(len(alive))
+            alive.append(weakref.ref(part))
+            most.append(sum(made() is not None for made in alive))
             yield part, np.ones((200, 2), bool)
             del part
 
@@ -313,7 +327,7 @@ def test_memory_is_bounded_by_the_hard_negatives(rng, monkeypatch):
     mine_hard_negatives(
         positives,
         labels,
-        torch.from_numpy(features[rest]),
+        features[rest],
         np.ones((len(rest), 2), bool),
         windows(),
         MiningSettings(retrain=40),
@@ -335,11 +349,11 @@ def test_retraining_happens_when_enough_negatives_have_joined(rng, monkeypatch):
             return super().fit()
 
     monkeypatch.setattr(linear, "TrainingSet", Spied)
-    hard = torch.from_numpy(features[signs[:, 0] > 0][:10].copy())  # look like positives
+    hard = features[signs[:, 0] > 0][:10].copy()  # look like positives
     mine_hard_negatives(
         positives,
         labels,
-        torch.from_numpy(features[rest]),
+        features[rest],
         np.ones((len(rest), 1), bool),
         [(hard, np.ones((10, 1), bool))] * 8,
         MiningSettings(C=1e-4, hard=-1e9, easy=-1e9, retrain=25),
@@ -358,14 +372,14 @@ def test_a_class_of_one_kind_only_is_an_error(rng, kind):
     else:
         negative[:, 1] = False
     with pytest.raises(ValueError, match="class number 1 needs positive and negative examples"):
-        mine_hard_negatives(positives, labels, torch.from_numpy(features[rest]), negative, [], EXACT)
+        mine_hard_negatives(positives, labels, features[rest], negative, [], EXACT)
 
 
 def test_folded_svms_score_raw_vectors_as_the_others_score_standardised_ones(rng):
     svms = LinearSVMs(rng.normal(size=(3, 8)).astype(np.float32), rng.normal(size=3).astype(np.float32))
-    raw, centre = torch.from_numpy(rng.normal(2, 3, (20, 8))).float(), rng.normal(2, 1, 8).astype(np.float32)
-    expected = svms((raw - torch.from_numpy(centre)) * 0.7)
-    torch.testing.assert_close(svms.folded(centre, 0.7)(raw), expected, rtol=1e-5, atol=1e-4)
+    raw, centre = rng.normal(2, 3, (20, 8)).astype(np.float32), rng.normal(2, 1, 8).astype(np.float32)
+    expected = svms((raw - centre) * np.float32(0.7))
+    np.testing.assert_allclose(svms.folded(centre, 0.7)(raw), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_fitting_leaves_no_threads_behind(rng):

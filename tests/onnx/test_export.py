@@ -1,6 +1,7 @@
 import copy
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,11 +15,13 @@ from sppnet.classification.network import NetworkSettings, build
 from sppnet.classification.views import probabilities
 from sppnet.detection.detector import Detector
 from sppnet.detection.fit import Fitted
+from sppnet.detection.head import Head
 from sppnet.detection.postprocess import postprocess
 from sppnet.detection.svm import LinearSVMs
 from sppnet.errors import NotFittedError, SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.features.projection import choose_scale
+from sppnet.linear import Linear
 from sppnet.onnx.export import (
     export_classifier,
     export_detector,
@@ -78,7 +81,7 @@ def raw(detector, image, windows):
     """Return the scores and boxes of the detector before suppression."""
     boxes, scores = detector.score(detector.encode(image), windows)
     limits = np.array([image.shape[1], image.shape[0]] * 2, dtype=np.float32)
-    return scores.numpy(), np.clip(boxes.numpy(), 0, limits)
+    return scores, np.clip(boxes, 0, limits)
 
 
 def windows_of(image, count, seed=0):
@@ -159,6 +162,27 @@ def test_detector_by_the_rules_of_the_paper(of_the_paper, session_of_the_paper, 
     assert json.loads(facts["projection"]) == json.loads(facts["scale_rule"]) == "paper"
 
 
+@pytest.mark.parametrize("ranks", [(0, 0), (5, 0)])
+def test_detector_with_fully_connected_layers(of_the_paper, photo, tmp_path, ranks):
+    rng, fitted = np.random.default_rng(0), of_the_paper.fitted_
+    length = fitted.regression.weights.shape[-1]
+
+    def linear(inputs, outputs):
+        weights = rng.standard_normal((outputs, inputs)) / np.sqrt(inputs)
+        return Linear(weights.astype(np.float32), rng.standard_normal(outputs).astype(np.float32))
+
+    head = Head((linear(length, 16),), (linear(16, 16),), linear(16, 3), linear(16, 8)).compressed(ranks)
+    detector = copy.copy(of_the_paper).set_params(layer="fc7")
+    detector.fitted_ = replace(fitted, head=head, svms=LinearSVMs(*linear(16, 2)))
+    export_detector(detector, tmp_path / "headed.onnx")
+    windows = windows_of(photo, 50)
+    scores, boxes = run(opened(tmp_path / "headed.onnx"), photo, windows)
+    expected = raw(detector, photo, windows)
+    assert expected[0].std() > 0.1
+    np.testing.assert_allclose(scores, expected[0], atol=1e-4)
+    np.testing.assert_allclose(boxes, expected[1], atol=1e-2)
+
+
 @pytest.mark.parametrize("scale_rule", ["released", "paper"])
 @pytest.mark.parametrize("projection", ["released", "paper"])
 def test_networks_of_a_detector_follow_its_rules(of_the_paper, photo, scale_rule, projection):
@@ -217,8 +241,7 @@ def test_scales_are_chosen_alike_from_arrays_and_from_tensors(rule):
 def test_detector_finds_what_predict_finds(detector, session, photo):
     windows = windows_of(photo, 400, seed=1)
     scores, boxes = run(session, photo, windows)
-    tensors = torch.from_numpy(boxes), torch.from_numpy(scores)
-    found = postprocess(*tensors, detector.classes_, photo.shape[:2], detector.nms_iou, -1.5, 100)
+    found = postprocess(boxes, scores, detector.classes_, photo.shape[:2], detector.nms_iou, -1.5, 100)
     expected = detector.predict(photo, windows, threshold=-1.5)
     assert len(found.labels) > 1
     assert found.labels[0] == "cat"

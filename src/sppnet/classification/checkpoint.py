@@ -150,12 +150,18 @@ class Checkpointing:
             values = json.loads(facts["progress"])
             progress = Progress(**{**values, "history": [_record(v) for v in values["history"]]})
             network.load_state_dict(
-                {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+                {
+                    name.removeprefix("network."): torch.from_numpy(value)
+                    for name, value in tensors.items()
+                    if name.startswith("network.")
+                }
             )
             for name, parameter in network.named_parameters():
                 if f"momentum.{name}" in tensors:
                     # In the layout of the parameter, or every step would be slower from here on.
-                    momentum = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                    momentum = torch.empty_like(parameter).copy_(
+                        torch.from_numpy(tensors[f"momentum.{name}"])
+                    )
                     optimizer.state[parameter]["momentum_buffer"] = momentum
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RuntimeError) as error:
             reason = str(error).splitlines()[-1].strip()

@@ -78,7 +78,7 @@ def train(
     dataset = console.notes_of(read_training_data(data, split))
 
     from sppnet.detection.detector import Detector
-    from sppnet.detection.finetune import Tuning
+    from sppnet.detection.tuning import Tuning
     from sppnet.features.cache import remove_maps
     from sppnet.proposals.maps import Objectness
 

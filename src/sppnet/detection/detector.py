@@ -8,6 +8,7 @@ backbone's last stages, are trained first.
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,20 +18,27 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from sppnet.arrays import Boxes, Image, Pixels
+from sppnet.arrays import Boxes, Image, Pixels, to_numpy
 from sppnet.boxes import Detections
 from sppnet.datasets.records import Dataset, Sample, class_names
-from sppnet.detection.file import dequantise, quantise, read_facts, read_tensors, with_prefix, write_detector
-from sppnet.detection.finetune import Tuning
+from sppnet.detection.file import (
+    Arrays,
+    dequantise,
+    quantise,
+    read_facts,
+    read_tensors,
+    with_prefix,
+    write_detector,
+)
 from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_more
 from sppnet.detection.head import LAYERS, Head, activate
 from sppnet.detection.postprocess import postprocess
 from sppnet.detection.sampling import Examples, SamplingRules
 from sppnet.detection.stream import LEAST_SCORE, Asked, check_data, detect_each, measure
 from sppnet.detection.svm import LinearSVMs, MiningSettings
+from sppnet.detection.tuning import Tuning
 from sppnet.errors import SppnetError, check_choice
 from sppnet.estimator import Estimator
 from sppnet.evaluation.detection import DetectionReport
@@ -384,15 +392,15 @@ class Detector(Estimator):
         *,
         regress: bool = True,
         timer: StageTimer | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Boxes, npt.NDArray[np.float32]]:
         """Score all windows and move them, without suppression; arguments as in `predict`.
 
         Returns
         -------
-        (R, K, 4) float32 tensor
-            The windows as each class's regression moves them.
-        (R, K) float32 tensor
-            Scores. Both are on the device of the maps; boxes may reach beyond the image.
+        (R, K, 4) float32
+            The windows as each class's regression moves them; they may reach beyond the image.
+        (R, K) float32
+            Scores.
         """
         self._check_fitted()
         timer = timer or StageTimer()
@@ -403,11 +411,11 @@ class Detector(Estimator):
             part = places[start : start + size]
             try:
                 moved, value = self._score_block(encoded, part, regress, timer)
-            except torch.OutOfMemoryError:
+            except _out_of_memory():
                 if size <= SMALLEST_BLOCK:
                     raise
                 size //= 2
-                torch.cuda.empty_cache()
+                sys.modules["torch"].cuda.empty_cache()
                 device = self.fitted_.backbone.device
                 warnings.warn(
                     f"out of memory on {device}: going on with {size} windows at a time", stacklevel=2
@@ -416,18 +424,22 @@ class Detector(Estimator):
             boxes.append(moved)
             scores.append(value)
             start += size
-        return torch.cat(boxes), torch.cat(scores)
+        return np.concatenate(boxes), np.concatenate(scores)
 
     def _score_block(
         self, encoded: EncodedImage, windows: Boxes, regress: bool, timer: StageTimer
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Boxes, npt.NDArray[np.float32]]:
         fitted = self.fitted_
         with timer("pooling"):
-            pooled = self.pooling(encoded, windows).mul_(fitted.feature_scale)
+            pooled = self.pooling(encoded, windows)
+            pooled *= fitted.feature_scale
         with timer("scoring"):
-            scores = fitted.svms(activate(fitted.head, self.layer, pooled))
-            places = torch.from_numpy(windows).to(pooled.device)[:, None].expand(-1, len(fitted.classes), 4)
-            return (decode_deltas(places, fitted.regression(pooled)) if regress else places), scores
+            scores = to_numpy(fitted.svms(activate(fitted.head, self.layer, pooled)))
+            places = windows[:, None]
+            if regress:
+                moved: Boxes = decode_deltas(places, to_numpy(fitted.regression(pooled)))
+                return moved, scores
+            return np.repeat(places, len(fitted.classes), axis=1), scores
 
     def stream(
         self,
@@ -531,13 +543,13 @@ class Detector(Estimator):
         """
         self._check_fitted()
         fitted = self.fitted_
-        tensors = {
+        tensors: dict[str, Any] = {
             **quantise("svms", fitted.svms.weights, fitted.svms.biases),
             **quantise("regression", fitted.regression.weights, fitted.regression.offsets),
-            "photos": torch.from_numpy(fitted.photos),
+            "photos": fitted.photos,
         }
         if fitted.head is not None:
-            tensors |= {f"head.{name}": value.half() for name, value in fitted.head.state_dict().items()}
+            tensors |= {f"head.{n}": value.astype(np.float16) for n, value in fitted.head.state().items()}
         tensors |= {f"backbone.{name}": value for name, value in fitted.backbone.tuned.items()}
         if fitted.objectness is not None:
             tensors |= {f"objectness.{name}": value for name, value in fitted.objectness.state().items()}
@@ -602,8 +614,10 @@ class Detector(Estimator):
         tensors = read_tensors(path)
         tuned = with_prefix("backbone", tensors)
         if tuned:
+            import torch
+
             try:
-                backbone = backbone.retuned(tuned)
+                backbone = backbone.retuned({name: torch.from_numpy(value) for name, value in tuned.items()})
             except SppnetError as error:
                 raise SppnetError(f"{path}: {error}") from None
         objectness = None
@@ -623,20 +637,18 @@ class Detector(Estimator):
             LinearSVMs(*dequantise("svms", tensors)),
             BoxRegression(*dequantise("regression", tensors)),
             facts["feature_scale"],
-            tensors["photos"].numpy(),
+            tensors["photos"],
         )
         self._check_lengths(path, fitted)
         return fitted
 
-    def _read_head(self, path: Path, tensors: dict[str, Tensor]) -> Head | None:
+    def _read_head(self, path: Path, tensors: Arrays) -> Head | None:
         if self.layer == "pool":
             return None
         try:
-            head = Head.from_state(with_prefix("head", tensors))
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise SppnetError(f"{path}: damaged, found no fully connected layers ({reason})") from None
-        return head.to(self.device).requires_grad_(False)
+            return Head.from_state(with_prefix("head", tensors))
+        except SppnetError as error:
+            raise SppnetError(f"{path}: damaged, found no fully connected layers ({error})") from None
 
     def _check_lengths(self, path: Path, fitted: Fitted) -> None:
         """Raise an error unless what was fitted takes the vectors of this backbone and pyramid."""
@@ -655,6 +667,12 @@ class Detector(Estimator):
                     f"{path}: found {name} of shape {tuple(shape)}, expected {expected}: for "
                     f"{count} classes on this backbone and pyramid"
                 )
+
+
+def _out_of_memory() -> tuple[type[Exception], ...]:
+    """Return what is raised where a device's memory is full: PyTorch's own error, if it is loaded."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.OutOfMemoryError,)
 
 
 def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from sppnet.arrays import Boxes, Image, Pixels
 from sppnet.boxes import Detections
@@ -95,7 +94,7 @@ class Ensemble:
             boxes.append(moved[:, columns])
             scores.append(margins[:, columns])
         with timer("scoring"):
-            union, nms_iou = (torch.cat(boxes), torch.cat(scores)), self.detectors[0].nms_iou
+            union, nms_iou = (np.concatenate(boxes), np.concatenate(scores)), self.detectors[0].nms_iou
             return postprocess(*union, self.classes_, encoded.size, nms_iou, threshold, limit)
 
     def stream(
@@ -156,10 +155,10 @@ def _check(detectors: Sequence[Detector]) -> None:
 def _same(one: Detector, other: Detector) -> bool:
     """Return whether two detectors give every window the same scores."""
     settings = [(d.fitted_.backbone.signature, d.pooling, d.layer) for d in (one, other)]
-    heads = [{} if d.fitted_.head is None else d.fitted_.head.state_dict() for d in (one, other)]
+    heads = [{} if d.fitted_.head is None else d.fitted_.head.state() for d in (one, other)]
     return (
         settings[0] == settings[1]
         and np.array_equal(one.fitted_.svms.weights, other.fitted_.svms.weights)
         and heads[0].keys() == heads[1].keys()
-        and all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
+        and all(np.array_equal(value, heads[1][name]) for name, value in heads[0].items())
     )

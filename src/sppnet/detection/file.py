@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.numpy import load_file
 
 from sppnet.arrays import FloatArray
 from sppnet.errors import SppnetError
 from sppnet.storage import read_metadata, write_tensors
+
+Arrays = dict[str, npt.NDArray[Any]]
 
 FORMAT, VERSION = "sppnet-detector", "3"
 _FITTED = [
@@ -24,8 +24,8 @@ _FITTED = [
 _FACTS = {"classes", "feature_scale", "digest", "settings"}
 
 
-def write_detector(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write a detector's tensors, and the facts that `read_facts` returns, atomically."""
+def write_detector(path: str | Path, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write a detector's arrays, and the facts that `read_facts` returns, atomically."""
     write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, "detector": json.dumps(facts)})
 
 
@@ -52,8 +52,8 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     return facts
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file that `read_facts` took for a detector's.
+def read_tensors(path: Path) -> Arrays:
+    """Return the arrays of a file that `read_facts` took for a detector's.
 
     Raises
     ------
@@ -67,26 +67,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def quantise(name: str, weights: FloatArray, offsets: FloatArray) -> dict[str, Tensor]:
-    """Return weights and offsets as tensors to save, the weights in half precision."""
+def quantise(name: str, weights: FloatArray, offsets: FloatArray) -> Arrays:
+    """Return weights and offsets as arrays to save, the weights in half precision."""
     # That keeps three digits of each weight relative to the largest of its row.
     largest = np.maximum(np.abs(weights).max(axis=-1, keepdims=True), 1e-30)
     return {
-        f"{name}.weights": torch.from_numpy((weights / largest).astype(np.float16)),
-        f"{name}.largest": torch.from_numpy(largest),
-        f"{name}.offsets": torch.from_numpy(offsets),
+        f"{name}.weights": (weights / largest).astype(np.float16),
+        f"{name}.largest": largest,
+        f"{name}.offsets": offsets,
     }
 
 
-def dequantise(
-    name: str, tensors: dict[str, Tensor]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the float32 weights and offsets that `quantise` made tensors of."""
+def dequantise(name: str, tensors: Arrays) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the float32 weights and offsets that `quantise` was given, the weights rounded."""
     weights, largest, offsets = (tensors[f"{name}.{part}"] for part in ("weights", "largest", "offsets"))
-    return (weights.float() * largest).numpy(), offsets.numpy()
+    return weights.astype(np.float32) * largest, offsets
 
 
-def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix and a dot, without these."""
+def with_prefix(prefix: str, tensors: Arrays) -> Arrays:
+    """Return the arrays whose names begin with a prefix and a dot, without these."""
     start = f"{prefix}."
     return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}

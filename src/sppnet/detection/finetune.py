@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from sppnet.arrays import Boxes, IntArray
 from sppnet.boxes import flip
-from sppnet.detection.head import Head
+from sppnet.detection.network import HeadNetwork
 from sppnet.detection.sampling import Examples, TuningPlan, plan_tuning
+from sppnet.detection.tuning import Tuning
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.features.encoded import EncodedImage
@@ -46,74 +47,6 @@ ROUNDS = 10
 _JITTER = 0.35
 # Images whose windows tell the mean norm of pooled features.
 _SAMPLED = 50
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a head is trained.
-
-    The paper moves pre-trained layers for 300,000 batches at rates of 1e-4 and 1e-5; new ones on a small
-    backbone are done after some thousands of AdamW, with a rate that falls to 0 along a cosine.
-
-    Attributes
-    ----------
-    stage : str, optional
-        The backbone's layers behind this stage learn, too; by default none does.
-    batches : int
-        Of training the head; 0 leaves it at random.
-    batch : int
-        Windows of one of them.
-    lr : float
-        Learning rate of the head.
-    weight_decay : float
-        AdamW's weight decay.
-    windows : int
-        Most windows of an image.
-    positives : float
-        Largest share of them that shows an object (paper: 0.25).
-    far : float
-        Largest share that overlaps objects by less than 0.1 (paper: 0). With few images they teach what the
-        rest of the world looks like.
-    width : int
-        Units of fc6 and of fc7.
-    dropout : float
-        After either (paper: 0.5).
-    epochs : int
-        How often each image is seen while the backbone learns.
-    images : int
-        Whose gradients make one step then.
-    backbone_lr : float
-        Learning rate of backbone and head then.
-    """
-
-    stage: str | None = None
-    batches: int = 3000
-    batch: int = 256
-    lr: float = 5e-4
-    weight_decay: float = 0.1
-    windows: int = 64
-    positives: float = 0.25
-    far: float = 0.25
-    width: int = 1024
-    dropout: float = 0.5
-    epochs: int = 3
-    images: int = 4
-    backbone_lr: float = 1e-4
-
-    def __post_init__(self) -> None:
-        counts = min(self.batch, self.windows, self.width, self.images)
-        if counts <= 0 or min(self.batches, self.epochs) < 0 or min(self.lr, self.backbone_lr) <= 0:
-            raise SppnetError(
-                f"found {self}, expected batch, windows, width, images and learning rates above 0, "
-                "batches and epochs from 0"
-            )
-        if not (
-            0 < self.positives <= 1 and 0 <= self.far < 1 and 0 <= self.dropout < 1 and self.weight_decay >= 0
-        ):
-            raise SppnetError(
-                f"found {self}, expected positives above 0 to 1, far and dropout from 0 to below 1, "
-                "no negative weight_decay"
-            )
 
 
 @dataclass(frozen=True)
@@ -203,7 +136,8 @@ class FineTuner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             length = pooling.length(backbone.channels)
-            self.head = Head(length, len(examples.classes), tuning.width, tuning.dropout).to(backbone.device)
+            self.head = HeadNetwork(length, len(examples.classes), tuning.width, tuning.dropout)
+        self.head.to(backbone.device)
         self.scale = 1.0
         self.history: list[TuningRecord] = []
         self.checkpoints = self._checkpoints(backbone.signature)
@@ -439,7 +373,7 @@ class FineTuner:
             self.scale = progress["scale"]
             self.history = [TuningRecord(**record) for record in progress["history"]]
             for name, parameter in self._parameters().items():
-                parameter.copy_(tensors[f"value.{name}"])
+                parameter.copy_(torch.from_numpy(tensors[f"value.{name}"]))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise SppnetError(
                 f"{path}: found a damaged checkpoint ({error}); remove it to start anew"
@@ -450,7 +384,8 @@ class FineTuner:
         for name, parameter in self._parameters().items():
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if f"{key}.{name}" in tensors:
-                    self.optimizer.state[parameter][key] = tensors[f"{key}.{name}"].to(parameter.device)
+                    value = torch.from_numpy(tensors[f"{key}.{name}"])
+                    self.optimizer.state[parameter][key] = value.to(parameter.device)
 
 
 def _record(part: str, results: Sequence[tuple[float, float]]) -> TuningRecord:

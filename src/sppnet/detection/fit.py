@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from sppnet.arrays import Boxes
-from sppnet.detection.finetune import FineTuner, Tuning
+from sppnet.arrays import Boxes, like, to_numpy
 from sppnet.detection.head import Head, activate
 from sppnet.detection.sampling import Examples, Plan, SamplingRules, plan_images
 from sppnet.detection.svm import LinearSVMs, MiningSettings, mine_hard_negatives
+from sppnet.detection.tuning import Tuning
 from sppnet.features.backbone import Backbone
 from sppnet.features.cache import MapCache
 from sppnet.features.encoded import EncodedImage
@@ -27,6 +26,8 @@ from sppnet.images import photo_keys
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import Objectness
 from sppnet.regression import BoxRegression, encode_deltas, fit_ridge
+
+Halves = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,13 @@ def _tune(
     examples: Examples, settings: FitSettings, tuning: Tuning, backbone: Backbone, work: Work
 ) -> tuple[Backbone, Head | None, float]:
     """Train the head, and the backbone if so set; return both and the factor of pooled features."""
+    # Imported late: PyTorch takes long to start, and most fits do without it.
+    from sppnet.detection.finetune import FineTuner
+
     pooling = settings.pooling
     store = MapCache(work.folder, backbone, pooling.scales)
 
-    def pool(i: int, boxes: Boxes) -> Tensor:
+    def pool(i: int, boxes: Boxes) -> Any:
         image = examples.images[i]
         if tuning.stage is None:
             return pooling(store(image, work.timer), boxes)
@@ -181,7 +185,7 @@ def _tune(
     tuner = FineTuner(backbone, examples, pooling, tuning, pool=pool, seed=settings.seed, folder=work.folder)
     tuner.train(work.track)
     # Rounded as it will be saved. Where the SVMs stand on the pooled features, only its backbone was wanted.
-    head = None if settings.layer == "pool" else tuner.head.half().float()
+    head = None if settings.layer == "pool" else tuner.head.frozen()
     return tuner.backbone, head, tuner.scale
 
 
@@ -189,9 +193,9 @@ def _tune(
 class _Gathered:
     """Half-precision vectors of windows: the positives, those to start with, each class's for regression."""
 
-    positives: Tensor
-    start: Tensor
-    regression: list[tuple[list[Tensor], Boxes]]
+    positives: Halves
+    start: Halves
+    regression: list[tuple[list[Halves], Boxes]]
 
 
 class _Learning:
@@ -212,7 +216,7 @@ class _Learning:
         # From here on the maps come from the disk.
         self.store.backbone.release()
         if scale is None:
-            scale = 20.0 / float(torch.linalg.vector_norm(gathered.start.float(), dim=1).mean())
+            scale = 20.0 / _mean_norm(gathered.start.astype(np.float32))
         with timer("box regression"):
             ridges = [
                 self._regress(*gathered.regression.pop(0), scale)
@@ -252,7 +256,7 @@ class _Learning:
     def _gather(self, plans: list[Plan]) -> _Gathered:
         """Pool the positives and the windows to start with, and each class's regression examples."""
         positives, start = [], []
-        regression: list[tuple[list[Tensor], list[Boxes]]] = [([], []) for _ in self.examples.classes]
+        regression: list[tuple[list[Halves], list[Boxes]]] = [([], []) for _ in self.examples.classes]
         for i, plan in self._tracked(plans, "Computing feature maps"):
             encoded = self._encoded(i)
             if self.settings.sampling.negatives == "released":
@@ -261,17 +265,17 @@ class _Learning:
                 [np.arange(len(plan.labels)), plan.start, np.flatnonzero(plan.fitted >= 0)]
             )
             with self.work.timer("pooling"):
-                features = self.settings.pooling(encoded, plan.boxes[wanted]).half().cpu()
+                features = to_numpy(self.settings.pooling(encoded, plan.boxes[wanted])).astype(np.float16)
             first, second = len(plan.labels), len(plan.labels) + len(plan.start)
-            positives.append(features[:first].clone())
-            start.append(features[first:second].clone())
+            positives.append(features[:first].copy())
+            start.append(features[first:second].copy())
             rest = wanted[second:]
             for k in np.unique(plan.fitted[rest]):
                 mine = np.flatnonzero(plan.fitted[rest] == k)
-                regression[k][0].append(features[second:][torch.from_numpy(mine)])
+                regression[k][0].append(features[second:][mine])
                 regression[k][1].append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
         joined = [(f, np.concatenate(d)) for f, d in regression]
-        return _Gathered(torch.cat(positives), torch.cat(start), joined)
+        return _Gathered(np.concatenate(positives), np.concatenate(start), joined)
 
     def _drop_duplicates(self, plan: Plan, encoded: EncodedImage) -> None:
         """Leave one negative of the windows that cover the same cells at the same scale."""
@@ -280,61 +284,65 @@ class _Learning:
         plan.negative[duplicate] = False
 
     def _regress(
-        self, features: list[Tensor], deltas: Boxes, scale: float
+        self, features: list[Halves], deltas: Boxes, scale: float
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Fit one class's box regression to half-precision features."""
         wide = np.ones((len(deltas), features[0].shape[1] + 1), dtype=np.float32)
         filled = 0
         for part in features:
-            np.multiply(part.numpy(), np.float32(scale), out=wide[filled : filled + len(part), :-1])
+            np.multiply(part, np.float32(scale), out=wide[filled : filled + len(part), :-1])
             filled += len(part)
         return fit_ridge(wide, deltas, self.settings.ridge)
 
     def _mine(self, plans: list[Plan], gathered: _Gathered, head: Head | None, scale: float) -> LinearSVMs:
         """Fit the SVMs to activations of positives and first negatives, then with hard negatives."""
 
-        def activations(pooled: Tensor) -> Tensor:
+        def activations(pooled: Any) -> Any:
+            pooled *= scale
             return activate(head, self.settings.layer, pooled)
 
-        positives, start = (activations(v.float() * scale) for v in (gathered.positives, gathered.start))
+        positives, start = (activations(v.astype(np.float32)) for v in (gathered.positives, gathered.start))
         # Nothing holds the vectors while they are not needed any more.
-        gathered.positives = gathered.start = torch.empty(0)
+        gathered.positives = gathered.start = np.empty((0, 0), np.float16)
         centre, factor = self._standard(start)
 
-        def standard(vectors: Tensor) -> Tensor:
-            # Those of mining come from the device of the maps.
-            return vectors.sub_(centre.to(vectors.device)).mul_(factor)
+        def standard(vectors: Any) -> Any:
+            # Those of mining may be tensors on the device of the maps.
+            vectors -= like(centre, vectors)
+            vectors *= factor
+            return vectors
 
         return mine_hard_negatives(
             standard(positives),
             np.concatenate([p.labels for p in plans]),
             standard(start),
             np.concatenate([p.negative[p.start] for p in plans]),
-            (
-                (standard(activations(pooled)), negative)
-                for pooled, negative in self._candidates(plans, scale)
-            ),
+            ((standard(activations(pooled)), negative) for pooled, negative in self._candidates(plans)),
             self.settings.mining,
-        ).folded(centre.numpy(), factor)
+        ).folded(centre, factor)
 
-    def _standard(self, vectors: Tensor) -> tuple[Tensor, float]:
+    def _standard(self, vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]:
         """Return the centre of activations, and the factor that gives them a mean norm of 20 about it.
 
         Pooled features are scaled already, and stay where they are, as in the paper. What windows have in
         common is most of a layer's activations; without it, one penalty of the SVMs suits both.
         """
         if self.settings.layer == "pool":
-            return torch.zeros(1), 1.0
-        centre = vectors.mean(dim=0)
-        spread = float(torch.linalg.vector_norm(vectors - centre, dim=1).mean())
+            return np.zeros(1, np.float32), 1.0
+        centre = vectors.mean(axis=0)
+        spread = _mean_norm(vectors - centre)
         return centre, 20 / spread if spread > 0 else 1.0
 
-    def _candidates(self, plans: list[Plan], scale: float) -> Iterator[tuple[Tensor, npt.NDArray[np.bool_]]]:
+    def _candidates(self, plans: list[Plan]) -> Iterator[tuple[Any, npt.NDArray[np.bool_]]]:
         """Yield pooled features of all windows image by image, and for which classes each is a negative."""
         for i, plan in self._tracked(plans, "Mining hard negatives"):
             encoded = self._encoded(i)
             with self.work.timer("pooling"):
-                features = self.settings.pooling(encoded, plan.boxes).mul_(scale)
+                features = self.settings.pooling(encoded, plan.boxes)
             negative = plan.negative.copy()
             negative[plan.start] = False  # These are in the training set from the start.
             yield features, negative
+
+
+def _mean_norm(vectors: npt.NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(vectors, axis=1).mean())

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from sppnet.arrays import like, to_numpy
 from sppnet.errors import SppnetError
+from sppnet.linear import Linear
+from sppnet.parallel import thread_count
 
 FloatVector = npt.NDArray[np.float32]
 Signs = npt.NDArray[np.int8]
@@ -68,10 +70,9 @@ class LinearSVMs:
     weights: FloatVector
     biases: FloatVector
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """Return the (R, K) scores of (R, D) float32 features, on their device."""
-        weights, biases = (torch.from_numpy(a).to(features.device) for a in (self.weights, self.biases))
-        return features @ weights.T + biases
+    def __call__(self, features: Any) -> Any:
+        """Return the (R, K) scores of (R, D) float32 features, an array or a tensor on any device."""
+        return Linear(self.weights, self.biases)(features)
 
     def joined(self, other: LinearSVMs) -> LinearSVMs:
         """Return the SVMs of these classes and, after them, of others."""
@@ -87,27 +88,28 @@ class LinearSVMs:
 
 
 def mine_hard_negatives(
-    positives: Tensor,
+    positives: FloatVector,
     labels: npt.NDArray[np.int64],
-    start: Tensor,
+    start: FloatVector,
     start_negative: npt.NDArray[np.bool_],
-    candidates: Iterable[tuple[Tensor, npt.NDArray[np.bool_]]],
+    candidates: Iterable[tuple[Any, npt.NDArray[np.bool_]]],
     settings: MiningSettings = MiningSettings(),
 ) -> LinearSVMs:
     """Fit one SVM per class, going once through all negatives and keeping the hard ones (section 4.1).
 
     Parameters
     ----------
-    positives : (P, D) tensor
+    positives : (P, D) float32
         Features of the ground-truth windows of all classes.
     labels : (P,) int64
         Class index of each positive.
-    start : (S, D) tensor
+    start : (S, D) float32
         Features that the first SVMs are trained with.
     start_negative : (S, K) bool
         For which classes each of them is a negative.
-    candidates : iterable of ((R, D) float32 tensor, (R, K) bool)
-        Windows image by image, and for which classes each is a negative. Consumed once.
+    candidates : iterable of ((R, D) float32, (R, K) bool)
+        Windows image by image, arrays or tensors on any device, and for which classes each is a negative.
+        Consumed once.
     settings : MiningSettings
 
     Returns
@@ -124,14 +126,14 @@ def mine_hard_negatives(
     for k in range(count):
         if not (signs[:, k] > 0).any() or not (signs[:, k] < 0).any():
             raise SppnetError(f"class number {k} needs positive and negative examples, found one kind only")
-    training = TrainingSet(torch.cat([positives, start]).numpy(), signs, settings)
+    training = TrainingSet(np.concatenate([positives, start]), signs, settings)
     del positives, start  # copied; mining takes long, and memory is short
     svms = training.fit()
     joined = 0
     for features, negative in candidates:
-        hard = negative & (svms(features) > settings.hard).cpu().numpy()
+        hard = negative & (to_numpy(svms(features)) > settings.hard)
         chosen = np.flatnonzero(hard.any(axis=1))
-        training.add(features[torch.from_numpy(chosen)].cpu().numpy(), -hard[chosen].astype(np.int8))
+        training.add(to_numpy(features[like(chosen, features)]), -hard[chosen].astype(np.int8))
         joined += len(chosen)
         if joined > settings.retrain:
             svms, joined = training.fit(), 0
@@ -182,11 +184,11 @@ class TrainingSet:
         """Train all classes, then drop the negatives that have become easy."""
         live = self._features[: self._size]
         bits = live.view(np.uint16)
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        with ThreadPoolExecutor(thread_count()) as threads:
             list(threads.map(lambda k: self._fit_class(bits, k), range(self._signs.shape[1])))
         svms = LinearSVMs(self._weights.copy(), self._bias * BIAS_FEATURE)
-        parts = torch.split(torch.from_numpy(live), 1024)
-        scores = torch.cat([svms(part.float()) for part in parts]).numpy()
+        parts = (live[start : start + 1024].astype(np.float32) for start in range(0, len(live), 1024))
+        scores = np.concatenate([svms(part) for part in parts])
         # What still carries weight stays, or the solution would move.
         easy = (self._signs < 0) & (scores < self.settings.easy) & (self._alphas == 0)
         self._signs[easy] = 0

@@ -222,7 +222,7 @@ class Objectness(Estimator, Proposer):
         return network | {"weights": self.weights_, "offsets": self.offsets_}
 
     @classmethod
-    def from_state(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Objectness:
+    def from_state(cls, tensors: Mapping[str, Any], settings: Mapping[str, Any]) -> Objectness:
         """Return the objectness whose `state` and settings these are.
 
         Raises
@@ -230,6 +230,7 @@ class Objectness(Estimator, Proposer):
         SppnetError
             If the two do not fit.
         """
+        tensors = {name: torch.as_tensor(value) for name, value in tensors.items()}
         result = cls(**dict(settings))
         anchors = len(result.sizes) * len(result.aspects)
         first = tensors.get("network.reduce.weight", torch.zeros(result.width, 1))
@@ -378,7 +379,8 @@ class Objectness(Estimator, Proposer):
 
 
 def _moved(boxes: Boxes, deltas: Tensor) -> Boxes:
-    return decode_deltas(torch.from_numpy(boxes), deltas).numpy()
+    moved: Boxes = decode_deltas(boxes, deltas.numpy())
+    return moved
 
 
 class _Network(nn.Module):
