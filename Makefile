@@ -50,7 +50,7 @@ docs: .venv/test
 wheel: .venv/test
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|__init__.pyi|models.animals.safetensors/' | wc -l | grep -qx ' *3'
+	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|__init__.pyi|models.animals.safetensors/' | wc -l | grep -qx ' *4'
 
 # The detector inside the package; DATA is a VOC folder with the split train. More than an hour on 2 cores.
 animals: .venv/run

@@ -3,28 +3,29 @@
 import math
 
 import numpy as np
-import torch
+
+from sppnet.arrays import is_tensor, like
 
 LEVELS = [(6, 3, 2, 1), (1, 2, 3), (4, 3, 2, 1), (5,), (7, 1), (2, 2)]
 SIDES = [(1, 1), (1, 7), (5, 1), (2, 3), (6, 6), (13, 13), (10, 17), (60, 45)]
 
 
 def oracle(feature, window, levels, mode="max"):
-    """Pool one window of a (C, H, W) map bin by bin with NumPy's own maximum and mean."""
+    """Pool one window of a (C, H, W) array or tensor bin by bin with NumPy's own maximum and mean."""
     x1, y1, x2, y2 = (int(v) for v in window)
-    part = feature.float().numpy()[:, y1:y2, x1:x2]
+    part = (feature.float().numpy() if is_tensor(feature) else feature)[:, y1:y2, x1:x2]
     reduce = np.max if mode == "max" else np.mean
     height, width = y2 - y1, x2 - x1
     vectors = []
     for n in levels:
-        level = np.empty((len(part), n, n), np.float32)
+        level = np.empty((len(part), n, n), part.dtype)
         for i in range(n):
             for j in range(n):
                 rows = slice(math.floor(i * height / n), math.ceil((i + 1) * height / n))
                 columns = slice(math.floor(j * width / n), math.ceil((j + 1) * width / n))
                 level[:, i, j] = reduce(part[:, rows, columns], axis=(1, 2))
         vectors.append(level.ravel())
-    return torch.from_numpy(np.concatenate(vectors))
+    return like(np.concatenate(vectors), feature)
 
 
 def some_windows(rng, count, height, width):

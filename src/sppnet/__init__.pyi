@@ -12,6 +12,7 @@ from .features.encoded import EncodedImage as EncodedImage
 from .features.windows import WindowPooling as WindowPooling
 from .images import read_image as read_image
 from .pooling.layer import SpatialPyramidPooling as SpatialPyramidPooling
+from .pooling.pyramid import spatial_pyramid as spatial_pyramid
 from .pooling.regions import pool_regions as pool_regions
 from .retrieval.embedder import Embedder as Embedder
 from .retrieval.index import Index as Index

@@ -6,12 +6,12 @@ code that gets a tensor imports PyTorch.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from array_api_compat import is_torch_array
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -30,14 +30,23 @@ Image: TypeAlias = "str | Path | Pixels | PIL.Image.Image"
 """What stands for one image wherever one is asked for: a file, pixels, or an image of Pillow's."""
 
 
+def is_tensor(value: Any) -> bool:
+    """Return whether a value is a PyTorch tensor, which nothing is before PyTorch is imported.
+
+    That of array_api_compat asks behind a cache, of which `torch.compile` warns.
+    """
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def to_numpy(values: Any) -> npt.NDArray[Any]:
     """Return a NumPy array as it is, and a tensor of any device as one, without its gradient."""
-    return np.asarray(values.detach().cpu() if is_torch_array(values) else values)
+    return np.asarray(values.detach().cpu() if is_tensor(values) else values)
 
 
 def like(array: npt.NDArray[Any], other: Any) -> Any:
     """Return a NumPy array as what `other` is: itself, or a tensor on the same device."""
-    if not is_torch_array(other):
+    if not is_tensor(other):
         return array
     import torch
 

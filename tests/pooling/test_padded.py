@@ -42,9 +42,13 @@ def test_padding_is_below_and_on_the_right_up_to_the_multiple():
     [
         ([], 1, "found 0 and 1"),
         ([torch.zeros(3, 2, 2)], 0, "found 1 and 0"),
-        ([torch.zeros(3, 2, 2), torch.zeros(3, 2)], 1, r"image 1 must be \(C, H, W\) .* found .*\(3, 2\)"),
+        (
+            [torch.zeros(3, 2, 2), torch.zeros(3, 2)],
+            1,
+            r"image 1 must be a tensor \(C, H, W\) .* found .*\(3, 2\)",
+        ),
         ([torch.zeros(3, 0, 2)], 1, "no side of 0"),
-        ([np.zeros((3, 2, 2))], 1, "found ndarray"),
+        ([np.zeros((3, 2, 2))], 1, "must be a tensor .* found float64 of shape"),
         ([torch.zeros(3, 2, 2), torch.zeros(1, 2, 2)], 1, "found 1 channels .* image 1, 3 channels"),
         ([torch.zeros(3, 2, 2), torch.zeros(3, 2, 2).half()], 1, "float16 on cpu for image 1"),
     ],

@@ -1,6 +1,8 @@
 """Any windows of maps become vectors, each as the layer makes one of the map cut out."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,11 +10,15 @@ import torch
 from torchvision.ops import roi_pool
 
 from loops import LEVELS, SIDES, oracle, some_windows, whole
+from sppnet.errors import SppnetError
 from sppnet.pooling import (
     SpatialPyramidPooling,
     pool_region_chunks,
     pool_regions,
+    spatial_pyramid,
 )
+
+ARRAY_DTYPES = [np.float32, np.float16, np.float64]
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -165,14 +171,24 @@ def test_torchvision_agrees_on_whole_cells(rng, n):
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
-        (torch.zeros(3, 3), "map 0 must be a tensor"),
-        (torch.zeros(2, 0, 3), "map 0 must be a tensor"),
-        (torch.zeros(0, 3, 3), "map 0 must be a tensor"),
-        ([np.zeros((1, 3, 3), np.float32)], "map 0 must be a tensor .* found ndarray"),
+        (torch.zeros(3, 3), r"maps must be floats of shape .* found torch.float32 of shape \(3, 3\)"),
+        (torch.zeros(2, 0, 3), "maps must be floats of shape"),
+        (torch.zeros(0, 3, 3), "maps must be floats of shape"),
+        (np.zeros((3, 3)), r"maps must be floats of shape .* found float64 of shape \(3, 3\)"),
+        (np.zeros((1, 3, 3), int), "found int64 of shape"),
+        (np.zeros((1, 3, 3), ">f4"), "found >f4 of shape"),
+        (np.zeros((0, 2, 3, 3)), "at least one map"),
+        ([torch.zeros(3, 3)], "map 0 must be floats of shape"),
+        ([[[[1.0]]]], "map 0 must be floats of shape .* found list"),
+        (
+            [torch.zeros(1, 3, 3), np.zeros((1, 3, 3), np.float32)],
+            "found float32 in an array for map 1 and torch",
+        ),
+        ([np.zeros((1, 3, 3)), np.zeros((1, 3, 3), np.float16)], "found float16 in an array for map 1"),
         ([], "at least one map"),
         (torch.zeros(0, 2, 3, 3), "at least one map"),
         ([torch.zeros(1, 3, 3), torch.zeros(2, 3, 3)], "map 1 has 2 channels, map 0 has 1"),
-        (torch.zeros(1, 3, 3, dtype=torch.int32), "float32, float16, bfloat16 or float64"),
+        (torch.zeros(1, 3, 3, dtype=torch.int32), "found torch.int32"),
         ([torch.zeros(1, 3, 3), torch.zeros(1, 3, 3).half()], "of one dtype and device, found torch.float16"),
         (
             [torch.zeros(1, 3, 3), torch.zeros(1, 3, 3, device="meta")],
@@ -309,3 +325,137 @@ def test_integers_that_do_not_fit_are_no_part_of_the_map():
         pool_regions(torch.zeros(1, 3, 4), huge)
     with pytest.raises(ValueError, match=r"windows\[0\] must be"):
         pool_regions(torch.zeros(1, 3, 4), np.array([[0, 0, 2**62, 1]]))
+
+
+def random_array(rng, dtype, *shape):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("dtype", ARRAY_DTYPES)
+@pytest.mark.parametrize("mode", ["max", "average"])
+def test_arrays_equal_the_loops(rng, levels, dtype, mode):
+    for channels in (1, 33, 64):
+        maps = [random_array(rng, dtype, channels, *sides) for sides in SIDES]
+        index = np.arange(4 * len(maps)) % len(maps)
+        windows = np.stack([some_windows(rng, 4, *maps[i].shape[1:])[r % 4] for r, i in enumerate(index)])
+        pooled = pool_regions(maps, windows, levels, mode=mode, index=index)
+        assert isinstance(pooled, np.ndarray)
+        assert pooled.dtype == dtype
+        expected = np.stack(
+            [oracle(maps[i], window, levels, mode) for i, window in zip(index, windows, strict=True)]
+        )
+        if mode == "max":
+            np.testing.assert_array_equal(pooled, expected)
+        else:
+            np.testing.assert_allclose(pooled, expected, rtol=0, atol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", ARRAY_DTYPES)
+@pytest.mark.parametrize("mode", ["max", "average"])
+def test_arrays_and_tensors_give_the_same_bits(rng, dtype, mode):
+    maps = random_array(rng, dtype, 3, 70, 9, 11)
+    maps[0, 0, 2, 3], maps[1, 1] = math.nan, -math.inf
+    windows, index = some_windows(rng, 40, 9, 11), rng.integers(0, 3, 40)
+    tensor = torch.from_numpy(maps)
+    expected = pool_regions(tensor, windows, mode=mode, index=index)
+    for given in ((windows, index), (torch.tensor(windows), torch.tensor(index, dtype=torch.int32))):
+        for found, kind in (
+            (pool_regions(maps, given[0], mode=mode, index=given[1]), np.ndarray),
+            (pool_regions(tensor, given[0], mode=mode, index=given[1]), torch.Tensor),
+        ):
+            assert isinstance(found, kind)
+            np.testing.assert_array_equal(np.asarray(found), expected.numpy())
+
+
+def test_memory_layout_of_arrays_does_not_matter(rng):
+    maps, windows = random_array(rng, np.float32, 64, 12, 19), some_windows(rng, 20, 12, 19)
+    expected = pool_regions(maps, windows)
+    wide, bytes_ = np.zeros((64, 24, 38), np.float32), np.zeros(maps.nbytes + 1, np.uint8)
+    wide[:, ::2, ::2] = maps
+    unaligned = bytes_[1:].view(np.float32).reshape(maps.shape)
+    unaligned[:] = maps
+    read_only = maps.copy()
+    read_only.flags.writeable = False
+    channels_last = np.ascontiguousarray(maps.transpose(1, 2, 0)).transpose(2, 0, 1)
+    backwards = maps[:, ::-1, ::-1].copy()[:, ::-1, ::-1]
+    for same in (wide[:, ::2, ::2], unaligned, read_only, channels_last, backwards):
+        np.testing.assert_array_equal(pool_regions(same, windows), expected)
+        np.testing.assert_array_equal(same, maps)
+
+
+@pytest.mark.parametrize("dtype", ARRAY_DTYPES)
+def test_dtype_and_output_of_arrays(rng, dtype):
+    maps, windows = random_array(rng, dtype, 17, 9, 8), some_windows(rng, 10, 9, 8)
+    exact = pool_regions(maps, windows)
+    for other in ARRAY_DTYPES:
+        asked = pool_regions(maps, windows, dtype=other)
+        assert asked.dtype == other
+        np.testing.assert_array_equal(asked, exact.astype(other))
+        out = np.empty_like(asked)
+        assert pool_regions(maps, windows, dtype=np.dtype(other).name, out=out) is out
+        np.testing.assert_array_equal(out, asked)
+
+
+def test_no_windows_of_arrays(rng):
+    maps = random_array(rng, np.float32, 2, 5, 8, 9)
+    assert pool_regions(maps, np.zeros((0, 4), int), index=np.zeros(0, int)).shape == (0, 250)
+    assert pool_regions(maps[0], np.zeros((0, 4), int)).dtype == np.float32
+    assert list(pool_region_chunks(maps[0], np.zeros((0, 4), int))) == []
+
+
+def test_chunks_of_arrays(rng):
+    maps, windows = random_array(rng, np.float32, 5, 8, 9), some_windows(rng, 50, 8, 9)
+    for dtype in (None, np.float16):
+        expected = pool_regions(maps, windows, (2, 1), dtype=dtype)
+        chunks = pool_region_chunks(maps, windows, (2, 1), dtype=dtype, max_bytes=7 * expected[0].nbytes)
+        seen = [(part, pooled.copy()) for part, pooled in chunks]
+        assert [len(pooled) for _, pooled in seen] == [7] * 7 + [1]
+        for part, pooled in seen:
+            np.testing.assert_array_equal(pooled, expected[part])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"windows": [[0, 0, 5, 1]]}, r"windows\[0\] must be x1, .* x2 <= 4 .* found \[0, 0, 5, 1\]"),
+        ({"windows": [[0.0, 0, 1, 1]]}, "windows must be integers of shape .R, 4., found float64 of shape"),
+        ({"index": [1]}, r"index\[0\] must be from 0 to 0, found 1"),
+        ({"index": [0, 0]}, r"index must be integers of shape \(1,\)"),
+        ({"dtype": "int32"}, "dtype must be one of float32, float16, float64, found int32"),
+        ({"mode": "min"}, "mode must be one of"),
+        (
+            {"out": np.zeros((1, 4))},
+            r"out must be contiguous floats on cpu, .* of shape \(1, 3\), found float64",
+        ),
+        ({"out": np.zeros((1, 3)), "dtype": np.float32}, "out must be contiguous float32"),
+        ({"out": np.zeros((1, 6))[:, ::2]}, "out must be contiguous floats"),
+        ({"out": np.zeros((1, 3), int)}, "out must be contiguous floats"),
+        ({"out": torch.zeros(1, 3)}, "out must be contiguous floats on cpu, .* found Tensor"),
+    ],
+)
+def test_what_is_refused_with_arrays(given, message):
+    given = {"windows": [[0, 0, 1, 1]], **given}
+    with pytest.raises(SppnetError, match=message):
+        pool_regions(np.zeros((3, 3, 4)), levels=(1,), **given)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from sppnet.pooling import pool_region_chunks, pool_regions, spatial_pyramid
+maps, windows = np.arange(24.0).reshape(2, 3, 4), np.array([[0, 0, 4, 3]])
+print(pool_regions(maps, windows, (1,)).tolist(), spatial_pyramid(maps, (1,)).tolist())
+print([pooled.tolist() for _, pooled in pool_region_chunks(maps.astype(np.float16), windows, (1,))])
+"""
+
+
+def test_arrays_need_no_torch():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[:2] == ["[[11.0, 23.0]] [11.0, 23.0]", "[[[11.0, 23.0]]]"], done.stderr
+
+
+def test_a_whole_map_is_the_window_that_holds_it(rng):
+    maps = random_array(rng, np.float32, 7, 10, 17)
+    np.testing.assert_array_equal(pool_regions(maps, whole(maps))[0], spatial_pyramid(maps))

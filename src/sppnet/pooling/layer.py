@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sppnet.arrays import is_tensor
 from sppnet.errors import SppnetError
-from sppnet.pooling import operator  # noqa: F401  (registers the operator)
 from sppnet.pooling.bins import LEVELS, valid_levels, valid_mode
-from sppnet.pooling.checks import FLOATS, checked_maps, checked_sizes, described
+from sppnet.pooling.checks import checked_batches, described, is_integer
+from sppnet.pooling.operator import pooled
 
 
 class SpatialPyramidPooling(nn.Module):
@@ -32,7 +33,7 @@ class SpatialPyramidPooling(nn.Module):
     true size of each map, whose padding no bin sees. Both give the vectors that each map gives alone.
 
     Works in the dtype of the maps, also under autocast, and under `torch.compile` and `torch.export` with
-    free N, H and W.
+    free N, H and W. `sppnet.pooling.pyramid.spatial_pyramid` is the same as a function, for arrays, too.
 
     Examples
     --------
@@ -64,24 +65,17 @@ class SpatialPyramidPooling(nn.Module):
         SppnetError
             If an argument is not as described.
         """
-        if not isinstance(maps, Tensor):
-            if sizes is not None:
-                raise SppnetError("sizes belong to a padded batch (N, C, H, W), found a list of maps")
-            return self._pool([m[None] for m in checked_maps(maps)])
-        if maps.ndim not in (3, 4) or 0 in maps.shape[-3:] or maps.dtype not in FLOATS:
-            raise SppnetError(
-                "maps must be floats of shape (C, H, W) or (N, C, H, W) with at least one channel, row and "
-                f"column, found {described(maps)}"
-            )
-        if maps.ndim == 3:
-            if sizes is not None:
-                raise SppnetError("sizes belong to a padded batch (N, C, H, W), found a single map (C, H, W)")
-            return self._pool([maps[None]])[0]
-        return self._pool([maps]) if sizes is None else self._pool([maps], *_parts(maps, sizes))
-
-    def _pool(self, maps: list[Tensor], windows: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        pooled: Tensor = torch.ops.sppnet.pool(maps, windows, index, self.levels, self.mode)
-        return pooled
+        batches = checked_batches(maps)
+        if not is_tensor(batches[0]):
+            raise SppnetError("the layer takes tensors, found arrays; spatial_pyramid takes them")
+        single = isinstance(maps, Tensor) and maps.ndim == 3
+        if sizes is None:
+            vectors = pooled(batches, None, None, self.levels, self.mode)
+            return vectors[0] if single else vectors
+        if single or not isinstance(maps, Tensor):
+            found = "a single map (C, H, W)" if single else "a list of maps"
+            raise SppnetError(f"sizes belong to a padded batch (N, C, H, W), found {found}")
+        return pooled(batches, *_parts(maps, sizes), self.levels, self.mode)
 
     def extra_repr(self) -> str:
         """Return what `repr` shows between the parentheses."""
@@ -90,5 +84,11 @@ class SpatialPyramidPooling(nn.Module):
 
 def _parts(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the windows that are the true maps of a padded batch, and the image of each."""
-    ends = checked_sizes(sizes, len(maps)).to(maps.device, torch.int64).flip(1)
+    count = len(maps)
+    if not isinstance(sizes, Tensor) or sizes.shape != (count, 2) or not is_integer(sizes.dtype):
+        raise SppnetError(
+            f"sizes must be an integer tensor of shape ({count}, 2), height and width of each image, "
+            f"found {described(sizes)}"
+        )
+    ends = sizes.to(maps.device, torch.int64).flip(1)
     return torch.cat([torch.zeros_like(ends), ends], dim=1), torch.arange(maps.shape[0], device=maps.device)

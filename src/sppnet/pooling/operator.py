@@ -1,8 +1,9 @@
 """The operator behind both doors, registered with PyTorch as ``torch.ops.sppnet.pool``.
 
 It takes maps and windows as the doors `SpatialPyramidPooling` and `pool_regions` have checked them, and is
-opaque to PyTorch's compiler and exporter: they see shapes, gradients and devices, not how it works. On a
-device without a kernel of its own it computes on the CPU.
+opaque to PyTorch's compiler and exporter: they see shapes, gradients and devices, not how it works. On the
+CPU it lends the tensors' memory to the kernels for arrays, and copies there what lies on a device without a
+kernel of its own.
 
 Gradients of the maximum go to the cell that holds it, to the first one in row order where several do, as in
 PyTorch. NaN counts as larger than every number.
@@ -14,11 +15,15 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from sppnet.errors import SppnetError
+from sppnet.arrays import FloatArray, IntArray, to_numpy
 from sppnet.pooling.bins import pyramid_length
+from sppnet.pooling.checks import check_inside
+from sppnet.pooling.cpu import scheduling
 from sppnet.pooling.memory import empty
 
 ARGUMENTS = "Tensor[] maps, Tensor? windows, Tensor? index, int[] levels"
@@ -30,15 +35,11 @@ torch.library.define("sppnet::pool_backward", f"(Tensor grad, {ARGUMENTS}, str m
 
 
 def _kernels(device: torch.device) -> Any:
-    """Return the module with the kernels for a device, None for one that has none."""
+    """Return the module with the kernels for a device, None for one on which the CPU computes."""
     if device.type == "cuda" and find_spec("triton") is not None:
         from sppnet.pooling import gpu
 
         return gpu
-    if device.type == "cpu":
-        from sppnet.pooling.cpu import scheduling
-
-        return scheduling
     return None
 
 
@@ -60,27 +61,19 @@ def _placed(
     return windows.to(device, torch.int64), index.to(device, torch.int64)
 
 
-def _on_cpu(numbers: Tensor | None) -> Tensor | None:
-    return None if numbers is None else numbers.cpu()
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised CPU tensor; NumPy has no bfloat16, but integers of its size."""
+    return torch.from_numpy(empty(tuple(shape), np.dtype(f"i{dtype.itemsize}"))).view(dtype)
 
 
-def _check_inside(maps: Sequence[Tensor], windows: Tensor, index: Tensor) -> None:
-    """Raise ValueError for the first window that is no part of its map."""
-    sides = [[m.shape[3], m.shape[2]] for m in maps for _ in range(len(m))]
-    wrong = (index < 0) | (index >= len(sides))
-    if len(index) and bool(wrong.any()):
-        r = int(wrong.nonzero()[0])
-        raise SppnetError(f"index[{r}] must be from 0 to {len(sides) - 1}, found {int(index[r])}")
-    limits = torch.tensor(sides, dtype=torch.int64, device=windows.device).view(-1, 2)[index]
-    low, high = windows[:, :2], windows[:, 2:]
-    wrong = ((low < 0) | (low >= high) | (high > limits)).any(dim=1)
-    if len(index) and bool(wrong.any()):
-        r = int(wrong.nonzero()[0])
-        width, height = limits[r].tolist()
-        raise SppnetError(
-            f"windows[{r}] must be x1, y1, x2, y2 with 0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}, "
-            f"found {windows[r].tolist()}"
-        )
+def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors in the precision that the CPU computes in, converted by PyTorch where they are not."""
+    kind = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    return [t.to("cpu", kind) for t in tensors]
+
+
+def _optional(numbers: Tensor | None) -> IntArray | None:
+    return None if numbers is None else to_numpy(numbers)
 
 
 def _rows(maps: Sequence[Tensor], windows: Tensor | None) -> Any:
@@ -101,19 +94,22 @@ def _pool_into(
     out: Tensor,
 ) -> None:
     places, which = _placed(maps, windows, index)
-    if windows is not None and places is not None and which is not None:
-        _check_inside(maps, places, which)
+    if windows is not None:
+        check_inside(maps, places, which)
     if len(out) == 0:
         return
     kernels = _kernels(maps[0].device)
     if kernels is not None:
         kernels.pool(maps, places, which, levels, mode, out)
         return
-    from sppnet.pooling.cpu import scheduling
-
-    result = empty(out.shape, out.dtype)
-    scheduling.pool([m.cpu() for m in maps], _on_cpu(places), _on_cpu(which), levels, mode, result)
-    out.copy_(result)
+    result = out if out.is_cpu else _empty(out.shape, out.dtype)
+    sources = _wide(maps)
+    # Of lower precision than the kernels compute in, it is filled part by part.
+    target: FloatArray | Tensor = result.numpy() if result.dtype == sources[0].dtype else result
+    arrays = [to_numpy(m) for m in sources]
+    scheduling.pool(arrays, _optional(places), _optional(which), tuple(levels), mode, target)
+    if result is not out:
+        out.copy_(result)
 
 
 @torch.library.impl("sppnet::pool", "default")
@@ -150,7 +146,7 @@ def pool(
         If a window is no part of its map; it names the first row.
     """
     shape, dtype = (_rows(maps, windows), _length(maps, levels)), dtype or maps[0].dtype
-    out = empty(shape, dtype) if maps[0].is_cpu else maps[0].new_empty(shape, dtype=dtype)
+    out = _empty(shape, dtype) if maps[0].is_cpu else maps[0].new_empty(shape, dtype=dtype)
     _pool_into(maps, windows, index, levels, mode, out)
     return out
 
@@ -213,11 +209,21 @@ def pool_backward(
     if kernels is not None:
         grads: list[Tensor] = kernels.pool_backward(grad, maps, places, which, levels, mode)
         return grads
-    from sppnet.pooling.cpu import scheduling
-
-    places, which, sources = _on_cpu(places), _on_cpu(which), [m.cpu() for m in maps]
-    grads = scheduling.pool_backward(grad.cpu(), sources, places, which, levels, mode)
-    return [g.to(m.device) for g, m in zip(grads, maps, strict=True)]
+    sources = [
+        m if m.is_contiguous() else m.contiguous(memory_format=torch.channels_last) for m in _wide(maps)
+    ]
+    (upstream,) = (t.to(sources[0].dtype).contiguous() for t in _wide([grad]))
+    totals = [torch.empty_like(m) for m in sources]
+    scheduling.pool_backward(
+        to_numpy(upstream),
+        [to_numpy(m) for m in sources],
+        _optional(places),
+        _optional(which),
+        tuple(levels),
+        mode,
+        [t.numpy() for t in totals],
+    )
+    return [t.to(m.device, m.dtype) for t, m in zip(totals, maps, strict=True)]
 
 
 @torch.library.register_fake("sppnet::pool_backward")  # type: ignore[untyped-decorator]
@@ -233,7 +239,7 @@ def _(
 
 
 class _Pooling(torch.autograd.Function):
-    """The operator with its gradient.
+    """The operator with its gradient, of which no further one is derived: asked for, PyTorch raises an error.
 
     `torch.library.register_autograd` would do, but takes 0.1 ms longer for lists of tensors, as much as small
     maps take to pool.
@@ -256,6 +262,7 @@ class _Pooling(torch.autograd.Function):
         return pooled
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         windows, index, *maps = ctx.saved_tensors
         grads = torch.ops.sppnet.pool_backward(grad, maps, windows, index, ctx.levels, ctx.mode)
@@ -273,3 +280,20 @@ def _(
 ) -> Tensor:
     pooled: Tensor = _Pooling.apply(windows, index, levels, mode, dtype, *maps)
     return pooled
+
+
+def pooled(
+    maps: Sequence[Tensor],
+    windows: Tensor | None,
+    index: Tensor | None,
+    levels: Sequence[int],
+    mode: str,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Call the operator: `pool`, with its gradient, or `pool_into` where `out` is given."""
+    if out is not None:
+        torch.ops.sppnet.pool_into(maps, windows, index, levels, mode, out)
+        return out
+    result: Tensor = torch.ops.sppnet.pool(maps, windows, index, levels, mode, dtype)
+    return result

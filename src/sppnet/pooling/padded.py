@@ -52,7 +52,9 @@ def pad_batch(images: Sequence[Tensor], multiple: int = 1, value: float = 0.0) -
         raise SppnetError(f"expected images and a multiple from 1 up, found {len(images)} and {multiple}")
     for i, image in enumerate(images):
         if not isinstance(image, Tensor) or image.ndim != 3 or 0 in image.shape:
-            raise SppnetError(f"image {i} must be (C, H, W) with no side of 0, found {described(image)}")
+            raise SppnetError(
+                f"image {i} must be a tensor (C, H, W) with no side of 0, found {described(image)}"
+            )
         kind, first = (f"{m.shape[0]} channels of {m.dtype} on {m.device}" for m in (image, images[0]))
         if kind != first:
             raise SppnetError(f"images must be of one kind, found {kind} for image {i}, {first} for image 0")

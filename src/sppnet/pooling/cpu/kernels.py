@@ -17,9 +17,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 
-from sppnet.compiling import compiled, record
+from sppnet.compiling import compiled
 from sppnet.pooling.cpu import intrinsics
 from sppnet.pooling.cpu.intrinsics import (
     LANES,
@@ -106,27 +105,11 @@ class Scratch(NamedTuple):
     page: Any
 
 
-KEYS: tuple[Any, ...] = (types.int32, types.int64)
-FLOATS: tuple[Any, ...] = (types.float32, types.float64)
-BOTH = tuple(zip(KEYS, FLOATS, strict=True))
 # Numba looks for changes in this file alone before it takes a kernel from its cache.
 INLINED = intrinsics.__file__
 
 
-def _block(numbers: Any) -> Any:
-    """Return the type of a `Block` of such numbers."""
-    return record(Block, numbers[::1], *[types.int64] * 7)
-
-
-def _scratch(numbers: Any, page: Any) -> Any:
-    """Return the type of a `Scratch` for such numbers."""
-    return record(Scratch, numbers[::1], numbers[:, ::1], page)
-
-
-WINDOWS = record(Windows, *[types.int64[:, ::1]] * 4)
-
-
-@compiled(*(types.void(_block(k), types.int64, k[::1]) for k in KEYS + FLOATS), inlined=INLINED)
+@compiled(inlined=INLINED)
 def pack(maps: Any, block: Any, rows: Any) -> None:
     """Write at most `LANES` channels of the images, from channel `block` on, to `rows`, a row for each cell.
 
@@ -160,7 +143,7 @@ def pack(maps: Any, block: Any, rows: Any) -> None:
                         read_rows(rows, row, c, edge, 0, TILE)
 
 
-@compiled(*(types.void(_block(k), types.int64, k[:, ::1]) for k in FLOATS), inlined=INLINED)
+@compiled(inlined=INLINED)
 def unpack(maps: Any, block: Any, rows: Any) -> None:
     """Write `rows` to where `pack` reads them from."""
     flat, cells, stride = maps.flat, maps.cells, maps.stride
@@ -180,13 +163,7 @@ def unpack(maps: Any, block: Any, rows: Any) -> None:
                             flat[at + n * maps.image - (p + j) * stride + c + i] = rows[row + j, c + i]
 
 
-@compiled(
-    *(
-        record(tuple, k[::1], types.int64, types.int64)(_block(k), types.int64, types.boolean, k[::1])
-        for k in KEYS + FLOATS
-    ),
-    inlined=INLINED,
-)
+@compiled(inlined=INLINED)
 def _source(maps: Any, block: Any, raw: Any, rows: Any) -> Any:
     """Return where the cells are read from channel `block` on: where they lie, or packed to `rows`."""
     if raw:
@@ -195,13 +172,7 @@ def _source(maps: Any, block: Any, raw: Any, rows: Any) -> Any:
     return rows, 0, LANES
 
 
-@compiled(
-    *(
-        types.void(_block(k), types.boolean, WINDOWS, _scratch(k, k[::1]), k[:, ::1], types.boolean)
-        for k in KEYS + FLOATS
-    ),
-    inlined=INLINED,
-)
+@compiled(inlined=INLINED)
 def pool_part(maps: Any, raw: Any, windows: Any, scratch: Any, out: Any, aligned: Any) -> None:
     """Pool windows from a block of maps, which are read where they lie if `raw` is set, else packed."""
     places, low, high, plan = windows
@@ -243,7 +214,7 @@ def pool_part(maps: Any, raw: Any, windows: Any, scratch: Any, out: Any, aligned
                         out[to, start + i] = page[i]
 
 
-@compiled(*(types.void(_block(k), f[::1]) for k, f in BOTH))
+@compiled()
 def _clear(maps: Any, total: Any) -> None:
     """Set the numbers of a block to 0 in an array that lies as its own does."""
     for n in range(maps.images):
@@ -256,13 +227,7 @@ def _clear(maps: Any, total: Any) -> None:
                 total[place : place + maps.channels] = 0
 
 
-@compiled(
-    *(
-        types.void(_block(k), types.boolean, WINDOWS, _scratch(k, k[:, ::1]), f[:, ::1], f[::1])
-        for k, f in BOTH
-    ),
-    inlined=INLINED,
-)
+@compiled(inlined=INLINED)
 def scatter_part(maps: Any, raw: Any, windows: Any, scratch: Any, grad: Any, total: Any) -> None:
     """Write to `total` the gradients of the images, each bin's where its maximum is; else as in `pool_part`.
 
@@ -308,7 +273,7 @@ def scatter_part(maps: Any, raw: Any, windows: Any, scratch: Any, grad: Any, tot
                         total[place] += grad[np.uint64(to), np.uint64(start + c * size + b)]
 
 
-@compiled(*(types.void(_block(k), WINDOWS, k[:, ::1], k[::1]) for k in FLOATS), inlined=INLINED)
+@compiled(inlined=INLINED)
 def spread_part(maps: Any, windows: Any, grad: Any, rows: Any) -> None:
     """Write the gradients of the images to a block, each bin's shared out evenly among its cells."""
     places, low, high, plan = windows

@@ -17,13 +17,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from sppnet.arrays import IntArray
+from sppnet.arrays import FloatArray, IntArray, like
+from sppnet.parallel import thread_count
 from sppnet.pooling.bins import bounds_up_to
 from sppnet.pooling.cpu.intrinsics import LANES, LINE, TILE
 from sppnet.pooling.cpu.kernels import Block, Scratch, Windows, pool_part, scatter_part, spread_part
+from sppnet.pooling.memory import at_line
 
 # Work below so many numbers read or written is done before other threads would have woken.
 SMALL = 2**20
@@ -31,6 +32,8 @@ SMALL = 2**20
 LARGE = 2**22
 # At most so many cells are packed for a task, if the images allow it, and so many bytes of output converted.
 CELLS, CONVERTED = 2**12, 2**25
+
+Shape = tuple[int, ...]
 
 
 class _Task(NamedTuple):
@@ -56,19 +59,27 @@ class _Task(NamedTuple):
 
 
 class _Batch:
-    """A batch of maps as flat memory, read or written in blocks of channels."""
+    """A batch of maps as flat memory, read or written in blocks of channels.
 
-    def __init__(self, maps: Tensor) -> None:
-        self.shape = maps.shape
+    Parameters
+    ----------
+    maps : (N, C, H, W) array
+    numbers : dtype
+        What the kernels take the bits for.
+    """
+
+    def __init__(self, maps: FloatArray, numbers: npt.DTypeLike) -> None:
+        self.shape: Shape = maps.shape
         _, channels, height, width = maps.shape
         self.cells = height * width
         self.image = channels * self.cells
-        if maps.is_contiguous():
-            flat, self.stride = maps.view(-1), self.cells
+        if maps.flags.c_contiguous:
+            flat, self.stride = maps.reshape(-1), self.cells
         else:
             # `pack` tells a distance of cells from one of channels by its sign.
-            flat, self.stride = maps.permute(0, 2, 3, 1).contiguous().view(-1), -channels
-        self.flat = flat.numpy()
+            flat, self.stride = np.ascontiguousarray(maps.transpose(0, 2, 3, 1)).reshape(-1), -channels
+        # The kernels are compiled for memory that can be written, and is aligned.
+        self.flat = np.require(flat, requirements=("A", "W")).view(numbers)
 
     def block(self, task: _Task) -> Block:
         """Return the channels and images of a task."""
@@ -78,7 +89,7 @@ class _Batch:
 
 
 @lru_cache(maxsize=64)
-def _images(shapes: tuple[torch.Size, ...]) -> tuple[IntArray, IntArray, IntArray]:
+def _images(shapes: tuple[Shape, ...]) -> tuple[IntArray, IntArray, IntArray]:
     """Return where each batch's images begin, each image's packed cells and row step."""
     counts = [shape[0] for shape in shapes]
     heights, widths = (np.repeat([shape[axis] for shape in shapes], counts) for axis in (2, 3))
@@ -92,7 +103,7 @@ class _Work:
 
     Parameters
     ----------
-    shapes : sequence of torch.Size
+    shapes : tuple of shapes
         Those of the maps.
     direct : bool
         Whether the kernels could read the maps as they lie.
@@ -108,7 +119,7 @@ class _Work:
 
     def __init__(
         self,
-        shapes: tuple[torch.Size, ...],
+        shapes: tuple[Shape, ...],
         direct: bool,
         windows: IntArray,
         index: IntArray,
@@ -199,7 +210,7 @@ def _executor(_: int, threads: int) -> ThreadPoolExecutor:
 
 @lru_cache(maxsize=64)
 def _whole_images(
-    shapes: tuple[torch.Size, ...], direct: bool, levels: tuple[int, ...], whole: bool, threads: int
+    shapes: tuple[Shape, ...], direct: bool, levels: tuple[int, ...], whole: bool, threads: int
 ) -> _Work:
     """Return the work of pooling each image as a whole."""
     windows = [[0, 0, shape[3], shape[2]] for shape in shapes for _ in range(shape[0])]
@@ -209,17 +220,17 @@ def _whole_images(
 
 def _work(
     batches: Sequence[_Batch],
-    windows: Tensor | None,
-    index: Tensor | None,
+    windows: IntArray | None,
+    index: IntArray | None,
     levels: tuple[int, ...],
     whole: bool,
 ) -> _Work:
     shapes = tuple(batch.shape for batch in batches)
     direct = all(batch.stride < 0 for batch in batches)
-    threads = torch.get_num_threads()
+    threads = thread_count()
     if windows is None or index is None:
         return _whole_images(shapes, direct, levels, whole, threads)
-    return _Work(shapes, direct, windows.numpy(), index.numpy(), levels, whole, threads)
+    return _Work(shapes, direct, windows, index, levels, whole, threads)
 
 
 @lru_cache(maxsize=64)
@@ -238,64 +249,53 @@ def _plan(channels: int, levels: tuple[int, ...], derive: bool) -> IntArray:
     return np.array(lines, dtype=np.int64)
 
 
-def _memory(dtype: torch.dtype, *shapes: int | tuple[int, ...]) -> list[Any]:
-    """Return uninitialised arrays; PyTorch's start at a cache line."""
-    return [torch.empty(shape, dtype=dtype, device="cpu").numpy() for shape in shapes]
-
-
-def _working(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to compute in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _bits(dtype: torch.dtype) -> torch.dtype:
-    """Return the integers of a float's size."""
-    return torch.int64 if dtype == torch.float64 else torch.int32
+def _working(maps: FloatArray, mode: str) -> tuple[Any, Any]:
+    """Return the dtype to compute in, and that of the numbers that the kernels see: bits for maxima."""
+    wide = maps.dtype == np.float64
+    if mode == "average":
+        return (np.float64,) * 2 if wide else (np.float32,) * 2
+    return (np.float64, np.int64) if wide else (np.float32, np.int32)
 
 
 def pool(
-    maps: Sequence[Tensor],
-    windows: Tensor | None,
-    index: Tensor | None,
-    levels: Sequence[int],
+    maps: Sequence[FloatArray],
+    windows: IntArray | None,
+    index: IntArray | None,
+    levels: tuple[int, ...],
     mode: str,
-    out: Tensor,
+    out: Any,
 ) -> None:
-    """Pool valid windows into `out`; the arguments are those of `sppnet.pooling.operator.pool`.
+    """Pool valid windows into `out`.
 
     Parameters
     ----------
-    maps : sequence of (N_i, C, H_i, W_i) float tensors
+    maps : sequence of (N_i, C, H_i, W_i) float arrays
+        Of one dtype, in any memory layout. Their images are numbered through.
     windows : (R, 4) int64, optional
+        ``x1, y1, x2, y2`` in cells; None for each image as a whole.
     index : (R,) int64, optional
-        Given if `windows` are.
-    levels : sequence of int
+        The image of each window; given if `windows` are.
+    levels : tuple of int
     mode : {"max", "average"}
-    out : (R, C * M) float tensor, contiguous
+    out : (R, C * M) float array or tensor, contiguous
+        What is not an array of the dtype to compute in, float64 for float64 maps, else float32, is filled
+        part by part.
     """
-    working, sides = _working(maps[0].dtype), tuple(levels)
-    maps = [m.detach().to(working) for m in maps]
-    if out.dtype != working:
-        # Vectors of whole images take little memory next to the maps.
-        rows = len(out) if windows is None else max(1, CONVERTED // (out.shape[1] * working.itemsize))
-        buffer = torch.empty((min(rows, len(out)), out.shape[1]), dtype=working)
-        for start in range(0, len(out), rows):
-            part = slice(start, start + rows)
-            target = buffer[: len(out[part])]
-            places, which = (None if given is None else given[part] for given in (windows, index))
-            pool(maps, places, which, levels, mode, target)
-            out[part] = target
+    working, kind = _working(maps[0], mode)
+    if len(out) == 0:
         return
-    kind = _bits(working) if mode == "max" else working
-    batches = [_Batch(m.view(kind)) for m in maps]
-    work = _work(batches, windows, index, sides, whole=False)
-    numbers = out.detach().view(kind).numpy()
-    plan = _plan(work.channels, sides, mode == "max")
+    if out.dtype != working:
+        _pool_and_convert(maps, windows, index, levels, mode, out)
+        return
+    batches = [_Batch(m.astype(working, copy=False), kind) for m in maps]
+    work = _work(batches, windows, index, levels, whole=False)
+    numbers = out.view(kind)
+    plan = _plan(work.channels, levels, mode == "max")
     large = numbers.nbytes > LARGE
-    aligned = large and work.channels % TILE == 0 and out.data_ptr() % LINE == 0
+    aligned = large and work.channels % TILE == 0 and out.ctypes.data % LINE == 0
 
     def worker() -> Callable[[_Task], None]:
-        scratch = Scratch(*_memory(kind, work.rows, work.bins, work.page))
+        scratch = Scratch(*(at_line(shape, kind) for shape in ((work.rows,), work.bins, (work.page,))))
 
         def call(task: _Task) -> None:
             windows = Windows(task.places, *work.bounds, plan)
@@ -306,43 +306,72 @@ def pool(
     work.run(worker)
 
 
-def pool_backward(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    windows: Tensor | None,
-    index: Tensor | None,
-    levels: Sequence[int],
+def _pool_and_convert(
+    maps: Sequence[FloatArray],
+    windows: IntArray | None,
+    index: IntArray | None,
+    levels: tuple[int, ...],
     mode: str,
-) -> list[Tensor]:
-    """Return the gradients of the maps for the gradient (R, C * M) of the result of `pool`.
+    out: Any,
+) -> None:
+    """Pool as `pool` does into an output of another dtype than that to compute in, some rows at a time."""
+    working, _ = _working(maps[0], mode)
+    wide = [m.astype(working, copy=False) for m in maps]
+    # Vectors of whole images take little memory next to the maps.
+    rows = len(out) if windows is None else max(1, CONVERTED // (out.shape[1] * np.dtype(working).itemsize))
+    buffer = np.empty((min(rows, len(out)), out.shape[1]), working)
+    for start in range(0, len(out), rows):
+        part = slice(start, start + rows)
+        target = buffer[: len(out[part])]
+        places, which = (None if given is None else given[part] for given in (windows, index))
+        pool(wide, places, which, levels, mode, target)
+        out[part] = like(target, out)
 
-    Sums are taken in float32 (float64 for float64 maps), window by window in order, whatever the number of
-    threads.
+
+def pool_backward(
+    grad: FloatArray,
+    maps: Sequence[FloatArray],
+    windows: IntArray | None,
+    index: IntArray | None,
+    levels: tuple[int, ...],
+    mode: str,
+    totals: Sequence[FloatArray],
+) -> None:
+    """Write to `totals` the gradients of the maps for the gradient of the result of `pool`.
+
+    Sums are taken window by window in order, whatever the number of threads.
+
+    Parameters
+    ----------
+    grad : (R, C * M) float32 or float64, contiguous
+    maps : sequence of (N_i, C, H_i, W_i) arrays of the same dtype
+        Contiguous, or so with channels last.
+    windows, index, levels, mode
+        As in `pool`.
+    totals : sequence of arrays
+        Of the maps' shapes, dtype and strides.
     """
-    working, sides = _working(maps[0].dtype), tuple(levels)
-    wide = [m.detach().to(working) for m in maps]
-    dense = [m if m.is_contiguous() else m.contiguous(memory_format=torch.channels_last) for m in wide]
-    kind = _bits(working) if mode == "max" else working
-    batches = [_Batch(m.view(kind)) for m in dense]
-    work = _work(batches, windows, index, sides, whole=True)
-    upstream = grad.detach().to(working).contiguous().numpy()
-    plan = _plan(work.channels, sides, mode == "max")
-    # Tasks write the gradients of all images that have windows.
-    totals = [torch.empty_like(m) if work.complete else torch.zeros_like(m) for m in dense]
-    targets = [_Batch(total) for total in totals]
+    _, kind = _working(maps[0], mode)
+    batches = [_Batch(m, kind) for m in maps]
+    work = _work(batches, windows, index, levels, whole=True)
+    plan = _plan(work.channels, levels, mode == "max")
+    targets = [_Batch(total, total.dtype) for total in totals]
+    if not work.complete:
+        # Tasks write the gradients of all images that have windows.
+        for target in targets:
+            target.flat.fill(0)
 
     def worker() -> Callable[[_Task], None]:
-        scratch = Scratch(*_memory(kind, work.rows, work.bins, work.bins))
+        scratch = Scratch(*(at_line(shape, kind) for shape in ((work.rows,), work.bins, work.bins)))
 
         def call(task: _Task) -> None:
             target, windows = targets[task.batch], Windows(task.places, *work.bounds, plan)
             if mode == "average":
-                spread_part(target.block(task), windows, upstream, scratch.rows)
+                spread_part(target.block(task), windows, grad, scratch.rows)
             else:
                 block = batches[task.batch].block(task)
-                scatter_part(block, work.raw, windows, scratch, upstream, target.flat)
+                scatter_part(block, work.raw, windows, scratch, grad, target.flat)
 
         return call
 
     work.run(worker)
-    return [total.to(m.dtype) for total, m in zip(totals, maps, strict=True)]
