@@ -51,3 +51,12 @@ def like(array: npt.NDArray[Any], other: Any) -> Any:
     import torch
 
     return torch.from_numpy(array).to(other.device)
+
+
+def placed(array: npt.NDArray[Any], device: str) -> Any:
+    """Return an array as it is for the device ``"cpu"``, and as a tensor on any other."""
+    if device == "cpu":
+        return array
+    import torch
+
+    return torch.from_numpy(array).to(device)

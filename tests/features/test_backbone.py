@@ -17,7 +17,8 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from sppnet.features.backbone import Backbone
-from sppnet.features.geometry import Geometry, derive_geometry
+from sppnet.features.geometry import Geometry
+from sppnet.features.tracing import derive_geometry
 
 LITE0 = "tf_efficientnet_lite0"
 PACKAGES = {

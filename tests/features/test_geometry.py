@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from sppnet.features.geometry import Geometry, derive_geometry
+from sppnet.features.geometry import Geometry
+from sppnet.features.tracing import derive_geometry
 
 # The released code's mapping: specification 5.4.
 ZF5 = Geometry(16, 20)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from sppnet.classification.architectures import ARCHITECTURES, Layers, fully_connected, scaled
 from sppnet.errors import SppnetError
-from sppnet.features.geometry import Geometry, derive_geometry
+from sppnet.features.geometry import Geometry
 from sppnet.features.timm import HEAD, RANDOM, Stages, create_timm, fix_same_padding, load_weights
+from sppnet.features.tracing import derive_geometry
 from sppnet.pooling.bins import LEVELS, pyramid_length
 from sppnet.pooling.layer import SpatialPyramidPooling
 

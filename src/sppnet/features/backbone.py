@@ -1,153 +1,142 @@
 """Convolutional backbones: any image in, feature maps and their geometry out.
 
-A backbone is a frozen timm network cut before its classifier. It takes an image of any size and returns, for
-each chosen stage, a map and the exact place of its cells in the image, so that any window of the image can
-be pooled from the map (paper sections 2.1 and 4.1).
+A backbone is a network cut before its classifier, in a file (`sppnet.features.graph`). It takes an image of
+any size and returns, for each chosen stage, a map and the exact place of its cells in the image, so that any
+window of the image can be pooled from the map (paper sections 2.1 and 4.1).
 """
 
 from __future__ import annotations
 
 import copy
-import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+import numpy.typing as npt
 
-from sppnet.arrays import Image, Pixels
+from sppnet.arrays import FloatArray, Image, Pixels
 from sppnet.errors import SppnetError
 from sppnet.features.encoded import EncodedImage, FeatureMaps
-from sppnet.features.geometry import derive_geometry
-from sppnet.features.timm import HEAD, Stages, create_timm, digest_of, fix_same_padding, load_weights
+from sppnet.features.graph import HEAD, Graph, read_graph
+from sppnet.features.inference import Pixels32, compile_graph
 from sppnet.images import pixels_of, resize, whole_image_size
+from sppnet.models import model_path
+from sppnet.storage import digest_of
 
-# What is compiled when it is first used.
-_COMPILED = ("_run", "_on_device")
+DEFAULT = "efficientnet-lite0"
+"""The backbone that comes with sppnet."""
+
+Half = npt.NDArray[np.float16]
 
 
 class Backbone:
-    """A frozen timm network as a source of feature maps, on images of any size.
+    """A frozen network as a source of feature maps, on images of any size.
 
     Parameters
     ----------
-    name : str
-        A timm model name.
+    source : str, path or Graph
+        ``"efficientnet-lite0"``, which comes with sppnet, or a file that ``sppnet backbone make`` wrote.
     stages : sequence of str
         Which maps feed the pyramid: ``"1"`` to ``"5"`` for the stages by falling resolution, ``"head"`` for
         the last map before the classifier's pooling. Several are pooled one by one and joined.
     output_stride : int
-        Largest stride; 16 dilates the last stage where the architecture allows it.
-    weights : str, optional
-        A weights file (safetensors, or a PyTorch state dict, which is read without unpickling code), or
-        ``"random"``. By default the installed ImageNet weights: those of ``tf_efficientnet_lite0`` come with
-        sppnet, those of ``tf_efficientnet_lite1`` and ``tf_efficientnet_lite2`` with ``sppnet[backbones]``.
+        Largest stride; 16 dilates the last stage where the network allows it.
     device : str
         ``"cpu"`` runs the network through OpenVINO in float32; any other device through PyTorch.
+
+    Attributes
+    ----------
+    graph : Graph
+        The network as its file has it.
+    geometry : tuple of Geometry
+        Where the cells of each stage's map lie in the resized image.
+    channels : tuple of int
+        Channels of each stage's map.
+    multiple : int
+        Height and width are padded to multiples of this.
+    tuned : dict of str to float16 array
+        The weights that are not those of the graph; see `retuned`.
 
     Raises
     ------
     SppnetError
-        Unknown names or stages, weights that do not fit, a backbone that is not convolutional.
+        Unknown names, stages or output strides, a file that holds no backbone, a device that is not there.
+    FileNotFoundError
+        If there is no such file.
     """
 
     def __init__(
         self,
-        name: str = "tf_efficientnet_lite0",
+        source: str | Path | Graph = DEFAULT,
         stages: Sequence[str] = (HEAD,),
         output_stride: int = 16,
-        weights: str | None = None,
         device: str = "cpu",
     ) -> None:
-        self.name, self.stages, self.output_stride = name, tuple(stages), output_stride
-        self.weights, self.device, self.streams = weights, device, 1
-        self.tuned: dict[str, Tensor] = {}
-        check_device(device)
-        # Random weights are the same ones whenever they are drawn: a backbone may be built again.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = create_timm(name, output_stride)
-        self.digest = load_weights(model, name, weights)
-        fix_same_padding(model)
-        self.network = Stages(model, self.stages).eval().requires_grad_(False)
-        self.geometry, self.channels = derive_geometry(self.network)
-        # Inputs are padded to a multiple of every stride on the way, dilated ones included, so that the
-        # offset of SAME padding is the same for all sizes.
-        self.multiple = max(32, round(max(g.stride for g in self.geometry)))
+        self.graph = source if isinstance(source, Graph) else read_graph(backbone_path(source))
+        self.stages, self.output_stride, self.device, self.streams = tuple(stages), output_stride, device, 1
+        facts = self.graph.facts
+        facts.check_stages(self.stages)
+        variant = facts.variant(output_stride)
+        if device != "cpu":
+            _check_device(device)
+        self.geometry = tuple(variant.geometry[stage] for stage in self.stages)
+        self.channels = tuple(facts.channels[stage] for stage in self.stages)
+        self.multiple = variant.multiple
+        self.mean, self.std = (tuple(255 * v for v in values) for values in (facts.mean, facts.std))
+        self.tuned: dict[str, Half] = {}
 
     @classmethod
     def shared(
-        cls, name: str, stages: Sequence[str], output_stride: int, weights: str | None, device: str
+        cls, source: str | Path, stages: Sequence[str], output_stride: int, device: str = "cpu"
     ) -> Backbone:
         """Return the backbone of these settings; whoever asks for equal ones gets the same."""
-        return _shared(name, tuple(stages), output_stride, weights, device)
+        path = backbone_path(source)
+        stat = path.stat()
+        return _shared(path, (stat.st_mtime_ns, stat.st_size), tuple(stages), output_stride, device)
+
+    @property
+    def name(self) -> str:
+        """What the backbone is called."""
+        return self.graph.facts.name
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights of its file, 64 hexadecimal digits."""
+        return self.graph.facts.digest
 
     @property
     def signature(self) -> str:
         """Text that identifies everything the maps depend on, for caches and model files."""
         stages = ",".join(self.stages)
         text = f"{self.name} stages={stages} stride={self.output_stride} weights={self.digest[:16]}"
-        return text + (f" tuned={digest_of(self.tuned)[:16]}" if self.tuned else "")
+        return text + (f" tuned={digest_of(self.tuned.values())[:16]}" if self.tuned else "")
 
     @cached_property
-    def _run(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    def parameters(self) -> dict[str, FloatArray]:
+        """All weights by name, in the order of the network, as float32."""
+        tuned = {name: value.astype(np.float32) for name, value in self.tuned.items()}
+        return {**self.graph.parameters, **tuned}
+
+    @cached_property
+    def _run(self) -> Callable[[Pixels32], tuple[Any, ...]]:
         if self.device == "cpu":
-            return _compile_openvino(_FromPixels(self.network).eval(), self.streams)
-        network = self._on_device
+            model = self.graph.at(self.stages, self.output_stride, self.tuned)
+            return compile_graph(model, self.mean, self.std, self.streams)
+        from sppnet.features.network import on_device
 
-        def run(pixels: Tensor) -> tuple[Tensor, ...]:
-            with torch.inference_mode():
-                return network(pixels)
+        return on_device(self)
 
-        return run
-
-    @cached_property
-    def _on_device(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        network = _FromPixels(self.network).eval()
-        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network
-
-    def copy(self) -> Backbone:
-        """Return the same backbone with weights of its own, which may be changed."""
-        other = self._uncompiled()
-        other.network = copy.deepcopy(self.network)
-        return other
-
-    def _uncompiled(self) -> Backbone:
-        """Return the same backbone, on the same network, to be compiled anew."""
+    def _copy(self) -> Backbone:
+        """Return the same backbone, to be changed or compiled anew."""
         other = copy.copy(self)
-        for name in _COMPILED:
-            other.__dict__.pop(name, None)
+        other.release()
+        other.__dict__.pop("parameters", None)
         return other
 
-    def layers_after(self, stage: str) -> dict[str, nn.Parameter]:
-        """Return the parameters of all layers behind a stage by name, the classifier's left out.
-
-        Raises
-        ------
-        SppnetError
-            If `stage` is none from "1" to the last but one.
-        """
-        model: Any = self.network.model
-        modules = [info["module"] for info in model.feature_info]
-        if stage not in map(str, range(1, len(modules))):
-            raise SppnetError(f"found the stage {stage!r}, expected one from 1 to {len(modules) - 1}")
-        # Modules come in the order of the network. A stage may end in one without parameters.
-        names, last = [name for name, _ in model.named_modules()], modules[int(stage) - 1]
-        end = max(i for i, name in enumerate(names) if f"{name}.".startswith(f"{last}."))
-        behind = set(names[end + 1 :])
-        unused = {id(p) for p in model.get_classifier().parameters()}
-        return {
-            name: p
-            for name, p in model.named_parameters()
-            if name.rpartition(".")[0] in behind and id(p) not in unused
-        }
-
-    def retuned(self, state: Mapping[str, Tensor]) -> Backbone:
-        """Return the backbone with parameters replaced by those of a state.
+    def retuned(self, state: Mapping[str, FloatArray]) -> Backbone:
+        """Return the backbone with weights replaced by those of a state.
 
         All that were replaced so far are kept in half precision, as `tuned`.
 
@@ -156,18 +145,11 @@ class Backbone:
         SppnetError
             If a name or a shape is not the network's.
         """
-        other = self.copy()
-        own = dict(other.network.model.named_parameters())
-        wrong = [n for n, value in state.items() if n not in own or own[n].shape != value.shape]
-        if wrong:
-            raise SppnetError(f"found tuned weights that {self.name} does not have, first {wrong[0]}")
-        tuned = {**self.tuned, **{name: value.detach().half().cpu() for name, value in state.items()}}
+        self.graph.check_parameters(state)
+        tuned = {**self.tuned, **{name: value.astype(np.float16) for name, value in state.items()}}
+        other = self._copy()
         # In the network's order, which the signature depends on.
-        other.tuned = {name: tuned[name] for name in own if name in tuned}
-        with torch.no_grad():
-            for name, value in other.tuned.items():
-                own[name].copy_(value)
-        other.network.requires_grad_(False)
+        other.tuned = {name: tuned[name] for name in self.graph.parameters if name in tuned}
         return other
 
     def for_threads(self, count: int) -> Backbone:
@@ -175,14 +157,13 @@ class Backbone:
 
         Many images take less time so, and a single one more.
         """
-        other = self._uncompiled()
+        other = self._copy()
         other.streams = count
         return other
 
     def release(self) -> None:
         """Free the compiled network and its buffers; it is compiled again when it is next used."""
-        for name in _COMPILED:
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_run", None)
 
     def __call__(self, image: Pixels, side: int) -> FeatureMaps:
         """Compute the maps of one image whose shorter side is resized to `side`; several threads may.
@@ -197,9 +178,9 @@ class Backbone:
         Returns
         -------
         FeatureMaps
-            float32 maps on the backbone's device, channels last in memory.
+            float32 maps, channels last in memory; on a device other than the CPU, tensors there.
         """
-        return self._compute(self._run, image, side)
+        return self.compute(self._run, image, side)
 
     def encode(self, image: Image, scales: Sequence[int], *, flip: bool = False) -> EncodedImage:
         """Compute the maps of an image at every scale: the one expensive step (paper section 4.1).
@@ -223,93 +204,63 @@ class Backbone:
         other = self.encode(np.ascontiguousarray(pixels[:, ::-1]), scales) if flip else None
         return EncodedImage((height, width), tuple(self(pixels, side) for side in scales), other)
 
-    def differentiable(self, image: Pixels, side: int) -> FeatureMaps:
-        """Compute the maps through PyTorch, with gradients for the parameters that require one.
+    def compute(self, run: Callable[[Pixels32], tuple[Any, ...]], image: Pixels, side: int) -> FeatureMaps:
+        """Compute maps as a call does, by another way of running the network.
 
-        Slower than a call on the CPU; the values are the same but for rounding.
+        Parameters
+        ----------
+        run : callable
+            Takes (1, H, W, 3) float32 pixels, 0 to 255, and returns (1, h, w, C) maps, arrays or tensors.
+        image, side
+            As in a call.
         """
-        return self._compute(self._on_device, image, side)
-
-    def _compute(self, run: Callable[[Tensor], tuple[Tensor, ...]], image: Pixels, side: int) -> FeatureMaps:
         height, width = image.shape[:2]
         h, w = whole_image_size(height, width, side)
-        maps = run(self._padded(resize(image, h, w)).to(self.device))
+        maps = run(self.padded(resize(image, h, w)))
         inside = tuple(
-            m[0, : g.cells(h), : g.cells(w)].permute(2, 0, 1)
+            _channels_first(m[0, : g.cells(h), : g.cells(w)])
             for m, g in zip(maps, self.geometry, strict=True)
         )
         return FeatureMaps(inside, self.geometry, (w / width, h / height), min(h, w))
 
-    def _padded(self, image: Pixels) -> Tensor:
+    def padded(self, image: Pixels) -> Pixels32:
         """Return (1, H', W', 3) float32 pixels, padded to full strides with what becomes 0: their mean."""
         height, width = image.shape[:2]
         up = self.multiple
         padded = np.empty((1, -(-height // up) * up, -(-width // up) * up, 3), dtype=np.float32)
         padded[0, :height, :width] = image
-        padded[0, height:] = padded[0, :, width:] = np.float32(self.network.mean) * np.float32(255)
-        return torch.from_numpy(padded)
+        padded[0, height:] = padded[0, :, width:] = np.float32(self.mean)
+        return padded
+
+
+def backbone_path(source: str | Path) -> Path:
+    """Return the file of a backbone that is given by its path or, if it came with sppnet, by its name.
+
+    Raises
+    ------
+    FileNotFoundError, SppnetError
+        If there is none; see `sppnet.models.model_path`.
+    """
+    try:
+        return model_path(source, suffix=".onnx")
+    except SppnetError as error:
+        hint = "; sppnet backbone make NAME --out FILE makes one of any timm network"
+        raise SppnetError(f"{error}{hint}") from None
 
 
 @lru_cache(maxsize=8)
 def _shared(
-    name: str, stages: tuple[str, ...], output_stride: int, weights: str | None, device: str
+    path: Path, _: tuple[int, int], stages: tuple[str, ...], output_stride: int, device: str
 ) -> Backbone:
-    return Backbone(name, stages, output_stride, weights, device)
+    return Backbone(path, stages, output_stride, device)
 
 
-class _FromPixels(nn.Module):
-    """A network of stages behind the standardisation of pixels; channels come last on both sides."""
-
-    def __init__(self, network: Stages) -> None:
-        super().__init__()
-        self.network = network
-        self.mean, self.std = (nn.Buffer(torch.tensor(v) * 255) for v in (network.mean, network.std))
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return tuple(m.permute(0, 2, 3, 1) for m in self.network(self.standardise(pixels)))
-
-    def standardise(self, pixels: Tensor) -> Tensor:
-        """Return (1, H, W, 3) pixels, 0 to 255, as the network takes them, (1, 3, H, W)."""
-        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+def _channels_first(cells: Any) -> Any:
+    """Return (h, w, C) cells as a (C, h, w) map, on the same memory."""
+    return cells.transpose(2, 0, 1) if isinstance(cells, np.ndarray) else cells.permute(2, 0, 1)
 
 
-def check_device(device: str) -> None:
-    """Raise ValueError for a device that this machine does not have."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SppnetError(f"device {device!r} was asked for, but PyTorch finds no CUDA device")
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SppnetError(
-            f"found the device {device!r} ({reason}), expected cpu or one that PyTorch can use"
-        ) from None
+def _check_device(device: str) -> None:
+    from sppnet.features.network import check_device
 
-
-def _compile_openvino(network: nn.Module, streams: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Compile for the CPU with free height and width."""
-    import openvino
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch deprecates the tracing that OpenVINO converts by.
-        model = openvino.convert_model(network, example_input=torch.zeros(1, 64, 64, 3), input=[1, -1, -1, 3])
-    compiled = openvino.Core().compile_model(
-        model,
-        "CPU",
-        # float32 everywhere: the same features on every machine, whatever its fast types are.
-        {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": streams,
-        },
-    )
-    requests = threading.local()
-
-    def run(pixels: Tensor) -> tuple[Tensor, ...]:
-        # A request serves one thread; those of several threads take turns.
-        if not hasattr(requests, "own"):
-            requests.own = compiled.create_infer_request()
-        results = requests.own.infer(pixels.numpy(), share_inputs=True)
-        return tuple(torch.from_numpy(results[i]) for i in range(len(compiled.outputs)))
-
-    return run
+    check_device(device)

@@ -7,11 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from sppnet.arrays import Pixels
+from sppnet.arrays import Pixels, placed, to_numpy
 from sppnet.features.backbone import Backbone
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.progress import StageTimer
@@ -55,7 +57,12 @@ class MapCache:
         with timer("maps to cache"):
             # Rounded as they will be read: a fit that goes on with maps of the disk gives the same detector.
             rounded = tuple(
-                replace(maps, stages=tuple(stage.half().float() for stage in maps.stages))
+                replace(
+                    maps,
+                    stages=tuple(
+                        placed(_half(stage).astype(np.float32), self.backbone.device) for stage in maps.stages
+                    ),
+                )
                 for maps in encoded.scales
             )
             encoded = replace(encoded, scales=rounded)
@@ -72,7 +79,7 @@ class MapCache:
 
     def _write(self, path: Path, encoded: EncodedImage) -> None:
         tensors = {
-            f"{s}.{t}": stage.permute(1, 2, 0).half().cpu().contiguous()
+            f"{s}.{t}": np.ascontiguousarray(_half(stage).transpose(1, 2, 0))
             for s, maps in enumerate(encoded.scales)
             for t, stage in enumerate(maps.stages)
         }
@@ -83,14 +90,17 @@ class MapCache:
         """Return what an entry holds; None if it is missing or damaged."""
         if not path.is_file():
             return None
-        geometry, device = self.backbone.geometry, self.backbone.device
+        geometry = self.backbone.geometry
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(path, "np") as file:
                 facts = json.loads(file.metadata()["encoded"])
                 scales = tuple(
                     FeatureMaps(
                         tuple(
-                            file.get_tensor(f"{s}.{t}").to(device).float().permute(2, 0, 1)
+                            placed(
+                                file.get_tensor(f"{s}.{t}").astype(np.float32).transpose(2, 0, 1),
+                                self.backbone.device,
+                            )
                             for t in range(len(geometry))
                         ),
                         geometry,
@@ -102,3 +112,8 @@ class MapCache:
             return EncodedImage((facts["size"][0], facts["size"][1]), scales)
         except (SafetensorError, KeyError, TypeError, ValueError, IndexError):
             return None
+
+
+def _half(stage: Any) -> npt.NDArray[np.float16]:
+    """Return a map in half precision."""
+    return to_numpy(stage).astype(np.float16)

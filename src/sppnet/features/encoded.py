@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from sppnet.features.geometry import Geometry
 
@@ -16,8 +14,9 @@ class FeatureMaps:
 
     Attributes
     ----------
-    stages : tuple of (C, h, w) float32 tensors
-        One map per stage of the backbone; only cells centred inside the image, never in its padding.
+    stages : tuple of (C, h, w) float32 arrays
+        One map per stage of the backbone; only cells centred inside the image, never in its padding. Tensors
+        where the backbone runs on another device than the CPU, or learns.
     geometry : tuple of Geometry
         Where each stage's cells lie in the resized image.
     factors : (float, float)
@@ -27,7 +26,7 @@ class FeatureMaps:
         see `sppnet.images.whole_image_size`.
     """
 
-    stages: tuple[Tensor, ...]
+    stages: tuple[Any, ...]
     geometry: tuple[Geometry, ...]
     factors: tuple[float, float]
     side: int
@@ -68,8 +67,3 @@ class EncodedImage:
         """Return the image with the maps of one of its scales alone, given by its place."""
         other = None if self.flipped is None else self.flipped.at(scale)
         return EncodedImage(self.size, (self.scales[scale],), other)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the maps lie."""
-        return self.scales[0].stages[0].device

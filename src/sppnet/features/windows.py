@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace
 
 from sppnet.arrays import Boxes, IntArray
 from sppnet.boxes import flip
@@ -69,7 +69,7 @@ class WindowPooling:
         }.items():
             object.__setattr__(self, name, value)
 
-    def __call__(self, encoded: EncodedImage, boxes: Boxes) -> Tensor:
+    def __call__(self, encoded: EncodedImage, boxes: Boxes) -> Any:
         """Pool windows of an image.
 
         Parameters
@@ -81,9 +81,9 @@ class WindowPooling:
 
         Returns
         -------
-        (R, D) float32 tensor
+        (R, D) float32 array, or tensor where the maps are tensors
             For each stage of the backbone in turn, the pyramid in the order of
-            `sppnet.pooling.regions.pool_regions`; on the device of the maps. Where the flipped image was
+            `sppnet.pooling.regions.pool_regions`. Where the flipped image was
             encoded, too, the mean of both, the flipped one's bins turned back.
         """
         pooled = self._pool(encoded, boxes)
@@ -92,7 +92,7 @@ class WindowPooling:
         other = self._pool(encoded.flipped, flip(boxes, encoded.size[1]))
         return (pooled + self.flipped(other, encoded.channels)) / 2
 
-    def _pool(self, encoded: EncodedImage, boxes: Boxes) -> Tensor:
+    def _pool(self, encoded: EncodedImage, boxes: Boxes) -> Any:
         scale, pooled = self.choose(encoded, boxes), []
         for t in range(len(encoded.scales[0].stages)):
             cells = np.zeros((len(boxes), 4), dtype=np.int64)
@@ -132,23 +132,27 @@ class WindowPooling:
         """Return the length of a vector, given the channels of each stage's map."""
         return sum(pyramid_length(count, self.levels) for count in channels)
 
-    def flipped(self, pooled: Tensor, channels: Sequence[int]) -> Tensor:
+    def flipped(self, pooled: Any, channels: Sequence[int]) -> Any:
         """Exchange left and right in (R, D) pooled windows: reverse the columns of every level's bins.
 
         Parameters
         ----------
-        pooled : (R, D) tensor
+        pooled : (R, D) array or tensor
             Windows as a call pools them.
         channels : sequence of int
             Channels of each stage's map.
         """
+        xp = array_namespace(pooled)
         shapes = [(count, n, n) for count in channels for n in self.levels]
-        parts = torch.split(pooled, [math.prod(shape) for shape in shapes], dim=1)
-        return torch.cat(
-            [p.reshape(-1, *shape).flip(3).flatten(1) for p, shape in zip(parts, shapes, strict=True)], dim=1
-        )
+        parts, start = [], 0
+        for shape in shapes:
+            end = start + math.prod(shape)
+            part = xp.flip(xp.reshape(pooled[:, start:end], (-1, *shape)), axis=3)
+            parts.append(xp.reshape(part, (-1, end - start)))
+            start = end
+        return xp.concat(parts, axis=1)
 
 
-def side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """Join (R, D_i) tensors to (R, sum of D_i); a single one is not copied, however many its rows."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+def side_by_side(parts: Sequence[Any]) -> Any:
+    """Join (R, D_i) arrays or tensors to (R, sum of D_i); a single one is not copied, however many its rows."""
+    return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(list(parts), axis=1)

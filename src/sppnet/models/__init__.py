@@ -9,13 +9,15 @@ from pathlib import Path
 from sppnet.errors import SppnetError
 
 
-def model_path(name: str | Path, *, others: tuple[str, ...] = ()) -> Path:
+def model_path(name: str | Path, *, suffix: str = ".safetensors", others: tuple[str, ...] = ()) -> Path:
     """Return the file of a model that is given by its path or, if it came with sppnet, by its name.
 
     Parameters
     ----------
     name : str or path
         A file, or the name of a shipped model, such as ``"animals"``.
+    suffix : str
+        Of the files that are meant: ``".safetensors"`` for models, ``".onnx"`` for backbones.
     others : tuple of str
         Names that mean something where they are asked for and are no files.
 
@@ -30,16 +32,16 @@ def model_path(name: str | Path, *, others: tuple[str, ...] = ()) -> Path:
     if path.is_file():
         return path
     folder = Path(str(resources.files("sppnet.models")))
-    shipped = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
+    shipped = {file.stem: file for file in sorted(folder.glob(f"*{suffix}"))}
     if str(name) in shipped:
         return shipped[str(name)]
-    known = [*shipped, *others]
+    known, kind = [*shipped, *others], "backbone" if suffix == ".onnx" else "model"
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(
-            f"{path}: found no such file, expected a model file, or one of {', '.join(known)}"
+            f"{path}: found no such file, expected a {kind} file, or one of {', '.join(known)}"
         )
     near = difflib.get_close_matches(str(name), known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise SppnetError(
-        f"found no model {str(name)!r}, expected a model file, or one of {', '.join(known)}{hint}"
+        f"found no {kind} {str(name)!r}, expected a {kind} file, or one of {', '.join(known)}{hint}"
     )
