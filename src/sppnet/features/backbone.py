@@ -80,7 +80,9 @@ class Backbone:
         facts.check_stages(self.stages)
         variant = facts.variant(output_stride)
         if device != "cpu":
-            _check_device(device)
+            from sppnet.features.network import check_device
+
+            check_device(device)
         self.geometry = tuple(variant.geometry[stage] for stage in self.stages)
         self.channels = tuple(facts.channels[stage] for stage in self.stages)
         self.multiple = variant.multiple
@@ -229,7 +231,7 @@ class Backbone:
         up = self.multiple
         padded = np.empty((1, -(-height // up) * up, -(-width // up) * up, 3), dtype=np.float32)
         padded[0, :height, :width] = image
-        padded[0, height:] = padded[0, :, width:] = np.float32(self.mean)
+        padded[0, height:] = padded[0, :, width:] = np.array(self.mean, np.float32)
         return padded
 
 
@@ -258,9 +260,3 @@ def _shared(
 def _channels_first(cells: Any) -> Any:
     """Return (h, w, C) cells as a (C, h, w) map, on the same memory."""
     return cells.transpose(2, 0, 1) if isinstance(cells, np.ndarray) else cells.permute(2, 0, 1)
-
-
-def _check_device(device: str) -> None:
-    from sppnet.features.network import check_device
-
-    check_device(device)

@@ -59,9 +59,7 @@ class MapCache:
             rounded = tuple(
                 replace(
                     maps,
-                    stages=tuple(
-                        placed(_half(stage).astype(np.float32), self.backbone.device) for stage in maps.stages
-                    ),
+                    stages=tuple(self._single(_half(stage)) for stage in maps.stages),
                 )
                 for maps in encoded.scales
             )
@@ -76,6 +74,10 @@ class MapCache:
         else:
             key.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
         return key.hexdigest()
+
+    def _single(self, stage: npt.NDArray[np.float16]) -> Any:
+        """Return a map in single precision where the backbone's lie."""
+        return placed(stage.astype(np.float32), self.backbone.device)
 
     def _write(self, path: Path, encoded: EncodedImage) -> None:
         tensors = {
@@ -97,10 +99,7 @@ class MapCache:
                 scales = tuple(
                     FeatureMaps(
                         tuple(
-                            placed(
-                                file.get_tensor(f"{s}.{t}").astype(np.float32).transpose(2, 0, 1),
-                                self.backbone.device,
-                            )
+                            self._single(file.get_tensor(f"{s}.{t}").transpose(2, 0, 1))
                             for t in range(len(geometry))
                         ),
                         geometry,

@@ -28,7 +28,7 @@ def network_of(backbone: Backbone) -> Stages:
     facts = backbone.graph.facts
     if not facts.network:
         raise SppnetError(
-            f"found the backbone {facts.name!r}, which is no timm network, expected one: PyTorch cannot build it"
+            f"found the backbone {facts.name!r}, expected one of a timm network: PyTorch cannot build others"
         )
     with torch.random.fork_rng(devices=[]):
         model = create_timm(facts.network, backbone.output_stride)

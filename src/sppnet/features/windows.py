@@ -154,5 +154,5 @@ class WindowPooling:
 
 
 def side_by_side(parts: Sequence[Any]) -> Any:
-    """Join (R, D_i) arrays or tensors to (R, sum of D_i); a single one is not copied, however many its rows."""
+    """Join (R, D_i) arrays or tensors to (R, sum of D_i); a single one is not copied."""
     return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(list(parts), axis=1)
