@@ -39,9 +39,34 @@ def shared_data():
     return find
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory):
+    """Keep out of the user's caches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def lite0():
     """The backbone that all detectors of default settings share, compiled once in each process."""
     from sppnet.features.backbone import Backbone
 
-    return Backbone.shared("tf_efficientnet_lite0", ("head",), 16, None, "cpu")
+    return Backbone.shared("efficientnet-lite0", ("head",), 16)
+
+
+@pytest.fixture(scope="session")
+def backbone_file(tmp_path_factory):
+    """Return a function from the name of a timm network to the file of a backbone, made once."""
+    from sppnet.features.timm import make_backbone
+
+    folder, made = tmp_path_factory.mktemp("backbones"), {}
+
+    def find(name, weights="random"):
+        if (name, weights) not in made:
+            path = folder / f"{name}-{len(made)}.onnx"
+            make_backbone(name, weights).save(path)
+            made[name, weights] = path
+        return made[name, weights]
+
+    return find

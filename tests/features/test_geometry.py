@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
-from torch import nn
 
 from sppnet.features.geometry import Geometry
-from sppnet.features.tracing import derive_geometry
 
 # The released code's mapping: specification 5.4.
 ZF5 = Geometry(16, 20)
@@ -28,31 +26,6 @@ def test_dilation_widens_the_kernel_about_its_centre():
     assert Geometry(4, 3).through(3, 1, 0, dilation=2) == Geometry(4, 3 + 2 * 4)
     assert Geometry(4, 3).through(2, 1, 0, dilation=3) == Geometry(4, 3 + 1.5 * 4)
     assert Geometry(4, 3).through(3, 2, 2, dilation=2) == Geometry(8, 3)
-
-
-def test_released_zf5_as_a_network():
-    layers = [
-        (nn.Conv2d(3, 8, 7, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True)),
-        (nn.Conv2d(8, 16, 5, 2), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True)),
-        (nn.Conv2d(16, 24, 3, 1, 1), nn.ReLU(), nn.Conv2d(24, 24, 3, 1, 1), nn.Conv2d(24, 16, 3, 1, 1)),
-    ]
-    network = nn.Sequential(*(layer for group in layers for layer in group))
-    geometry, channels = derive_geometry(lambda x: [network(x)])
-    assert geometry == (ZF5,)
-    assert channels == (16,)
-
-
-def test_what_regroups_or_multiplies_cells_is_refused():
-    regroups = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 8, 3, 1, 1))
-    multiplies = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3))
-    flattens = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(2))
-    for network in (regroups, multiplies, flattens):
-        with pytest.raises(ValueError, match="cannot be derived; expected a convolutional backbone"):
-            derive_geometry(lambda x, network=network: [network(x)])
-    with pytest.raises(ValueError, match="transposed convolutions"):
-        derive_geometry(lambda x: [nn.ConvTranspose2d(3, 8, 2, 2)(x)])
-    with pytest.raises(ValueError, match="the network does not take a 224 x 352 image"):
-        derive_geometry(lambda x: [nn.Linear(224, 10)(x)])
 
 
 @pytest.mark.parametrize("geometry", [Geometry(16, 15), Geometry(32, 0), Geometry(8, 3.5), Geometry(4, -1)])

@@ -112,6 +112,12 @@ class Facts:
             found, allowed = ",".join(stages) or "(none)", ", ".join(self.channels)
             raise SppnetError(f"stages {found} found, expected distinct ones of {allowed}")
 
+    def check_tunable(self, stage: str) -> None:
+        """Raise an error unless there are layers behind a stage, which could learn."""
+        numbered = [name for name in self.channels if name != HEAD]
+        if stage not in numbered[:-1]:
+            raise SppnetError(f"found the stage {stage!r}, expected one from 1 to {len(numbered) - 1}")
+
     def variant(self, output_stride: int) -> Variant:
         """Return what the backbone is at an output stride; an error if it has no such."""
         if output_stride not in self.strides:

@@ -78,7 +78,7 @@ def _prepared(model: onnx.ModelProto, mean: tuple[float, ...], std: tuple[float,
     try:
         network = _core().read_model(model.SerializeToString())
     except RuntimeError as error:
-        raise SppnetError(f"the runtime cannot read the backbone's graph ({_last_line(error)})") from None
+        raise SppnetError(f"the runtime cannot read the backbone's graph ({_reason(error)})") from None
     steps = PrePostProcessor(network)
     steps.input().tensor().set_element_type(Type.f32).set_layout(Layout("NHWC"))
     steps.input().model().set_layout(Layout("NCHW"))
@@ -102,11 +102,11 @@ def _compiled(network: Any, streams: int) -> Any:
     except OSError as error:
         compiled, reason = None, str(error.strerror or error)
     except RuntimeError as error:
-        compiled, reason = None, _last_line(error)
+        compiled, reason = None, _reason(error)
     try:
         compiled = _core().compile_model(network, "CPU", settings)
     except RuntimeError as error:
-        raise SppnetError(f"the runtime cannot compile the backbone's graph ({_last_line(error)})") from None
+        raise SppnetError(f"the runtime cannot compile the backbone's graph ({_reason(error)})") from None
     _warn_of_cache(reason)
     return compiled
 
@@ -134,8 +134,10 @@ def _warn_of_cache(reason: str) -> None:
     )
 
 
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+def _reason(error: Exception) -> str:
+    """Return the line of the runtime's report that tells most: what it lacks, or else the last."""
+    lines = str(error).strip().splitlines()
+    return next((line.lstrip("- ") for line in lines if "No conversion rule" in line), lines[-1])
 
 
 @cache

@@ -108,7 +108,7 @@ def _exported(network: nn.Module, stages: tuple[str, ...]) -> onnx.ModelProto:
     pads: dict[str, list[int]] = {}
     for name, module in stand_in.named_modules():
         if isinstance(module, UnevenConv2d):
-            module.__class__ = nn.Conv2d
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
             pads[f"{name}.weight"] = [module.before] * 2 + [module.after] * 2
     content = io.BytesIO()
     with warnings.catch_warnings():
@@ -117,7 +117,7 @@ def _exported(network: nn.Module, stages: tuple[str, ...]) -> onnx.ModelProto:
         torch.onnx.export(
             stand_in,
             (torch.zeros(1, 3, 224, 224),),
-            content,
+            content,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=_OPSET,
             training=torch.onnx.TrainingMode.PRESERVE,

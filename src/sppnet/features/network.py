@@ -86,9 +86,12 @@ class TrainableBackbone:
     """
 
     def __init__(self, backbone: Backbone, stage: str) -> None:
+        backbone.graph.facts.check_tunable(stage)
         self.backbone = backbone
         self._run = _Runner(backbone)
-        self.learning = _layers_after(self._run.network.model, stage)
+        behind = _layers_after(self._run.network.model, stage)
+        # Layers that no map needs are not in the file.
+        self.learning = {name: p for name, p in behind.items() if name in backbone.parameters}
 
     def __call__(self, image: Pixels, side: int) -> FeatureMaps:
         """Compute the maps of an image through PyTorch, with gradients for the parameters that require one.

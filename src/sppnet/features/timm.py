@@ -149,7 +149,7 @@ def _pretrained(name: str) -> dict[str, Tensor]:
     import timm
 
     try:
-        return timm.create_model(name, pretrained=True).state_dict()  # type: ignore[no-any-return]
+        return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # whatever the hub's library, or a connection, raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SppnetError(
@@ -219,9 +219,9 @@ def fix_same_padding(model: nn.Module) -> None:
             child.padding = (0, 0)
             if isinstance(child, Conv2dSame):
                 # The layer itself stays, under its name, with another forward.
-                child.__class__ = UnevenConv2d
-                child.before, child.after = total // 2, total - total // 2
+                child.__class__ = UnevenConv2d  # type: ignore[assignment]
+                child.before, child.after = total // 2, total - total // 2  # type: ignore[assignment]
             else:
-                child.__class__ = nn.MaxPool2d
+                child.__class__ = nn.MaxPool2d  # type: ignore[assignment]
                 edges = (total // 2, total - total // 2) * 2
                 setattr(parent, name, nn.Sequential(nn.ConstantPad2d(edges, -torch.inf), child))

@@ -1,0 +1,83 @@
+import warnings
+
+import numpy as np
+import pytest
+
+from sppnet.features import inference
+from sppnet.features.backbone import Backbone
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def maps(backbone_file):
+    """Return a function that compiles a backbone anew and returns a map of it."""
+    path = backbone_file("test_efficientnet")
+    return lambda: Backbone(path, ("head",), 32)(IMAGE, 64).stages[0]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    inference._warn_of_cache.cache_clear()
+    monkeypatch.setattr(inference, "graph_cache", lambda: tmp_path / "graphs")
+    return tmp_path / "graphs"
+
+
+def test_compiled_graphs_are_kept_and_read_back(maps, folder):
+    first = maps()
+    (kept,) = folder.glob("*.blob")
+    written = kept.stat().st_mtime_ns
+    assert np.array_equal(maps(), first)
+    assert [p.stat().st_mtime_ns for p in folder.glob("*.blob")] == [written]
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the runtime's" * 1000, None])
+def test_a_damaged_entry_is_compiled_anew(maps, folder, content):
+    first = maps()
+    (kept,) = folder.glob("*.blob")
+    kept.chmod(0o600)
+    kept.write_bytes(kept.read_bytes()[:1000] if content is None else content)
+    assert np.array_equal(maps(), first)
+
+
+def test_only_the_newest_entries_are_kept(maps, folder, monkeypatch):
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.blob").touch()
+    monkeypatch.setattr(inference, "_KEPT", 2)
+    maps()
+    assert len(list(folder.glob("*.blob"))) == 3  # two, and the one that came after
+
+
+def test_a_folder_that_cannot_be_is_said_once(maps, folder):
+    folder.write_text("in the way")
+    with pytest.warns(UserWarning, match="graphs: cannot keep compiled graphs there"):
+        first = maps()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(maps(), first)
+
+
+def test_a_full_disk_is_said_once(maps, folder, monkeypatch):
+    monkeypatch.setattr(inference, "_SPACE", 2**62)
+    with pytest.warns(UserWarning, match="MB free.; they are compiled anew"):
+        maps()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        maps()
+
+
+def test_a_runtime_that_refuses_the_cache_works_without(maps, folder, monkeypatch):
+    core = inference._core()
+
+    class Refusing:
+        read_model = core.read_model
+
+        def compile_model(self, network, device, settings):
+            if "CACHE_DIR" in settings:
+                raise RuntimeError("first line\nthe cache is no good")
+            return core.compile_model(network, device, settings)
+
+    monkeypatch.setattr(inference, "_core", Refusing)
+    with pytest.warns(UserWarning, match="the cache is no good"):
+        assert np.isfinite(maps()).all()
