@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import sppnet.cli.options as opt
+from sppnet.cli.backbone import backbone
 from sppnet.cli.classify import classify
 from sppnet.cli.detect import detect, run
 from sppnet.cli.embed import embed
@@ -28,6 +29,7 @@ app.command()(index)
 app.command()(search)
 app.command()(propose)
 app.command()(export)
+app.add_typer(backbone, name="backbone")
 app.add_typer(protocol, name="protocol")
 
 _VERBOSE = "--verbose"

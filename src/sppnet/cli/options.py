@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sppnet.retrieval.embedder import Embedder
 
 
-BACKBONE, STAGES = "tf_efficientnet_lite0", "head"
+BACKBONE, STAGES = "efficientnet-lite0", "head"
 # Of an embedder.
 STRIDE, SCALES, LEVELS = 32, "224", "3,2,1"
 PROPOSALS = "selective-search+edge-boxes"
@@ -61,7 +61,8 @@ _OTHERS = f"{_WINDOWS}; default: those that the detector was fitted with."
 Proposals = Annotated[str, windows(help=f"{_WINDOWS}.", autocompletion=methods)]
 OtherProposals = Annotated[str | None, windows("--proposals", help=_OTHERS, autocompletion=methods)]
 
-BackboneName = Annotated[str, network("--backbone", help="Name of a timm model.")]
+_BACKBONE = "efficientnet-lite0, or a file that sppnet backbone make wrote."
+BackboneName = Annotated[str, network("--backbone", help=_BACKBONE)]
 Stages = Annotated[str, network(help="Stages that feed the pyramid, between commas: 1 to 5, head.")]
 Stride = Annotated[int, network(help="Largest stride of the backbone: 32, or 16 for finer maps.")]
 Weights = Annotated[str | None, network(help="Weights: a file, or random; default: the installed ones.")]
