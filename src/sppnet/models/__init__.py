@@ -9,6 +9,12 @@ from pathlib import Path
 from sppnet.errors import SppnetError
 
 
+def shipped(suffix: str = ".safetensors") -> dict[str, Path]:
+    """Return the files of a suffix that come with sppnet, by name."""
+    folder = Path(str(resources.files("sppnet.models")))
+    return {file.stem: file for file in sorted(folder.glob(f"*{suffix}"))}
+
+
 def model_path(name: str | Path, *, suffix: str = ".safetensors", others: tuple[str, ...] = ()) -> Path:
     """Return the file of a model that is given by its path or, if it came with sppnet, by its name.
 
@@ -31,11 +37,10 @@ def model_path(name: str | Path, *, suffix: str = ".safetensors", others: tuple[
     path = Path(name)
     if path.is_file():
         return path
-    folder = Path(str(resources.files("sppnet.models")))
-    shipped = {file.stem: file for file in sorted(folder.glob(f"*{suffix}"))}
-    if str(name) in shipped:
-        return shipped[str(name)]
-    known, kind = [*shipped, *others], "backbone" if suffix == ".onnx" else "model"
+    ours = shipped(suffix)
+    if str(name) in ours:
+        return ours[str(name)]
+    known, kind = [*ours, *others], "backbone" if suffix == ".onnx" else "model"
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(
             f"{path}: found no such file, expected a {kind} file, or one of {', '.join(known)}"
