@@ -7,7 +7,7 @@ import json
 import math
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -233,11 +233,3 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
         if line.strip():
             yield f"{path}:{number}", line.strip()
-
-
-def digest_of(arrays: Iterable[npt.NDArray[Any]]) -> str:
-    """Return the SHA-256 of the bytes of arrays, in their order, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

@@ -53,7 +53,6 @@ def train(
     backbone: opt.BackboneName = opt.BACKBONE,
     stages: opt.Stages = opt.STAGES,
     stride: opt.Stride = 16,
-    weights: opt.Weights = None,
     scales: opt.Scales = "240,336,480,672",
     levels: opt.Levels = "3,2,1",
     layer: Annotated[Literal["pool", "fc6", "fc7"], opt.training(help=_LAYER)] = "pool",
@@ -101,7 +100,6 @@ def run(
     threshold: Annotated[float, typer.Option(help="Least score; at 0 the SVM is undecided.")] = SHOWN,
     ensemble: More = None,
     proposals: opt.OtherProposals = None,
-    weights: opt.Weights = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Find objects in images, by one detector or several; print them, draw them, write them as JSON."""
@@ -113,7 +111,7 @@ def run(
     paths = image_files(images)
     pictures = [] if out is None else picture_paths(out, paths)
     console.check_places(json_file, out, [*paths, *files], pictures)
-    detector = _load(files, weights, device)
+    detector = _load(files, device)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, ...]] = []
@@ -150,7 +148,6 @@ def evaluate(
     ensemble: More = None,
     regress: Annotated[bool, typer.Option(help="Move boxes by the box regression.")] = True,
     proposals: opt.OtherProposals = None,
-    weights: opt.Weights = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Measure a detector, or several together, on a data set: precision, curves, best and worst images."""
@@ -161,7 +158,7 @@ def evaluate(
 
     from sppnet.progress import StageTimer
 
-    detector, timer, start = _load(files, weights, device), StageTimer(), time.perf_counter()
+    detector, timer, start = _load(files, device), StageTimer(), time.perf_counter()
     seen, method = detector.seen(dataset), detector.proposer(proposals)
     if seen:
         console.warn(
@@ -210,7 +207,6 @@ def compress(
     out: Annotated[Path, typer.Option(help="Detector file to write.")],
     fc6: Annotated[int, typer.Option(min=0, help="Rank that is left of fc6; 0 leaves it whole.")] = 64,
     fc7: Annotated[int, typer.Option(min=0, help="Rank that is left of fc7; 0 leaves it whole.")] = 0,
-    weights: opt.Weights = None,
 ) -> None:
     """Make a detector's fully connected layers thin by truncated singular value decomposition."""
     from sppnet.storage import check_writable
@@ -220,7 +216,7 @@ def compress(
 
     from sppnet.detection.detector import Detector
 
-    Detector.load(path, weights=weights).compressed((fc6, fc7)).save(out)
+    Detector.load(path).compressed((fc6, fc7)).save(out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from {path.stat().st_size / 1e6:.1f} MB")
 
 
@@ -253,14 +249,12 @@ def _fit(
     print(f"{out}: {', '.join(detector.classes_)} from {len(dataset)} images{held}")
 
 
-def _load(paths: Sequence[Path], weights: str | None, device: str) -> Detector | Ensemble:
+def _load(paths: Sequence[Path], device: str) -> Detector | Ensemble:
     """Load a detector, or several that detect together."""
     from sppnet.detection.detector import Detector
     from sppnet.detection.ensemble import Ensemble
 
-    detectors = [
-        Detector.load(path, weights=None if i else weights, device=device) for i, path in enumerate(paths)
-    ]
+    detectors = [Detector.load(path, device=device) for path in paths]
     try:
         return Ensemble(detectors) if len(detectors) > 1 else detectors[0]
     except SppnetError as error:

@@ -42,8 +42,9 @@ from sppnet.detection.tuning import Tuning
 from sppnet.errors import SppnetError, check_choice
 from sppnet.estimator import Estimator
 from sppnet.evaluation.detection import DetectionReport
-from sppnet.features.backbone import Backbone
+from sppnet.features.backbone import DEFAULT, Backbone
 from sppnet.features.encoded import EncodedImage
+from sppnet.features.stored import backbone_of, backbone_state
 from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys, pixels_of
 from sppnet.models import model_path
@@ -67,13 +68,12 @@ class Detector(Estimator):
     Parameters
     ----------
     backbone : str
-        Where the features come from: a timm model name.
+        Where the features come from: ``"efficientnet-lite0"``, which comes with sppnet, or a file that
+        ``sppnet backbone make`` wrote.
     stages : tuple of str
         Which of the backbone's maps are pooled; see `sppnet.features.backbone.Backbone`.
     output_stride : int
         Largest stride of the backbone.
-    weights : str, optional
-        Weights file of the backbone, or ``"random"``; by default the installed ones.
     device : str
         ``"cpu"``, or a PyTorch device.
     scales : tuple of int
@@ -134,11 +134,10 @@ class Detector(Estimator):
 
     def __init__(
         self,
-        backbone: str = "tf_efficientnet_lite0",
+        backbone: str = DEFAULT,
         *,
         stages: tuple[str, ...] = ("head",),
         output_stride: int = 16,
-        weights: str | None = None,
         device: str = "cpu",
         scales: tuple[int, ...] = (240, 336, 480, 672),
         levels: tuple[int, ...] = (3, 2, 1),
@@ -159,7 +158,7 @@ class Detector(Estimator):
         seed: int = 0,
     ) -> None:
         self.backbone, self.stages, self.output_stride = backbone, stages, output_stride
-        self.weights, self.device = weights, device
+        self.device = device
         self.scales, self.levels, self.projection = scales, levels, projection
         self.scale_rule, self.reference, self.proposals = scale_rule, reference, proposals
         self.layer, self.tuning, self.objectness, self.mining = layer, tuning, objectness, mining
@@ -253,9 +252,11 @@ class Detector(Estimator):
         settings, timer = self.settings, timer or StageTimer()
         check_data(data)
         names = classes_to_learn(data, classes)
-        backbone = Backbone.shared(self.backbone, self.stages, self.output_stride, self.weights, self.device)
+        backbone = Backbone.shared(self.backbone, self.stages, self.output_stride, self.device)
         if self.tuning is not None and self.tuning.stage is not None:
-            backbone.layers_after(self.tuning.stage)  # A stage that is not there is an error before any work.
+            backbone.graph.facts.check_tunable(
+                self.tuning.stage
+            )  # A stage that is not there is an error before any work.
         examples = self._examples(data, names, windows, track, timer)
         with _folder(cache) as folder:
             self.fitted_ = fit(examples, settings, backbone, Work(folder, track, timer))
@@ -532,7 +533,7 @@ class Detector(Estimator):
         return thin
 
     def save(self, path: str | Path) -> None:
-        """Write the detector to one safetensors file that says everything needed to run it.
+        """Write the detector to one safetensors file that holds everything needed to run it.
 
         Raises
         ------
@@ -543,14 +544,15 @@ class Detector(Estimator):
         """
         self._check_fitted()
         fitted = self.fitted_
+        backbone, kept = backbone_state(fitted.backbone)
         tensors: dict[str, Any] = {
+            **kept,
             **quantise("svms", fitted.svms.weights, fitted.svms.biases),
             **quantise("regression", fitted.regression.weights, fitted.regression.offsets),
             "photos": fitted.photos,
         }
         if fitted.head is not None:
             tensors |= {f"head.{n}": value.astype(np.float16) for n, value in fitted.head.state().items()}
-        tensors |= {f"backbone.{name}": value for name, value in fitted.backbone.tuned.items()}
         if fitted.objectness is not None:
             tensors |= {f"objectness.{name}": value for name, value in fitted.objectness.state().items()}
         settings = self.get_params(deep=False)
@@ -562,13 +564,13 @@ class Detector(Estimator):
         facts = {
             "classes": fitted.classes,
             "feature_scale": fitted.feature_scale,
-            "digest": fitted.backbone.digest,
+            "backbone": backbone,
             "settings": settings,
         }
         write_detector(path, tensors, facts)
 
     @classmethod
-    def load(cls, name: str | Path, *, weights: str | None = None, device: str = "cpu") -> Detector:
+    def load(cls, name: str | Path, *, device: str = "cpu") -> Detector:
         """Read a detector that `save` wrote, or one that comes with sppnet.
 
         Parameters
@@ -576,8 +578,6 @@ class Detector(Estimator):
         name : path or str
             A file, or the name of a shipped detector: ``"animals"`` finds cats, cows, dogs, horses, people
             and sheep.
-        weights : str, optional
-            Where the backbone's weights lie now, if not where they were.
         device : str
             ``"cpu"``, or a PyTorch device.
 
@@ -585,7 +585,8 @@ class Detector(Estimator):
         ------
         SppnetError
             If there is no shipped detector of that name (the message names those that are near), or the file
-            is damaged, not a detector, of another version, or was fitted on other backbone weights.
+            is damaged, not a detector, of another version, or was fitted on other weights of a backbone
+            than come with sppnet.
         FileNotFoundError
             If there is no such file.
         """
@@ -600,26 +601,15 @@ class Detector(Estimator):
         for kind, make in kinds.items():
             settings[kind] = None if settings[kind] is None else make(**_tuples(settings[kind]))
         detector = cls(**settings, device=device)
-        if weights is not None:
-            detector.weights = weights
         detector.fitted_ = detector._read_fitted(path, facts)
         return detector
 
     def _read_fitted(self, path: Path, facts: dict[str, Any]) -> Fitted:
-        backbone = Backbone.shared(self.backbone, self.stages, self.output_stride, self.weights, self.device)
-        if backbone.digest != facts["digest"]:
-            raise SppnetError(
-                f"{path}: fitted on backbone weights {facts['digest'][:16]}, found {backbone.digest[:16]}"
-            )
         tensors = read_tensors(path)
-        tuned = with_prefix("backbone", tensors)
-        if tuned:
-            import torch
-
-            try:
-                backbone = backbone.retuned({name: torch.from_numpy(value) for name, value in tuned.items()})
-            except SppnetError as error:
-                raise SppnetError(f"{path}: {error}") from None
+        try:
+            backbone = backbone_of(path, facts["backbone"], tensors, self.device)
+        except (KeyError, TypeError) as error:
+            raise SppnetError(f"{path}: damaged, found no {error} of the backbone") from None
         objectness = None
         if self.objectness is not None:
             try:

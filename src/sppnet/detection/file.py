@@ -16,12 +16,12 @@ from sppnet.storage import read_metadata, write_tensors
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-FORMAT, VERSION = "sppnet-detector", "3"
+FORMAT, VERSION = "sppnet-detector", "4"
 _FITTED = [
     *(f"{name}.{part}" for name in ("svms", "regression") for part in ("weights", "largest", "offsets")),
     "photos",
 ]
-_FACTS = {"classes", "feature_scale", "digest", "settings"}
+_FACTS = {"backbone", "classes", "feature_scale", "settings"}
 
 
 def write_detector(path: str | Path, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -35,7 +35,8 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``classes``, ``feature_scale``, the ``digest`` of the backbone's weights, and the ``settings``.
+        ``backbone``, of which `sppnet.features.stored.backbone_of` makes one, ``classes``, ``feature_scale``,
+        and the ``settings``.
 
     Raises
     ------

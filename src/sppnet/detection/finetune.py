@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sppnet.arrays import Boxes, IntArray
+from sppnet.arrays import Boxes, FloatArray, IntArray, to_numpy
 from sppnet.boxes import flip
 from sppnet.detection.network import HeadNetwork
 from sppnet.detection.sampling import Examples, TuningPlan, plan_tuning
@@ -30,6 +31,7 @@ from sppnet.detection.tuning import Tuning
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.features.encoded import EncodedImage
+from sppnet.features.network import TrainableBackbone
 from sppnet.features.projection import choose_scale
 from sppnet.features.windows import WindowPooling
 from sppnet.images import pixels_of
@@ -102,7 +104,7 @@ class FineTuner:
     history : list of TuningRecord
         One record for each round of the head and each epoch of the backbone.
     backbone : Backbone
-        The one that was given, or a copy whose layers behind `Tuning.stage` learn.
+        The one that was given; after `train` one with what its layers behind `Tuning.stage` learned.
     head : Head
         The fully connected layers.
     scale : float
@@ -121,7 +123,7 @@ class FineTuner:
         pooling: WindowPooling,
         tuning: Tuning,
         *,
-        pool: Callable[[int, Boxes], Tensor],
+        pool: Callable[[int, Boxes], Any],
         seed: int = 0,
         folder: Path | None = None,
     ) -> None:
@@ -131,8 +133,9 @@ class FineTuner:
             plan_tuning(w, t, examples.classes)
             for w, t in zip(examples.windows, examples.targets, strict=True)
         ]
-        self.backbone = backbone if tuning.stage is None else backbone.copy()
-        self.learning = {} if tuning.stage is None else self.backbone.layers_after(tuning.stage)
+        self.backbone = backbone
+        self.trainable = None if tuning.stage is None else TrainableBackbone(backbone, tuning.stage)
+        self.learning = {} if self.trainable is None else self.trainable.learning
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             length = pooling.length(backbone.channels)
@@ -187,9 +190,9 @@ class FineTuner:
                 self.optimizer = self._new_optimizer()
             while len(self.history) < self._length:
                 self._keep(self._epoch(track))
-        if self.learning:
+        if self.trainable is not None:
             # Kept in half precision, so used in half precision from here on.
-            self.backbone = self.backbone.retuned(self.learning)
+            self.backbone = self.trainable.retuned()
         self.head.eval().requires_grad_(False)
 
     def _new_optimizer(self) -> torch.optim.AdamW:
@@ -206,14 +209,14 @@ class FineTuner:
         if record.part in self.checkpoints:
             self._save(self.checkpoints[record.part])
 
-    def _pool(self, i: int) -> tuple[Tensor, IntArray, Boxes]:
+    def _pool(self, i: int) -> tuple[FloatArray, IntArray, Boxes]:
         """Return the pooled features, classes and deltas of windows of an image, each at its own scale."""
         plan, tuning = self.plans[i], self.tuning
         chosen = plan.draw(
             tuning.windows, tuning.positives, tuning.far, np.random.default_rng([self.seed, i])
         )
-        pooled = self.pool(i, plan.boxes[chosen])
-        if not torch.isfinite(pooled).all():
+        pooled = to_numpy(self.pool(i, plan.boxes[chosen]))
+        if not np.isfinite(pooled).all():
             raise SppnetError(
                 f"{self.examples.name(i)}: found features that are not finite, expected numbers"
             )
@@ -222,8 +225,8 @@ class FineTuner:
     def _measure_scale(self) -> float:
         """Return what gives windows of a few images a mean norm of 20, as in the released code."""
         order = np.random.default_rng(self.seed).permutation(len(self.examples.images))
-        norms = [torch.linalg.vector_norm(self._pool(int(i))[0], dim=1) for i in order[:_SAMPLED]]
-        mean = float(torch.cat(norms).mean()) if any(map(len, norms)) else 0.0
+        norms = [np.linalg.norm(self._pool(int(i))[0], axis=1) for i in order[:_SAMPLED]]
+        mean = float(np.concatenate(norms).mean()) if any(map(len, norms)) else 0.0
         return 20 / mean if mean > 0 else 1.0
 
     @contextmanager
@@ -235,7 +238,7 @@ class FineTuner:
             with path.open("wb") as file:
                 for i in track(range(len(self.examples.images)), "Pooling windows to learn from"):
                     pooled, kinds, moves = self._pool(i)
-                    file.write(pooled.half().cpu().numpy().tobytes())
+                    file.write(pooled.astype(np.float16).tobytes())
                     labels.append(kinds)
                     deltas.append(moves)
             count = sum(map(len, labels))
@@ -303,7 +306,8 @@ class FineTuner:
             width = pixels.shape[1]
             pixels = np.ascontiguousarray(pixels[:, ::-1])
             boxes, truth = flip(boxes, width), flip(truth, width)
-        maps = self.backbone.differentiable(pixels, side)
+        assert self.trainable is not None
+        maps = self.trainable(pixels, side)
         height, width = pixels.shape[:2]
         pooled = self.pooling(EncodedImage((height, width), (maps,)), boxes)
         return pooled, torch.from_numpy(plan.labels[chosen]), torch.from_numpy(encode_deltas(boxes, truth))

@@ -113,7 +113,7 @@ class Backbone:
         """Text that identifies everything the maps depend on, for caches and model files."""
         stages = ",".join(self.stages)
         text = f"{self.name} stages={stages} stride={self.output_stride} weights={self.digest[:16]}"
-        return text + (f" tuned={digest_of(self.tuned.values())[:16]}" if self.tuned else "")
+        return text + (f" tuned={digest_of(self.tuned)[:16]}" if self.tuned else "")
 
     @cached_property
     def parameters(self) -> dict[str, FloatArray]:
