@@ -254,9 +254,8 @@ class Detector(Estimator):
         names = classes_to_learn(data, classes)
         backbone = Backbone.shared(self.backbone, self.stages, self.output_stride, self.device)
         if self.tuning is not None and self.tuning.stage is not None:
-            backbone.graph.facts.check_tunable(
-                self.tuning.stage
-            )  # A stage that is not there is an error before any work.
+            # Said before any work.
+            backbone.graph.facts.check_tunable(self.tuning.stage)
         examples = self._examples(data, names, windows, track, timer)
         with _folder(cache) as folder:
             self.fitted_ = fit(examples, settings, backbone, Work(folder, track, timer))

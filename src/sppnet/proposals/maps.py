@@ -25,10 +25,10 @@ from sppnet.errors import SppnetError
 from sppnet.estimator import Estimator
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.features.projection import choose_scale
-from sppnet.features.timm import digest_of
 from sppnet.progress import Track, no_track
 from sppnet.proposals.method import Proposer, ranked
 from sppnet.proposals.truth import POSITIVE, Truth
+from sppnet.storage import digest_of
 from sppnet.regression import decode_deltas, encode_deltas, fit_ridge
 
 # Anchors of an image that count in the loss, at most half of them objects (Ren et al.).
@@ -162,7 +162,7 @@ class Objectness(Estimator, Proposer):
     @property
     def signature(self) -> str:
         """Text that differs wherever the windows might: the settings and a digest of what was fitted."""
-        return f"{super().signature} weights={digest_of({n: t.cpu() for n, t in self.state().items()})[:16]}"
+        return f"{super().signature} weights={digest_of({n: t.cpu().numpy() for n, t in self.state().items()})[:16]}"
 
     def __call__(self, image: Pixels | None, encoded: EncodedImage | None = None) -> Windows:
         """Propose windows for one image; see `sppnet.proposals.method.Proposer`.
@@ -259,7 +259,7 @@ class Objectness(Estimator, Proposer):
             network = _Network(
                 encoded.channels[-1], self.width, self.kernel, len(self.sizes) * len(self.aspects)
             )
-        network.to(encoded.device)
+        network.to(torch.device("cpu"))
         optimizer = torch.optim.AdamW(network.parameters(), self.lr, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.lr, total_steps=self.steps + 1, pct_start=0.1
@@ -328,7 +328,7 @@ class Objectness(Estimator, Proposer):
     def _first(self, network: _Network, encoded: EncodedImage) -> tuple[Boxes, list[Tensor]]:
         """Return the best anchors of all scales, moved, best first; and the network's own maps."""
         boxes, scores, hidden = [], [], []
-        network.to(encoded.device)
+        network.to(torch.device("cpu"))
         with torch.inference_mode():
             for scale in encoded.scales:
                 answers, inner = network(_cells(network, scale))
@@ -409,4 +409,4 @@ def _cells(network: _Network, maps: FeatureMaps) -> Tensor:
             f"found maps of {stage.shape[0]} channels, expected {network.reduce.in_features}: "
             "those of the backbone that the objectness was fitted with"
         )
-    return stage.permute(1, 2, 0)
+    return torch.as_tensor(stage).permute(1, 2, 0)
