@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -29,6 +28,7 @@ from sppnet.datasets.image_folder import read_image_folder
 from sppnet.evaluation.protocols import caltech101_results, gram_matrix
 from sppnet.features.encoded import EncodedImage
 from sppnet.images import image_files
+from sppnet.parallel import thread_count
 from sppnet.storage import atomic_path
 
 STDERR = Console(stderr=True)
@@ -135,7 +135,7 @@ def one_stage(encoded: EncodedImage, place: int) -> EncodedImage:
 
 def throughput(arguments) -> dict:
     paths = image_files([f"{glob.escape(str(arguments.data))}/**/*"])[: arguments.images]
-    embedder, threads = Embedder(), torch.get_num_threads()
+    embedder, threads = Embedder(), thread_count()
     backbone = embedder.network.for_threads(threads)
     pictures = [read_image(path) for path in paths]
     (side,) = embedder.scales

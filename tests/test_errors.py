@@ -7,6 +7,7 @@ from sppnet.errors import SppnetError, check_extra
 
 def test_an_extra_that_is_installed():
     check_extra("torch", "training a network")
+    check_extra("search", "a large index")
 
 
 @pytest.mark.parametrize("package", ["torch", "timm", "lightning_fabric"])

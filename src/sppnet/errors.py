@@ -10,7 +10,10 @@ from collections.abc import Collection
 from importlib.util import find_spec
 
 # Of each extra of the package's: what it is for people, and the packages that only it brings.
-_EXTRAS = {"torch": ("PyTorch", ("torch", "timm", "lightning_fabric"))}
+_EXTRAS = {
+    "search": ("usearch", ("usearch",)),
+    "torch": ("PyTorch", ("torch", "timm", "lightning_fabric")),
+}
 
 
 class SppnetError(ValueError):
@@ -44,7 +47,7 @@ def check_extra(extra: str, purpose: str) -> None:
 
     Parameters
     ----------
-    extra : {"torch"}
+    extra : {"search", "torch"}
         Its name in brackets, ``sppnet[torch]``.
     purpose : str
         What needs it, the beginning of the message: ``"training a network"``.

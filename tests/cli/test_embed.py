@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import trees
-from commands import content, fails, read_json, sppnet, succeeds
+from commands import content, environment, fails, read_json, sppnet, succeeds
 from sppnet.datasets import read_dataset
 from sppnet.images import read_image
 from sppnet.retrieval.embedder import Embedder
@@ -337,8 +339,8 @@ class TestSearch:
 
     def test_damage_is_told(self, index, photos):
         shutil.copytree(index, "index")
-        (graph,) = trees.Path("index").glob("*.usearch")
-        graph.write_bytes(graph.read_bytes()[:-9])
+        (vectors,) = trees.Path("index").glob("*.vectors.safetensors")
+        vectors.write_bytes(vectors.read_bytes()[:-9])
         fails("search", "index", "--image", photos / "1.png", says=["damaged or missing file"])
 
     def test_unreadable_images_are_named(self, own):
@@ -367,10 +369,64 @@ class TestSearch:
     def test_bad_boxes(self, arguments, says, index, photos):
         fails("search", index, "--image", photos / "1.png", *arguments, says=says)
 
+    def test_a_backbone_file_that_moved(self, backbone_file, photos):
+        shutil.copy(backbone_file("test_efficientnet"), "first.onnx")
+        succeeds("index", photos, "--out", "index", *INDEX, "--backbone", "first.onnx")
+        succeeds("embed", photos, "--out", "a.safetensors", *SMALL, "--backbone", "first.onnx")
+        os.rename("first.onnx", "second.onnx")
+        query, like = ("search", "index", "--image", photos / "1.png"), ("--like", "a.safetensors")
+        says = ["first.onnx: found no such file", "backbone"]
+        fails(*query, says=["index", *says])
+        fails("embed", photos, "--out", "b.safetensors", *like, says=["a.safetensors", *says])
+        succeeds(*query, "--backbone", "second.onnx")
+        succeeds("embed", photos, "--out", "b.safetensors", *like, "--backbone", "second.onnx")
+        assert np.array_equal(read_vectors("a.safetensors").vectors, read_vectors("b.safetensors").vectors)
+        succeeds("index", photos, "--out", "index", *INDEX, "--backbone", "second.onnx")
+        says = ["found efficientnet-lite0", "expected the same backbone"]
+        fails(*query, "--backbone", "efficientnet-lite0", says=says)
+
     def test_no_index_and_no_image(self, index, photos):
         fails("search", photos, "--image", photos / "1.png", says=["found no index.json"])
         fails("search", index, "--image", "none.png", says=["none.png"])
         fails("index", "nowhere", "--out", "index", says=["nowhere"])
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from sppnet.cli import main
+try:
+    main()
+finally:
+    print("scikit-learn" if "sklearn" in sys.modules else "no scikit-learn")
+"""
+
+
+@pytest.mark.parametrize("command", ["embed", "index", "search", "protocol"])
+def test_needs_no_torch(command, photos, index):
+    trees.class_tree(trees.Path("data"), 31)
+    arguments = {
+        "embed": (photos, "--out", "v.safetensors", "--flip", "--join-scales", "--scales", "64,96"),
+        "index": (photos, "--out", "index", *INDEX),
+        "search": (index, "--image", photos / "1.png", "--box", "9,9,60,60", "--out", "found"),
+        "protocol": ("caltech101", "data", "--splits", "1", *SMALL),
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    # What learns, a projection or SVMs, is scikit-learn's.
+    learns = command in ("index", "protocol")
+    assert done.stdout.splitlines()[-1] == ("scikit-learn" if learns else "no scikit-learn")
 
 
 def test_manifest_is_plain(photos):

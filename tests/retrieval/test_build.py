@@ -3,6 +3,7 @@
 import inspect
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sppnet.errors import SppnetError
 from sppnet.images import read_image
 from sppnet.proposals import parse
 from sppnet.retrieval import index as module
+from sppnet.retrieval import neighbours
 from sppnet.retrieval.embedder import Embedder
 from sppnet.retrieval.index import SETTINGS, Index, Update
 from sppnet.retrieval.regions import Regions, prepared
@@ -121,6 +123,13 @@ class TestBuild:
         ):
             build(tmp_path / "elsewhere", folder)
         assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def test_too_many_regions_without_usearch_are_refused_at_once(self, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(neighbours, "MOST_LISTED", 47)
+        monkeypatch.setitem(sys.modules, "usearch", None)
+        with pytest.raises(SppnetError, match=r'more than 47 regions needs usearch.*"sppnet\[search\]"'):
+            build(photos, tmp_path / "index")
+        assert len(build(photos, tmp_path / "index", proposals="none", windows=9)) == 8
 
     def test_bad_places(self, photos, tmp_path):
         with pytest.raises(SppnetError, match="found no image"):

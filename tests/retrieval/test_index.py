@@ -1,10 +1,12 @@
 import json
-from contextlib import nullcontext
+import sys
 
 import numpy as np
 import pytest
 
 import trees
+from sppnet.errors import SppnetError
+from sppnet.retrieval import neighbours
 from sppnet.retrieval.embedder import Embedder
 from sppnet.retrieval.index import Hit, Index
 from sppnet.retrieval.manifest import MANIFEST
@@ -28,9 +30,12 @@ def boxes(count):
     return np.arange(4 * count, dtype=np.float32).reshape(count, 4)
 
 
-@pytest.fixture
-def index(embedder, tmp_path):
-    """Thirty images of five regions each."""
+@pytest.fixture(params=["listed", "graph"])
+def index(request, embedder, tmp_path, monkeypatch):
+    """Thirty images of five regions each, in either way to keep vectors."""
+    if request.param == "graph":
+        pytest.importorskip("usearch", reason="needs the extra sppnet[search]")
+        monkeypatch.setattr(neighbours, "MOST_LISTED", 12)
     made = Index.create(tmp_path / "index", embedder, "photos", "by hand")
     for n in range(30):
         made.add(f"{n}.jpg", f"stamp {n}", boxes(5) + n, vectors(5, n))
@@ -61,7 +66,9 @@ class TestSearch:
             (query,) = vectors(1, seed)
             agree(index.search_vector(query, top), query, index.images, top)
 
-    def test_the_graph_finds_nearly_all(self, embedder, tmp_path):
+    def test_the_graph_finds_nearly_all(self, embedder, tmp_path, monkeypatch):
+        pytest.importorskip("usearch", reason="needs the extra sppnet[search]")
+        monkeypatch.setattr(neighbours, "MOST_LISTED", 1000)
         made = Index.create(tmp_path / "i", embedder)
         for n in range(60):
             made.add(str(n), "", boxes(50), vectors(50, n))
@@ -152,10 +159,10 @@ class TestDisk:
         assert len(list(index.folder.iterdir())) == 3  # of the old generation nothing stays
 
     @pytest.mark.parametrize("damage", ["cut", "flip", "lose"])
-    @pytest.mark.parametrize("suffix", ["usearch", "safetensors"])
-    def test_damage_is_detected(self, damage, suffix, index):
+    @pytest.mark.parametrize("what", ["rows", "vectors"])
+    def test_damage_is_detected(self, damage, what, index):
         index.save()
-        (path,) = index.folder.glob(f"*.{suffix}")
+        path = index.folder / json.loads((index.folder / MANIFEST).read_text())[what]
         content = bytearray(path.read_bytes())
         if damage == "lose":
             path.unlink()
@@ -187,17 +194,19 @@ class TestDisk:
             Index.create(tmp_path, embedder)
         for content, says in (
             ([], "found list"),
-            ({"format": "sppnet-index", "version": "1"}, "found sppnet-index 1, expected sppnet-index 2"),
-            ({"format": "sppnet-index", "version": "2"}, "found no files"),
+            ({"format": "sppnet-index", "version": "2"}, "found sppnet-index 2, expected sppnet-index 3"),
+            ({"format": "sppnet-index", "version": "3"}, "found no files"),
         ):
             (tmp_path / MANIFEST).write_text(json.dumps(content))
             with pytest.raises(ValueError, match=says):
                 Index.open(tmp_path)
 
-    def test_a_full_disk_is_an_error_of_the_system(self, index, monkeypatch):
-        monkeypatch.setattr("sppnet.retrieval.index.atomic_path", lambda _: nullcontext("/dev/full"))
-        with pytest.raises(OSError, match="cannot write"):
-            index.save()
+    @pytest.mark.parametrize("index", ["graph"], indirect=True)
+    def test_a_graph_without_usearch_is_refused_with_what_helps(self, index, monkeypatch):
+        index.save()
+        monkeypatch.setitem(sys.modules, "usearch", None)
+        with pytest.raises(SppnetError, match=r'needs usearch: pip install "sppnet\[search\]"'):
+            Index.open(index.folder)
 
     def test_vectors_of_any_length_are_refused(self, tmp_path):
         with pytest.raises(ValueError, match="expected 'l2'"):

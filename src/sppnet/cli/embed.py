@@ -27,7 +27,6 @@ def embed(
     backbone: opt.BackboneName = opt.BACKBONE,
     stages: opt.Stages = opt.STAGES,
     stride: opt.Stride = opt.STRIDE,
-    weights: opt.Weights = None,
     scales: opt.Scales = opt.SCALES,
     join_scales: Annotated[bool, opt.network("--join-scales", help=_JOIN)] = False,
     levels: opt.Levels = opt.LEVELS,
@@ -47,9 +46,10 @@ def embed(
 
     embedder = opt.embedder_of(context)
     if like is not None:
-        if embedder.get_params() != Embedder(weights=weights, device=device).get_params():
+        if embedder.get_params() != Embedder(backbone, device=device).get_params():
             raise SppnetError(f"--like {like}: found other settings beside it, expected it alone")
-        embedder = Embedder.load(like, weights=weights, device=device)
+        moved = None if backbone == opt.BACKBONE else backbone
+        embedder = Embedder.load(like, backbone=moved, device=device)
     result = embed(
         sources or [],
         out,

@@ -13,6 +13,7 @@ import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
 
 _WINDOWS = "Windows of an image besides the whole: a method (see sppnet propose --help), or none."
+_MOVED = "Where the backbone file of the index lies now, if it is not where it was."
 
 
 def index(
@@ -24,7 +25,6 @@ def index(
     backbone: opt.BackboneName = opt.BACKBONE,
     stages: opt.Stages = opt.STAGES,
     stride: opt.Stride = 16,
-    weights: opt.Weights = None,
     scales: opt.Scales = "320",
     levels: opt.Levels = "2,1",
     mode: opt.Mode = "max",
@@ -62,7 +62,7 @@ def search(
     images: Annotated[Path | None, typer.Option(help="Where the images of the index lie now.")] = None,
     out: opt.Out = None,
     json_file: opt.Json = None,
-    weights: opt.Weights = None,
+    backbone: Annotated[str | None, opt.network(help=_MOVED)] = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Find the images with the regions most like a region of an image; --out draws them."""
@@ -75,7 +75,7 @@ def search(
     console.check_places(json_file, out, [image], [] if out is None else [out / "search.png"])
     pixels = read_image(image)
     region = np.array(_corners(box) if box else (0, 0, *pixels.shape[1::-1]), np.float32)
-    known = Index.open(store, weights=weights, device=device)
+    known = Index.open(store, backbone=backbone, device=device)
     encoded = known.embedder.encode(pixels)
     start = time.perf_counter()
     hits = known.search(encoded, box=region, top=top)

@@ -210,7 +210,7 @@ def _with_projection(
     kept = parts_folder(out) / "embedder.safetensors"
     for earlier in (out if append else kept, kept):
         if earlier.exists():
-            known = Embedder.load(earlier, weights=embedder.weights, device=embedder.device)
+            known = Embedder.load(earlier, backbone=embedder.backbone, device=embedder.device)
             check_same(earlier, known, embedder)
             return known
     order = np.random.default_rng(embedder.seed).permutation(len(jobs))[:SAMPLE]

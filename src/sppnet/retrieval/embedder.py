@@ -16,24 +16,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from sppnet.arrays import Boxes, Image
+from sppnet.arrays import Boxes, Image, to_numpy
 from sppnet.boxes import area
 from sppnet.errors import SppnetError, check_choice
 from sppnet.estimator import Estimator
-from sppnet.features.backbone import Backbone
+from sppnet.features.backbone import DEFAULT, Backbone
 from sppnet.features.encoded import EncodedImage
 from sppnet.features.windows import WindowPooling, side_by_side
 from sppnet.images import pixels_of, resize
-from sppnet.parallel import in_order
+from sppnet.parallel import in_order, thread_count
 from sppnet.pooling.bins import pyramid_length
 from sppnet.storage import write_tensors
 
-FORMAT, VERSION = "sppnet-embedder", "2"
+FORMAT, VERSION = "sppnet-embedder", "3"
 """Mark of a file of an embedder alone; the version counts for those in files of vectors, too."""
 
 VIEWS = ("full", "crop", "warp")
@@ -41,10 +38,13 @@ NORMS = ("l2", "none")
 SAMPLE = 4096
 """So many vectors teach a projection, drawn at random; more change it little."""
 
+# What shorter vectors are divided by instead of their length.
+_SHORTEST = np.float32(1e-12)
+
 _FACTS = "embedder"
 # What a file keeps: all settings but those of the machine, and the seed of a draw that is done.
 _KEPT = ("scales", "join_scales", "levels", "mode", "view", "flip", "power", "norm", "pca")
-_KEPT_BACKBONE = ("backbone", "stages", "output_stride")
+_KEPT_BACKBONE = ("stages", "output_stride")
 
 Vectors = npt.NDArray[np.float32]
 
@@ -54,14 +54,12 @@ class Embedder(Estimator):
 
     Parameters
     ----------
-    backbone : str
-        Name of a timm model.
+    backbone : str or path
+        Name of a shipped backbone, or a backbone file, see `sppnet.features.backbone.Backbone`.
     stages : tuple of str
         Which maps are pooled, see `sppnet.features.backbone.Backbone`; the vectors of several are joined.
     output_stride : int
         Largest stride of the backbone: 32, or 16 for finer maps.
-    weights : str, optional
-        Weights file of the backbone, or ``"random"``; by default the installed ones.
     device : str
         ``"cpu"``, or a PyTorch device such as ``"cuda"``, on which the backbone runs.
     scales : tuple of int
@@ -100,7 +98,7 @@ class Embedder(Estimator):
     Examples
     --------
     >>> photo = np.zeros((300, 451, 3), np.uint8)
-    >>> embed = Embedder(levels=(2, 1), weights="random")
+    >>> embed = Embedder(levels=(2, 1))
     >>> embed(photo).shape
     (6400,)
     >>> embed(photo, np.array([[140, 30, 440, 290], [200, 90, 250, 130]])).shape
@@ -112,11 +110,10 @@ class Embedder(Estimator):
 
     def __init__(
         self,
-        backbone: str = "tf_efficientnet_lite0",
+        backbone: str | Path = DEFAULT,
         *,
         stages: tuple[str, ...] = ("head",),
         output_stride: int = 32,
-        weights: str | None = None,
         device: str = "cpu",
         scales: tuple[int, ...] = (224,),
         join_scales: bool = False,
@@ -129,8 +126,8 @@ class Embedder(Estimator):
         pca: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.backbone, self.stages, self.output_stride = backbone, stages, output_stride
-        self.weights, self.device = weights, device
+        self.backbone, self.stages = backbone, stages
+        self.output_stride, self.device = output_stride, device
         self.scales, self.join_scales, self.levels, self.mode = scales, join_scales, levels, mode
         self.view, self.flip = view, flip
         self.power, self.norm, self.pca, self.seed = power, norm, pca, seed
@@ -143,7 +140,7 @@ class Embedder(Estimator):
         check_choice("norm", self.norm, NORMS)
         if not self.power > 0 or (self.pca is not None and self.pca < 1):
             raise SppnetError(f"found power {self.power} and pca {self.pca}, expected above 0 and from 1 up")
-        return Backbone.shared(self.backbone, self.stages, self.output_stride, self.weights, self.device)
+        return Backbone.shared(self.backbone, self.stages, self.output_stride, self.device)
 
     @property
     def pooling(self) -> WindowPooling:
@@ -223,7 +220,7 @@ class Embedder(Estimator):
             height, width = encoded.size
             asked = np.array([[0, 0, width, height]], np.float32)
         parts = [encoded.at(s) for s in range(len(self.scales))] if self.join_scales else [encoded]
-        pooled = [self.pooling(part, asked).cpu() for part in parts]
+        pooled = [to_numpy(self.pooling(part, asked)) for part in parts]
         return self._projected(self._normalised(side_by_side(pooled)))
 
     def _encode(self, backbone: Backbone, image: Image) -> EncodedImage:
@@ -326,7 +323,7 @@ class Embedder(Estimator):
             )
         pca = PCA(self.pca, svd_solver="randomized", random_state=self.seed).fit(_sampled(known, self.seed))
         self.pca_mean_ = pca.mean_.astype(np.float32)
-        self.pca_components_ = pca.components_.astype(np.float32)
+        self.pca_components_ = np.ascontiguousarray(pca.components_, np.float32)
         return self
 
     def transform(self, images: Iterable[Image]) -> Vectors:
@@ -377,7 +374,7 @@ class Embedder(Estimator):
         iterator of (R, D) float32, or of SppnetError or OSError
             For each image its vectors, or the error that it gave, which names it.
         """
-        threads = torch.get_num_threads()
+        threads = thread_count()
         attempt = partial(self._attempt, _for_threads(self.network, threads))
         pairs = zip(images, repeat(None)) if boxes is None else zip(images, boxes, strict=True)
         # Twice as many as cores: while some wait for the backbone's streams, others decode and pool.
@@ -408,31 +405,30 @@ class Embedder(Estimator):
         OSError
             If the file cannot be written.
         """
-        facts, tensors = self.state()
-        write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, **facts})
+        facts, arrays = self.state()
+        write_tensors(path, arrays, {"format": FORMAT, "version": VERSION, **facts})
 
-    def state(self) -> tuple[dict[str, str], dict[str, Tensor]]:
-        """Return what `load` needs, as metadata and tensors for a safetensors file of any format."""
+    def state(self) -> tuple[dict[str, str], dict[str, Vectors]]:
+        """Return what `load` needs, as metadata and arrays for a safetensors file of any format."""
         about = {
             "version": VERSION,
             "signature": self.signature,
             "settings": self._settings(),
-            "backbone": {name: getattr(self, name) for name in _KEPT_BACKBONE},
+            "backbone": {"backbone": str(self.backbone)} | {n: getattr(self, n) for n in _KEPT_BACKBONE},
         }
         projection = {} if self.pca is None else {"mean": self.pca_mean_, "components": self.pca_components_}
-        tensors = {f"pca.{n}": torch.from_numpy(np.ascontiguousarray(v)) for n, v in projection.items()}
-        return {_FACTS: json.dumps(about)}, tensors
+        return {_FACTS: json.dumps(about)}, {f"pca.{name}": value for name, value in projection.items()}
 
     @classmethod
-    def load(cls, path: str | Path, *, weights: str | None = None, device: str = "cpu") -> Embedder:
+    def load(cls, path: str | Path, *, backbone: str | Path | None = None, device: str = "cpu") -> Embedder:
         """Read an embedder from its own file, or from any file of vectors that it made.
 
         Parameters
         ----------
         path : path
             A file of `save`, of `sppnet.retrieval.vectors.write_vectors`, or of an index.
-        weights : str, optional
-            Weights file of the backbone, if it was not the installed one.
+        backbone : str or path, optional
+            Where the backbone file lies now, if it is not where it was.
         device : str
             ``"cpu"``, or a PyTorch device, on which the backbone is to run.
 
@@ -444,22 +440,26 @@ class Embedder(Estimator):
         Raises
         ------
         SppnetError
-            If the file holds none or one of another version, or the backbone at hand has other weights
-            (names both).
+            If the file holds none or one of another version, or the backbone is not there or has other
+            weights (names both).
         FileNotFoundError
             If there is no such file.
         """
         about, fitted = _stored(Path(path))
         stored = about["backbone"] | about["settings"]
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        embedder = cls(weights=weights, device=device, **plain)
+        if backbone is not None:
+            plain["backbone"] = backbone
+        embedder = cls(device=device, **plain)
         if embedder.pca is not None:
             embedder.pca_mean_, embedder.pca_components_ = fitted["pca.mean"], fitted["pca.components"]
-        if embedder.signature != about["signature"]:
-            raise SppnetError(
-                f"{path}: made by {about['signature']}, found {embedder.signature}; "
-                "expected the same backbone and weights"
-            )
+        made = f"{path}: made by {about['signature']}"
+        try:
+            found = embedder.signature
+        except FileNotFoundError as error:
+            raise SppnetError(f"{made}; {error}; say by backbone where that file lies now") from None
+        if found != about["signature"]:
+            raise SppnetError(f"{made}, found {found} in {embedder.backbone}; expected the same backbone")
         return embedder
 
     @staticmethod
@@ -493,23 +493,24 @@ class Embedder(Estimator):
             )
         return given
 
-    def _normalised(self, pooled: Tensor) -> Tensor:
+    def _normalised(self, pooled: Vectors) -> Vectors:
         if self.power != 1:
-            pooled = pooled.abs().pow_(self.power).copysign_(pooled)
+            sizes = np.abs(pooled)
+            sizes **= self.power
+            pooled = np.copysign(sizes, pooled, out=sizes)
         if self.norm == "none":
             return pooled
-        parts = [F.normalize(part) for part in torch.split(pooled, self._lengths, dim=1)]
-        return parts[0] if len(parts) == 1 else F.normalize(torch.cat(parts, dim=1))
+        parts = [_unit(part) for part in np.split(pooled, np.cumsum(self._lengths)[:-1], axis=1)]
+        return parts[0] if len(parts) == 1 else _unit(side_by_side(parts))
 
-    def _projected(self, vectors: Tensor) -> Vectors:
+    def _projected(self, vectors: Vectors) -> Vectors:
         if self.pca is None:
-            return vectors.numpy()
+            return vectors
         self._check_fitted()
-        components = torch.from_numpy(self.pca_components_)
         # The mean is taken off afterwards: it is one short vector there.
-        offset = components @ torch.from_numpy(self.pca_mean_)
-        projected = vectors @ components.T - offset
-        return (F.normalize(projected) if self.norm == "l2" else projected).numpy()
+        offset = self.pca_components_ @ self.pca_mean_
+        projected: Vectors = vectors @ self.pca_components_.T - offset
+        return _unit(projected) if self.norm == "l2" else projected
 
     @property
     def _lengths(self) -> list[int]:
@@ -562,6 +563,13 @@ def _sampled(items: Any, seed: int) -> Any:
         return items
     chosen = np.sort(np.random.default_rng(seed).choice(len(items), SAMPLE, replace=False))
     return items[chosen] if isinstance(items, np.ndarray) else [items[i] for i in chosen]
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    """Return (R, D) vectors scaled to length 1; those of zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: Vectors = vectors / np.maximum(lengths, _SHORTEST)
+    return scaled
 
 
 def _fingerprint(values: Vectors) -> str:

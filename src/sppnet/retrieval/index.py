@@ -1,8 +1,8 @@
 """Search by region: an index of the vectors of images and of windows in them, kept on disk.
 
-An index is a folder: a graph of neighbours with the vectors in half precision (usearch), the rows behind it,
-and a manifest that names both with their checksums. The manifest is replaced last, so that what is on disk is
-always one whole index, the old or the new.
+An index is a folder: the vectors in half precision, as a graph of neighbours where they are very many, the
+regions that they are of, and a manifest that names both files with their checksums. The manifest is replaced
+last, so that what is on disk is always one whole index, the old or the new.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors.numpy import load_file
 
 from sppnet.arrays import Boxes, Image, IntArray
@@ -25,6 +24,7 @@ from sppnet.features.encoded import EncodedImage
 from sppnet.progress import Track, no_track
 from sppnet.retrieval.embedder import Embedder, Vectors, check_same
 from sppnet.retrieval.manifest import FORMAT, MANIFEST, VERSION, damage, file_facts, read_manifest
+from sppnet.retrieval.neighbours import Graph, Listed, check_count, read_neighbours, with_room
 from sppnet.retrieval.regions import Regions, changes, fitted_on_regions, image_stamps, prepared
 from sppnet.retrieval.vectors import pack_names, unpack_names
 from sppnet.storage import atomic_path, write_tensors
@@ -32,11 +32,6 @@ from sppnet.storage import atomic_path, write_tensors
 SETTINGS: Mapping[str, Any] = {"output_stride": 16, "scales": (320,), "levels": (2, 1), "pca": 256}
 """Settings of the embedder that `Index.build` makes unless it is given one (benchmarks/search.py)."""
 
-# Neighbours per vector, and how many candidates are kept while adding and searching: recall@10 of 0.95 and
-# more among a million regions (benchmarks/search.py).
-_CONNECTIVITY, _ADD, _SEARCH = 16, 96, 128
-# So many regions are looked at one by one, in less than a millisecond.
-_EXACT = 5000
 # Seconds after which an index that grows is written.
 _SAVE_EVERY = 300.0
 
@@ -83,9 +78,9 @@ class Update:
 
 @dataclass
 class _Rows:
-    """What an index holds: row r of the graph is region `boxes[r]` of the image at place `owners[r]`."""
+    """What an index holds: vector r is that of region `boxes[r]` of the image at place `owners[r]`."""
 
-    graph: Any
+    vectors: Listed | Graph
     images: dict[str, str]
     owners: IntArray
     boxes: Boxes
@@ -121,8 +116,8 @@ class Index:
 
     def __init__(self, folder: Path, embedder: Embedder, source: str, regions: str, rows: _Rows) -> None:
         self.folder, self.embedder, self.source, self.regions = folder, embedder, source, regions
-        self.images, self._graph = rows.images, rows.graph
-        # Row r of the graph is a region of image `_owners[r]`, a place in `_names`; -1 when it was removed.
+        self.images, self._vectors = rows.images, rows.vectors
+        # Vector r is that of a region of image `_owners[r]`, a place in `_names`; -1 when it was removed.
         self._names = list(rows.images)
         self._owners, self._boxes, self._next = [rows.owners], [rows.boxes], len(rows.owners)
 
@@ -167,7 +162,8 @@ class Index:
         ------
         SppnetError
             If there is no image, or the index in `folder` is of another embedder, of other regions, or of
-            another folder of images; says what differs.
+            another folder of images; says what differs. If there may be more regions than are searched
+            without usearch, and it is not installed.
         OSError
             If the index cannot be written, or no image can be read.
         """
@@ -175,9 +171,10 @@ class Index:
         if folder.exists() and not folder.is_dir():
             raise OSError(f"{folder}: found a file, expected a folder, or nothing yet")
         found, regions = image_stamps(photos), Regions(proposals, windows)
+        check_count(len(found) * (1 if regions.method is None else windows))
         asked = Embedder(**SETTINGS) if embedder is None else embedder
         if (folder / MANIFEST).exists():
-            index = cls.open(folder, weights=asked.weights, device=asked.device)
+            index = cls.open(folder, backbone=asked.backbone, device=asked.device)
             index._check(asked, str(regions), photos, found)
             index.source = str(photos.resolve())
         else:
@@ -246,27 +243,28 @@ class Index:
             raise SppnetError(f"{folder}: found an index, expected none yet; open it instead")
         if embedder.norm != "l2":
             raise SppnetError(f"found the norm {embedder.norm!r}, expected 'l2' for an index")
-        rows = _Rows(_graph(embedder.length), {}, np.zeros(0, np.int64), np.zeros((0, 4), np.float32))
+        none = Listed(np.zeros(0, np.int64), np.zeros((0, embedder.length), np.float16))
+        rows = _Rows(none, {}, np.zeros(0, np.int64), np.zeros((0, 4), np.float32))
         return cls(folder, embedder, source, regions, rows)
 
     @classmethod
-    def open(cls, folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> Index:
+    def open(cls, folder: str | Path, *, backbone: str | Path | None = None, device: str = "cpu") -> Index:
         """Read an index.
 
         Parameters
         ----------
         folder : path
             The folder that `save` wrote.
-        weights : str, optional
-            Weights file of the backbone, if it was not the installed one.
+        backbone : str or path, optional
+            Where the backbone file lies now, if it is not where it was.
         device : str
             ``"cpu"``, or a PyTorch device, on which the backbone of the queries is to run.
 
         Raises
         ------
         SppnetError
-            If there is none, it is damaged or half written, or the backbone at hand is another one (names
-            both).
+            If there is none, it is damaged or half written, the backbone at hand is another one (names both),
+            or it is large and usearch is not installed.
         """
         folder = Path(folder)
         about = read_manifest(folder)
@@ -277,24 +275,23 @@ class Index:
         if wrong is not None:
             raise SppnetError(f"{wrong}; make the index anew")
         path = folder / about["rows"]
-        content, embedder = load_file(path), Embedder.load(path, weights=weights, device=device)
-        graph = _graph(embedder.length)
-        graph.load(str(folder / about["graph"]))
+        content, embedder = load_file(path), Embedder.load(path, backbone=backbone, device=device)
+        vectors = read_neighbours(folder / about["vectors"], embedder.length)
         names = unpack_names(content["names"], np.arange(about["images"]))
         stamps = unpack_names(content["stamps"], content["stamp"])
         images = dict(zip(names, stamps, strict=True))
-        rows = _Rows(graph, images, content["owners"], content["boxes"])
+        rows = _Rows(vectors, images, content["owners"], content["boxes"])
         return cls(folder, embedder, about["source"], about["regions"], rows)
 
     def __len__(self) -> int:
         """Return the number of regions."""
-        return len(self._graph)
+        return len(self._vectors)
 
     @property
     def memory(self) -> int:
-        """Bytes that the graph, its vectors included, and the rows take in memory."""
+        """Bytes that the vectors, with their graph, and the rows take in memory."""
         owners, boxes = self._rows()
-        return int(self._graph.memory_usage) + owners.nbytes + boxes.nbytes
+        return self._vectors.memory + owners.nbytes + boxes.nbytes
 
     def add(self, name: str, stamp: str, boxes: Boxes, vectors: Vectors) -> None:
         """Add the regions of an image.
@@ -313,19 +310,19 @@ class Index:
         Raises
         ------
         SppnetError
-            If the image is there already, or the vectors are of another length than the others.
+            If the image is there already, the vectors are of another length than the others, or too many to
+            be searched without usearch, and it is not installed.
         """
         if name in self.images:
             raise SppnetError(
                 f"found {name!r} in the index already, expected each image once; remove it first"
             )
-        if vectors.shape != (len(boxes), self._graph.ndim):
-            raise SppnetError(
-                f"found vectors {vectors.shape} of {name!r}, expected ({len(boxes)}, {self._graph.ndim})"
-            )
+        expected = (len(boxes), self._vectors.length)
+        if vectors.shape != expected:
+            raise SppnetError(f"found vectors {vectors.shape} of {name!r}, expected {expected}")
         if len(boxes):
-            keys = np.arange(self._next, self._next + len(boxes), dtype=np.uint64)
-            self._graph.add(keys, vectors.astype(np.float16), threads=torch.get_num_threads())
+            self._vectors = with_room(self._vectors, len(boxes))
+            self._vectors.add(np.arange(self._next, self._next + len(boxes)), vectors)
         self._owners.append(np.full(len(boxes), len(self._names), np.int64))
         self._boxes.append(np.asarray(boxes, np.float32))
         self._next += len(boxes)
@@ -354,7 +351,7 @@ class Index:
         owners, _ = self._rows()
         places = np.array([i for i, name in enumerate(self._names) if name in gone])
         rows = np.flatnonzero(np.isin(owners, places))
-        self._graph.remove(rows.astype(np.uint64), compact=False)
+        self._vectors.remove(rows)
         owners[rows] = -1
         for name in gone:
             del self.images[name]
@@ -411,27 +408,25 @@ class Index:
         SppnetError
             If `top` is below 1, or the vector has another length than the index's.
         """
-        if vector.shape != (self._graph.ndim,) or top < 1:
+        expected = (self._vectors.length,)
+        if vector.shape != expected or top < 1:
             raise SppnetError(
-                f"found a vector {vector.shape} and top {top}, expected ({self._graph.ndim},) and at least 1"
+                f"found a vector {vector.shape} and top {top}, expected {expected} and at least 1"
             )
         owners, boxes = self._rows()
         count = 4 * top
         while True:
-            # Where all are wanted the graph may not lead to all: equal vectors know only one another.
-            exact = len(self) <= max(count, _EXACT)
-            keys, scores = self.nearest(vector, count, exact=exact)
-            _, first = np.unique(owners[keys], return_index=True)
+            # Where all are wanted a graph may not lead to all: equal vectors know only one another.
+            rows, scores = self.nearest(vector, count, exact=len(self) <= count)
+            _, first = np.unique(owners[rows], return_index=True)
             best = np.sort(first)[:top]
             # Many regions of one image are alike: look further until there are enough images.
             if len(best) >= min(top, len(self.images)) or count >= len(self):
                 break
             count *= 4
-        return [Hit(self._names[owners[keys[i]]], boxes[keys[i]], float(scores[i])) for i in best]
+        return [Hit(self._names[owners[rows[i]]], boxes[rows[i]], float(scores[i])) for i in best]
 
-    def nearest(
-        self, vector: Vectors, count: int, *, exact: bool = False
-    ) -> tuple[npt.NDArray[np.int64], Vectors]:
+    def nearest(self, vector: Vectors, count: int, *, exact: bool = False) -> tuple[IntArray, Vectors]:
         """Return the regions nearest to a vector, whatever their images.
 
         Parameters
@@ -441,7 +436,7 @@ class Index:
         count : int
             Most regions.
         exact : bool
-            Whether every region is looked at, instead of following the graph.
+            Whether every region is looked at, also where there is a graph to follow.
 
         Returns
         -------
@@ -450,10 +445,7 @@ class Index:
         """
         if not len(self):
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        # The graph looks at no more candidates than it keeps.
-        self._graph.expansion_search = max(_SEARCH, count)
-        found = self._graph.search(vector.astype(np.float16), min(count, len(self)), exact=exact)
-        return found.keys.astype(np.int64), 1 - found.distances.astype(np.float32)
+        return self._vectors.nearest(vector, count, exact=exact)
 
     def save(self) -> None:
         """Write the index; what was on disk stays whole until the new one is.
@@ -468,51 +460,41 @@ class Index:
         nothing: dict[str, Any] = {"files": {}, "generation": 0}
         old = read_manifest(self.folder) if manifest.exists() else nothing
         generation = old["generation"] + 1
-        rows, graph = (self.folder / f"{generation}.{suffix}" for suffix in ("safetensors", "usearch"))
+        suffixes = (".safetensors", self._vectors.suffix)
+        rows, vectors = (self.folder / f"{generation}{suffix}" for suffix in suffixes)
         try:
-            self._write(rows, graph)
-            about = self._manifest(generation, rows, graph)
+            self._vectors.save(vectors)
+            self._write(rows)
+            about = self._manifest(generation, rows, vectors)
             with atomic_path(manifest) as temporary:
                 temporary.write_text(json.dumps(about, indent=1) + "\n")
         except BaseException:
-            for path in (rows, graph):
+            for path in (rows, vectors):
                 path.unlink(missing_ok=True)
             raise
         for name in old["files"]:
             (self.folder / name).unlink(missing_ok=True)
 
-    def _write(self, rows: Path, graph: Path) -> None:
-        try:
-            with atomic_path(graph) as temporary:
-                self._graph.save(str(temporary))
-        except RuntimeError as error:  # what usearch makes of a full disk
-            raise OSError(f"{graph}: cannot write ({error})") from None
+    def _write(self, rows: Path) -> None:
         owners, boxes = self._compacted()
-        facts, tensors = self.embedder.state()
+        facts, arrays = self.embedder.state()
         names, _ = pack_names(list(self.images))
         stamps, stamp = pack_names(list(self.images.values()))
-        write_tensors(
-            rows,
-            {
-                "owners": torch.from_numpy(owners),
-                "boxes": torch.from_numpy(boxes),
-                **{"names": names, "stamps": stamps, "stamp": stamp, **tensors},
-            },
-            {"format": FORMAT, "version": VERSION, **facts},
-        )
+        own = {"owners": owners, "boxes": boxes, "names": names, "stamps": stamps, "stamp": stamp}
+        write_tensors(rows, own | arrays, {"format": FORMAT, "version": VERSION, **facts})
 
-    def _manifest(self, generation: int, rows: Path, graph: Path) -> dict[str, Any]:
+    def _manifest(self, generation: int, rows: Path, vectors: Path) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "version": VERSION,
             "generation": generation,
             "source": self.source,
             "rows": rows.name,
-            "graph": graph.name,
+            "vectors": vectors.name,
             "regions": self.regions,
             "count": len(self),
             "images": len(self.images),
-            "files": {path.name: file_facts(path) for path in (rows, graph)},
+            "files": {path.name: file_facts(path) for path in (rows, vectors)},
         }
 
     def _rows(self) -> tuple[npt.NDArray[np.int64], Boxes]:
@@ -526,17 +508,3 @@ class Index:
         table = np.array([*(places.get(name, -1) for name in self._names), -1])
         self._owners, self._names = [table[owners]], list(self.images)
         return self._owners[0], boxes
-
-
-def _graph(length: int) -> Any:
-    """Return an empty graph for vectors of a length; its settings are not in its file."""
-    from usearch.index import Index as Graph
-
-    return Graph(
-        ndim=length,
-        metric="ip",
-        dtype="f16",
-        connectivity=_CONNECTIVITY,
-        expansion_add=_ADD,
-        expansion_search=_SEARCH,
-    )

@@ -10,11 +10,11 @@ from typing import Any
 from sppnet.errors import SppnetError
 from sppnet.storage import read_json
 
-FORMAT, VERSION = "sppnet-index", "2"
+FORMAT, VERSION = "sppnet-index", "3"
 MANIFEST = "index.json"
 
 _CHUNK = 1 << 24
-_KEYS = {"generation", "source", "rows", "graph", "regions", "images", "files"}
+_KEYS = {"generation", "source", "rows", "vectors", "regions", "images", "files"}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

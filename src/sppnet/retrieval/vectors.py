@@ -16,10 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.numpy import save
 
 from sppnet.arrays import Boxes, FloatArray, IntArray
 from sppnet.errors import SppnetError
@@ -106,21 +104,20 @@ def write_vectors(
     OSError
         If it cannot be written.
     """
-    tensors, facts = _content(table, embedder, projection)
-    vectors = torch.from_numpy(np.ascontiguousarray(table.vectors))
-    write_tensors(path, {"vectors": vectors, **tensors}, facts)
+    arrays, facts = _content(table, embedder, projection)
+    write_tensors(path, {"vectors": table.vectors, **arrays}, facts)
 
 
 def _content(
     table: VectorTable, embedder: Embedder, projection: bool
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a file but for the vectors, and its metadata."""
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Return the arrays of a file but for the vectors, and its metadata."""
     facts, fitted = embedder.state()
     names, image = pack_names(table.names)
     labels, label = pack_names(table.labels)
-    tensors = {"boxes": torch.from_numpy(np.ascontiguousarray(table.boxes))}
-    tensors |= {"names": names, "image": image, "labels": labels, "label": label}
-    return tensors | (fitted if projection else {}), {"format": FORMAT, "version": VERSION, **facts}
+    arrays: dict[str, npt.NDArray[Any]] = {"boxes": table.boxes, "names": names, "image": image}
+    arrays |= {"labels": labels, "label": label}
+    return arrays | (fitted if projection else {}), {"format": FORMAT, "version": VERSION, **facts}
 
 
 def join_files(path: Path, files: Sequence[Path], embedder: Embedder) -> int:
@@ -144,9 +141,9 @@ def join_files(path: Path, files: Sequence[Path], embedder: Embedder) -> int:
     _check_kinds(tables)
     none = [VectorTable(table.vectors[:0], table.names, table.boxes, table.labels) for table in tables]
     rest = join_tables(none)
-    tensors, facts = _content(rest, embedder, projection=True)
-    # safetensors itself orders the tensors: the file of no vectors shows where they go.
-    empty = save({"vectors": torch.from_numpy(rest.vectors), **tensors}, facts)
+    arrays, facts = _content(rest, embedder, projection=True)
+    # safetensors itself orders the arrays: the file of no vectors shows where they go.
+    empty = save({"vectors": rest.vectors, **arrays}, facts)
     start = 8 + int.from_bytes(empty[:8], "little")
     header = json.loads(empty[8:start])
     before = start + header["vectors"]["data_offsets"][0]
@@ -233,14 +230,11 @@ def _table(file: Any, vectors: FloatArray) -> VectorTable:
     return VectorTable(vectors, names, file.get_tensor("boxes"), labels)
 
 
-def pack_names(names: Sequence[str]) -> tuple[Tensor, Tensor]:
+def pack_names(names: Sequence[str]) -> tuple[npt.NDArray[np.uint8], IntArray]:
     """Return distinct names as bytes, each ended by NUL, and the (n,) int64 place of each among them."""
     places = {name: i for i, name in enumerate(dict.fromkeys(names))}
     text = b"".join(name.encode("utf-8", "surrogateescape") + b"\0" for name in places)
-    index = torch.tensor([places[name] for name in names], dtype=torch.int64)
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.zeros(
-        0, dtype=torch.uint8
-    ), index
+    return np.frombuffer(text, np.uint8), np.array([places[name] for name in names], np.int64)
 
 
 def unpack_names(text: npt.NDArray[np.uint8], index: IntArray) -> tuple[str, ...]:
