@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,23 @@ class TestVectors:
         seen = image[:, 16:112] if view == "crop" else resize(image, side, side)
         found = Embedder(scales=(side,), levels=(2, 1), view=view)(image)
         np.testing.assert_allclose(found, Embedder(scales=(side,), levels=(2, 1))(seen), atol=1e-6)
+
+    def test_of_maps_that_are_tensors_are_arrays(self, scenes):
+        torch = pytest.importorskip("torch", reason="needs the extra sppnet[torch]")
+        embed = Embedder(scales=(64, 96), levels=(2, 1), stages=("4", "head"), flip=True, join_scales=True)
+
+        def as_tensors(encoded):
+            scales = (
+                replace(maps, stages=tuple(torch.from_numpy(stage) for stage in maps.stages))
+                for maps in encoded.scales
+            )
+            return replace(encoded, scales=tuple(scales))
+
+        encoded, boxes = embed.encode(scenes[0]), [[0, 0, 64, 96], [10.5, 3, 90, 80]]
+        tensors = replace(as_tensors(encoded), flipped=as_tensors(encoded.flipped))
+        found = embed(tensors, boxes)
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_allclose(found, embed(encoded, boxes), atol=1e-6)
 
     def test_no_boxes(self, embed, scenes):
         assert embed(scenes[0], np.zeros((0, 4))).shape == (0, embed.length)
