@@ -18,7 +18,7 @@ FLOORS = (
         ("evaluation", "how good it is"),
     ),
     (("pooling", "the paper's idea: any window of a map as a vector of fixed length"),),
-    (("ground", "arrays, boxes, images, storage, errors, estimator, progress, models"),),
+    (("ground", "arrays, boxes, images, storage, errors, estimator, progress, models, photos"),),
 )
 STEPS = (
     ("photo.jpg", "a file"),

@@ -48,6 +48,12 @@ def _caches(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def shepherd():
+    """The path of a photo whose class every ImageNet network knows: a German shepherd, 300 x 400."""
+    return Path(__file__).parent / "photos" / "shepherd.jpg"
+
+
+@pytest.fixture(scope="session")
 def lite0():
     """The backbone that all detectors of default settings share, compiled once in each process."""
     from sppnet.features.backbone import Backbone

@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from skimage import data
 from torch import nn
 
 from sppnet.classification.architectures import ARCHITECTURES, Conv, Pool, WithinChannelNorm
@@ -15,12 +14,12 @@ from sppnet.features.encoded import FeatureMaps
 from sppnet.features.geometry import Geometry
 from sppnet.features.projection import project
 from sppnet.features.timm import create_timm
-from sppnet.images import resize, shorter_side_size
+from sppnet.images import read_image, resize, shorter_side_size
 from sppnet.onnx.export import export_network
 
 CLASSES = ("cat", "dog", "owl")
 TIMM = "test_resnet"
-CATS = {"n02123045", "n02123159", "n02123394", "n02123597", "n02124075"}
+GERMAN_SHEPHERD = "n02106662"
 
 
 @pytest.fixture(autouse=True)
@@ -487,18 +486,17 @@ class TestTimm:
             build(tiny(TIMM), None)
 
 
-def test_the_classifier_of_imagenet_knows_a_cat():
+def test_the_classifier_of_imagenet_knows_a_dog(shepherd):
     state = torch.random.get_rng_state()
     network, settings = imagenet_classifier()
     assert torch.equal(torch.random.get_rng_state(), state)
     assert len(settings.classes) == 1000
-    image = data.chelsea()
+    image = read_image(shepherd)
     image = resize(image, *shorter_side_size(*image.shape[:2], 256))
     with torch.inference_mode():
         scores = network(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
-    best = [settings.classes[i] for i in scores.topk(5).indices]
-    assert best[0] in CATS
-    assert len(CATS & set(best)) >= 3
+    assert settings.classes[int(scores.argmax())] == GERMAN_SHEPHERD
+    assert scores.softmax(0).max() > 0.5
 
 
 def test_an_exported_network_gives_the_same_scores_at_any_size(tmp_path):

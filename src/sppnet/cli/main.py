@@ -61,11 +61,10 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the picture; made if it is missing.")] = Path("out"),
     device: opt.Device = "cpu",
 ) -> None:
-    """Detect a cat in a photo that comes with scikit-image, with the detector that comes with sppnet."""
-    import skimage
+    """Detect cows in the photo that comes with sppnet, with the detector that comes with it."""
+    from sppnet.photos import demo_photo
 
-    photo = Path(skimage.__file__).parent / "data" / "chelsea.png"
-    run("animals", [str(photo)], out, device=device)
+    run("animals", [str(demo_photo())], out, device=device)
     print(
         "\nNext: your own photos      sppnet detect run animals PHOTO... --out found"
         "\n      your own classes     sppnet detect train DATA --out my.safetensors"

@@ -124,10 +124,10 @@ class Detector(Estimator):
 
     Examples
     --------
-    >>> from skimage.data import chelsea
-    >>> found = Detector.load("animals").predict(chelsea())
-    >>> found.labels[0]
-    'cat'
+    >>> from sppnet.photos import demo_photo
+    >>> found = Detector.load("animals").predict(demo_photo())
+    >>> found.above(-0.5).labels
+    ('cow', 'cow', 'cow')
     """
 
     fitted_: Fitted
