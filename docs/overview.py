@@ -24,7 +24,7 @@ def main() -> None:
     encoded = detector.encode(photo)
     found = detector.predict(photo).above(SHOWN)
     maps = encoded.scales[SCALE]
-    energy = maps.stages[0].norm(dim=0).numpy()
+    energy = np.linalg.norm(maps.stages[0], axis=0)
     windows = np.array([*found.boxes[:2], [420, 10, 590, 130]], np.float32)
     cells = project(windows, maps, projection=detector.projection)
 
