@@ -13,12 +13,14 @@ from sklearn.utils.estimator_checks import (
     check_parameters_default_constructible,
     check_set_params,
 )
+from torchvision.ops import roi_align
 
 from sppnet.boxes import Target, area, iou
 from sppnet.errors import NotFittedError, SppnetError
 from sppnet.evaluation.detection import proposal_recall
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.features.geometry import Geometry
+from sppnet.features.projection import choose_scale
 from sppnet.proposals import Combined, DenseWindows
 from sppnet.proposals.maps import Objectness
 from sppnet.regression import decode_deltas, encode_deltas
@@ -31,7 +33,7 @@ CHANNELS = 6
 def blank(factor=1.0, channels=CHANNELS, shape=SHAPE):
     h, w = (GEOMETRY.cells(round(side * factor)) for side in shape)
     return FeatureMaps(
-        (torch.zeros(channels, h, w),), (GEOMETRY,), (factor, factor), round(min(shape) * factor)
+        (np.zeros((channels, h, w), np.float32),), (GEOMETRY,), (factor, factor), round(min(shape) * factor)
     )
 
 
@@ -50,14 +52,13 @@ def scene(seed, factors=(1.0, 0.5)):
     maps = []
     for factor in factors:
         m = blank(factor)
-        stage = torch.from_numpy(rng.normal(0, 0.05, m.stages[0].shape).astype(np.float32))
+        stage = rng.normal(0, 0.05, m.stages[0].shape).astype(np.float32)
         for v in range(stage.shape[1]):
             for u in range(stage.shape[2]):
                 x, y = ((8 * c + 4) / factor for c in (u, v))
                 for x1, y1, x2, y2 in boxes:
                     if x1 < x < x2 and y1 < y < y2:
-                        away = torch.tensor([x - x1, y - y1, x2 - x, y2 - y]) / 30
-                        stage[:, v, u] += torch.cat([torch.ones(2), away.float()])
+                        stage[:, v, u] += [1, 1, *(np.array([x - x1, y - y1, x2 - x, y2 - y]) / 30)]
         maps.append(replace(m, stages=(stage,)))
     return EncodedImage(SHAPE, tuple(maps)), Target.of(boxes, ["thing"] * len(boxes))
 
@@ -65,6 +66,10 @@ def scene(seed, factors=(1.0, 0.5)):
 def small(**changed):
     settings = {"sizes": (0.5, 1.0), "reference": 40, "width": 16, "kernel": 3, "steps": 48, "lr": 0.01}
     return Objectness(**settings | {"limit": 50, "ridge": 1.0} | changed)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def fitted(scenes):
 def test_anchors_stand_about_the_centres_of_the_cells(factors):
     objectness = Objectness(sizes=(0.5, 2.0), aspects=(0.5, 1.0, 2.0), reference=32)
     maps = FeatureMaps(
-        (torch.zeros(4, 3, 5), torch.zeros(2, 2, 3)), (Geometry(8, 3.5), Geometry(16, 7)), factors, 32
+        (np.zeros((4, 3, 5)), np.zeros((2, 2, 3))), (Geometry(8, 3.5), Geometry(16, 7)), factors, 32
     )
     expected = []
     for v in range(2):
@@ -92,7 +97,7 @@ def test_anchors_stand_about_the_centres_of_the_cells(factors):
                     w = 32 * size * math.sqrt(aspect) / factors[0]
                     h = 32 * size / math.sqrt(aspect) / factors[1]
                     expected.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-    anchors = objectness._anchors(maps)
+    anchors = objectness.anchors(maps)
     assert anchors.dtype == np.float32
     np.testing.assert_allclose(anchors, expected, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(
@@ -101,9 +106,9 @@ def test_anchors_stand_about_the_centres_of_the_cells(factors):
 
 
 def test_deltas_of_an_anchor_lead_back_to_the_object():
-    anchors = small()._anchors(blank())
+    anchors = small().anchors(blank())
     objects = np.tile(np.float32([[10, 20, 55, 43]]), (len(anchors), 1))
-    back = decode_deltas(torch.from_numpy(anchors), torch.from_numpy(encode_deltas(anchors, objects)))
+    back = decode_deltas(anchors, encode_deltas(anchors, objects))
     np.testing.assert_allclose(back, objects, atol=1e-3)
 
 
@@ -113,7 +118,7 @@ def test_it_finds_what_it_has_not_seen(fitted):
     recall = proposal_recall([boxes[:10] for boxes, _ in windows], [t for _, t in unseen])
     assert recall.recall[0] > 0.9
     # Anchors alone, unmoved and in their own order, are far worse.
-    still = proposal_recall([fitted._anchors(blank())[:10] for _ in unseen], [t for _, t in unseen])
+    still = proposal_recall([fitted.anchors(blank())[:10] for _ in unseen], [t for _, t in unseen])
     assert still.recall[0] < 0.1
 
 
@@ -142,8 +147,8 @@ def test_equal_seeds_give_equal_windows_and_leave_other_draws_alone(scenes):
     torch.manual_seed(5)
     assert torch.equal(torch.rand(1), drawn)
     again, other = fit(0), fit(1)
-    assert all(torch.equal(a, b) for a, b in zip(first.state().values(), again.state().values(), strict=True))
-    assert not torch.equal(first.weights_, other.weights_)
+    assert equal(first.state(), again.state())
+    assert not np.array_equal(first.weights_, other.weights_)
 
 
 def test_state_and_settings_give_the_same_windows(fitted, scenes):
@@ -199,14 +204,13 @@ def test_a_second_fit_starts_from_the_same_place(scenes):
     read, targets = (lambda i: scenes[i][0]), [t for _, t in scenes]
     objectness = small(steps=3)
     settings = objectness.get_params()
-    first = {name: tensor.clone() for name, tensor in objectness.fit(read, targets).state().items()}
+    first = {name: array.copy() for name, array in objectness.fit(read, targets).state().items()}
     objectness.fit(lambda i: scenes[i + 4][0], targets[4:])
-    assert not torch.equal(objectness.weights_, first["weights"])
+    assert not np.array_equal(objectness.weights_, first["weights"])
     assert objectness.fit(read, targets) is objectness
     assert objectness.get_params() == settings
     again = objectness.state()
-    assert again.keys() == first.keys()
-    assert all(torch.equal(again[name], first[name]) for name in first)
+    assert equal(again, first)
 
 
 def test_a_fit_that_fails_leaves_what_was_fitted(fitted, scenes):
@@ -225,9 +229,7 @@ def test_a_fit_that_fails_leaves_what_was_fitted(fitted, scenes):
     objectness_is_trained = False
     with pytest.raises(OSError, match="gone"):
         objectness.set_params(steps=2).fit(read, [scenes[1][1]], track=track)
-    assert all(
-        torch.equal(a, b) for a, b in zip(objectness.state().values(), fitted.state().values(), strict=True)
-    )
+    assert equal(objectness.state(), fitted.state())
 
 
 def test_signatures_tell_what_was_fitted(fitted):
@@ -288,7 +290,7 @@ def test_maps_of_another_backbone_are_an_error(fitted, scenes):
 
 def test_a_loss_that_is_not_finite_is_an_error(scenes):
     encoded = scenes[1][0]
-    scales = tuple(replace(m, stages=(m.stages[0] * torch.nan,)) for m in encoded.scales)
+    scales = tuple(replace(m, stages=(m.stages[0] * np.float32(np.nan),)) for m in encoded.scales)
     with pytest.raises(SppnetError, match="found the loss nan at image 0 and the learning rate"):
         small().fit(lambda i: replace(encoded, scales=scales), [scenes[1][1]])
 
@@ -300,12 +302,72 @@ def test_it_must_be_fitted_first(scenes):
             use(small())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_maps_may_lie_on_a_gpu(fitted, scenes):
+def on(device, encoded):
+    """Return an encoded image with tensors for maps."""
+    scales = (
+        replace(m, stages=tuple(torch.from_numpy(s).to(device) for s in m.stages)) for m in encoded.scales
+    )
+    return replace(encoded, scales=tuple(scales))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_maps_may_be_tensors(fitted, scenes, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     encoded, _ = scenes[1]
-    scales = tuple(replace(m, stages=tuple(s.cuda() for s in m.stages)) for m in encoded.scales)
-    again = Objectness.from_state(fitted.state(), fitted.get_params())
-    boxes, scores = again.propose(replace(encoded, scales=scales))
+    boxes, scores = fitted.propose(on(device, encoded))
     expected, by = fitted.propose(encoded)
     np.testing.assert_allclose(scores[:5], by[:5], atol=1e-3)
     np.testing.assert_allclose(boxes[:5], expected[:5], atol=0.1)
+    settings = small(steps=4)
+    states = [
+        settings.fit(lambda i, e=encode: e(scenes[i][0]), [t for _, t in scenes]).state()
+        for encode in (lambda encoded: on(device, encoded), lambda encoded: encoded)
+    ]
+    for name, value in states[0].items():
+        np.testing.assert_allclose(value, states[1][name], atol=1e-3 if device == "cuda" else 1e-6)
+
+
+def drawn_scene(rng):
+    """Return an image encoded at two scales whose maps are noise, and windows in and about it."""
+    encoded = empty(factors=(1.0, 0.5))
+    scales = tuple(
+        replace(m, stages=(rng.normal(size=m.stages[0].shape).astype(np.float32),)) for m in encoded.scales
+    )
+    corners = rng.uniform(-20, 110, (200, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(4, 90, (200, 2))], axis=1).astype(np.float32)
+    return replace(encoded, scales=scales), boxes
+
+
+def test_windows_are_pooled_as_torchvision_aligns_them(fitted):
+    encoded, boxes = drawn_scene(np.random.default_rng(0))
+    _, hidden = fitted._first(fitted.network_, encoded)
+    pooled = fitted._pool(hidden, encoded, boxes)
+    which = choose_scale(boxes, 96, encoded.sides, fitted.reference, "released")
+    assert set(which) == {0, 1}
+    for box, s, found in zip(boxes.astype(np.float64), which, pooled, strict=True):
+        middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * 0.6
+        # In pixels of the resized image; of RoIAlign's cells the first has its centre at half a cell.
+        corners = np.concatenate([middle - half, middle + half]) * encoded.scales[s].factors[0]
+        cells = torch.from_numpy((corners - 3.5 - 0.5) / 8 + 0.5).float()
+        maps = torch.from_numpy(hidden[s]).permute(2, 0, 1)[None]
+        expected = roi_align(maps, [cells[None]], 5, sampling_ratio=1, aligned=True)
+        np.testing.assert_allclose(found, expected.flatten().numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_second_step_is_linear_in_the_pooled_windows(fitted):
+    encoded, boxes = drawn_scene(np.random.default_rng(1))
+    _, hidden = fitted._first(fitted.network_, encoded)
+    expected = fitted._pool(hidden, encoded, boxes) @ fitted.weights_.T + fitted.offsets_
+    found = fitted._second(hidden, encoded, boxes)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert fitted._second(hidden, encoded, boxes[:0]).shape == (0, 5)
+
+
+def test_training_without_pytorch_says_what_to_install(scenes, monkeypatch):
+    monkeypatch.setattr("sppnet.errors.find_spec", lambda name: None)
+    with pytest.raises(
+        SppnetError, match=r'training objectness needs PyTorch: pip install "sppnet\[torch\]"'
+    ):
+        small().fit(lambda i: scenes[i][0], [t for _, t in scenes])

@@ -617,7 +617,6 @@ class Detector(Estimator):
                 )
             except SppnetError as error:
                 raise SppnetError(f"{path}: {error}") from None
-            objectness.network_.to(self.device)
         fitted = Fitted(
             tuple(facts["classes"]),
             backbone,

@@ -9,33 +9,26 @@ channels of that network, then moved and scored once more by ridge regressions: 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.ops import roi_align
 
-from sppnet.arrays import Boxes, Pixels
+from sppnet.arrays import Boxes, IntArray, Pixels, to_numpy
 from sppnet.boxes import Target, Windows, clip, iou, nms
-from sppnet.errors import SppnetError
+from sppnet.errors import SppnetError, check_extra
 from sppnet.estimator import Estimator
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.features.projection import choose_scale
 from sppnet.progress import Track, no_track
+from sppnet.proposals.anchors import AnchorNetwork, Floats, last_stage
 from sppnet.proposals.method import Proposer, ranked
+from sppnet.proposals.samples import Samples, sample_bins
 from sppnet.proposals.truth import POSITIVE, Truth
-from sppnet.storage import digest_of
 from sppnet.regression import decode_deltas, encode_deltas, fit_ridge
+from sppnet.storage import digest_of
 
-# Anchors of an image that count in the loss, at most half of them objects (Ren et al.).
-_SAMPLED = 256
-_IMAGES_PER_STEP = 4
-# Overlap at which the smooth L1 loss turns linear, in deltas.
-_BETA = 0.1
 # Best anchors of an image that are looked at, and the overlap from which one of two is enough.
 _ANCHORS, _ANCHOR_IOU = 3000, 0.8
 # A window is pooled with its surroundings, in bins of one sample each.
@@ -79,15 +72,15 @@ class Objectness(Estimator, Proposer):
 
     Attributes
     ----------
-    network_ : torch.nn.Module
+    network_ : AnchorNetwork
         The first step, which scores and moves anchors.
-    weights_, offsets_ : (5, D) and (5,) float32 tensors
+    weights_, offsets_ : (5, D) and (5,) float32
         The second step: predicted overlap with an object, and four box deltas, of pooled windows.
     """
 
-    network_: _Network
-    weights_: Tensor
-    offsets_: Tensor
+    network_: AnchorNetwork
+    weights_: Floats
+    offsets_: Floats
 
     def __init__(
         self,
@@ -138,8 +131,8 @@ class Objectness(Estimator, Proposer):
         Raises
         ------
         SppnetError
-            If there is no object, the images' maps are of several numbers of channels, or the loss is not
-            finite.
+            If there is no object, PyTorch, which trains the first step, is not installed, the images' maps
+            are of several numbers of channels, or the loss is not finite.
         """
         truths = [Truth.of(t, classes) for t in targets]
         if not sum(len(t.boxes) for t in truths):
@@ -148,21 +141,24 @@ class Objectness(Estimator, Proposer):
                 f"found no object of {wanted} in {len(targets)} images, expected at least one; difficult and "
                 "crowd boxes do not count"
             )
-        network = self._train(read, truths, track)
+        check_extra("torch", "training objectness")
+        from sppnet.proposals.training import train
+
+        network = train(self, read, truths, track)
         features, overlaps, deltas = self._second_examples(network, read, truths, track)
         scale = _NORM / max(float(np.linalg.norm(features[:, :-1], axis=1).mean()), 1e-12)
         features[:, :-1] *= scale
         close = overlaps > POSITIVE
         score = fit_ridge(features.copy(), overlaps[:, None], self.ridge)
         moves = fit_ridge(features[close], deltas[close], self.ridge)
-        weights, offsets = (torch.from_numpy(np.concatenate(p)) for p in zip(score, moves, strict=True))
-        self.network_, self.weights_, self.offsets_ = network, weights * scale, offsets
+        weights, offsets = (np.concatenate(part) for part in zip(score, moves, strict=True))
+        self.network_, self.weights_, self.offsets_ = network, weights * np.float32(scale), offsets
         return self
 
     @property
     def signature(self) -> str:
         """Text that differs wherever the windows might: the settings and a digest of what was fitted."""
-        return f"{super().signature} weights={digest_of({n: t.cpu().numpy() for n, t in self.state().items()})[:16]}"
+        return f"{super().signature} weights={digest_of(self.state())[:16]}"
 
     def __call__(self, image: Pixels | None, encoded: EncodedImage | None = None) -> Windows:
         """Propose windows for one image; see `sppnet.proposals.method.Proposer`.
@@ -210,19 +206,18 @@ class Objectness(Estimator, Proposer):
         """
         self._check_fitted()
         boxes, hidden = self._first(self.network_, encoded)
-        answers = (self._pool(hidden, encoded, boxes) @ self.weights_.T.to(hidden[0].device)).cpu()
-        answers += self.offsets_
-        moved = clip(_moved(boxes, answers[:, 1:]), encoded.size[1], encoded.size[0])
-        return self._best(moved, answers[:, 0].numpy(), self.nms_iou)
+        answers = self._second(hidden, encoded, boxes)
+        moved = clip(decode_deltas(boxes, answers[:, 1:]), encoded.size[1], encoded.size[0])
+        return self._best(moved, answers[:, 0], self.nms_iou)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what was fitted, as tensors."""
+    def state(self) -> dict[str, Floats]:
+        """Return what was fitted, as arrays."""
         self._check_fitted()
-        network = {f"network.{name}": tensor for name, tensor in self.network_.state_dict().items()}
+        network = {f"network.{name}": array for name, array in self.network_.state().items()}
         return network | {"weights": self.weights_, "offsets": self.offsets_}
 
     @classmethod
-    def from_state(cls, tensors: Mapping[str, Any], settings: Mapping[str, Any]) -> Objectness:
+    def from_state(cls, arrays: Mapping[str, npt.NDArray[Any]], settings: Mapping[str, Any]) -> Objectness:
         """Return the objectness whose `state` and settings these are.
 
         Raises
@@ -230,79 +225,56 @@ class Objectness(Estimator, Proposer):
         SppnetError
             If the two do not fit.
         """
-        tensors = {name: torch.as_tensor(value) for name, value in tensors.items()}
         result = cls(**dict(settings))
-        anchors = len(result.sizes) * len(result.aspects)
-        first = tensors.get("network.reduce.weight", torch.zeros(result.width, 1))
-        result.network_ = _Network(first.shape[1], result.width, result.kernel, anchors).eval()
-        expected = {f"network.{n}": t.shape for n, t in result.network_.state_dict().items()}
-        expected |= {"weights": torch.Size([5, result.width * _BINS**2]), "offsets": torch.Size([5])}
-        wrong = [n for n, shape in expected.items() if n not in tensors or tensors[n].shape != shape]
+        width, answers = result.width, 5 * len(result.sizes) * len(result.aspects)
+        first = arrays.get("network.reduce.weight", np.zeros((width, 1)))
+        expected = {
+            "network.reduce.weight": (width, *first.shape[1:2]),
+            "network.reduce.bias": (width,),
+            "network.spread.weight": (width, 1, result.kernel, result.kernel),
+            "network.spread.bias": (width,),
+            "network.answer.weight": (answers, width),
+            "network.answer.bias": (answers,),
+            "weights": (5, width * _BINS**2),
+            "offsets": (5,),
+        }
+        wrong = [
+            name for name, shape in expected.items() if name not in arrays or arrays[name].shape != shape
+        ]
         if wrong:
-            there = "missing" if wrong[0] not in tensors else f"of shape {tuple(tensors[wrong[0]].shape)}"
+            there = "missing" if wrong[0] not in arrays else f"of shape {arrays[wrong[0]].shape}"
             raise SppnetError(
                 f"found no objectness of these settings: {wrong[0]} is {there}, expected one of shape "
-                f"{tuple(expected[wrong[0]])}"
+                f"{expected[wrong[0]]}"
             )
-        result.network_.load_state_dict(
-            {n.removeprefix("network."): tensors[n].float() for n in expected if n.startswith("network.")}
+        result.network_ = AnchorNetwork.from_state(
+            {n.removeprefix("network."): arrays[n] for n in expected if n.startswith("network.")}
         )
-        result.weights_, result.offsets_ = tensors["weights"].float(), tensors["offsets"].float()
+        result.weights_, result.offsets_ = (arrays[n].astype(np.float32) for n in ("weights", "offsets"))
         return result
 
-    def _train(self, read: Callable[[int], EncodedImage], truths: Sequence[Truth], track: Track) -> _Network:
-        """Fit the network that scores and moves anchors."""
-        rng = np.random.default_rng(self.seed)
-        encoded = read(0)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            network = _Network(
-                encoded.channels[-1], self.width, self.kernel, len(self.sizes) * len(self.aspects)
-            )
-        network.to(torch.device("cpu"))
-        optimizer = torch.optim.AdamW(network.parameters(), self.lr, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.lr, total_steps=self.steps + 1, pct_start=0.1
-        )
-        epochs = -(-self.steps * _IMAGES_PER_STEP // len(truths))
-        order = np.concatenate([rng.permutation(len(truths)) for _ in range(epochs)])
-        for step in track(range(self.steps), "Fitting objectness"):
-            optimizer.zero_grad()
-            for i in order[step * _IMAGES_PER_STEP : (step + 1) * _IMAGES_PER_STEP]:
-                loss = self._loss(network, read(int(i)).scales, truths[i], rng) / _IMAGES_PER_STEP
-                if not math.isfinite(loss.item()):
-                    raise SppnetError(
-                        f"found the loss {loss.item()} at image {i} and the learning rate "
-                        f"{schedule.get_last_lr()[0]:g}, expected a finite number"
-                    )
-                loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-        return network.eval().requires_grad_(False)
-
-    def _loss(
-        self, network: _Network, maps: Sequence[FeatureMaps], truth: Truth, rng: np.random.Generator
-    ) -> Tensor:
-        """Return the loss of a sample of one image's anchors: logistic, and smooth L1 of the deltas."""
-        anchors = np.concatenate([self._anchors(m) for m in maps])
-        labels, nearest = truth.label(anchors)
-        objects, rest = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
-        objects = rng.choice(objects, min(len(objects), _SAMPLED // 2), replace=False)
-        rest = rng.choice(rest, min(len(rest), _SAMPLED - len(objects)), replace=False)
-        answers = torch.cat([network(_cells(network, m))[0] for m in maps])
-        chosen = answers[torch.from_numpy(np.concatenate([objects, rest])).to(answers.device)]
-        wanted = torch.zeros(len(chosen), device=chosen.device)
-        wanted[: len(objects)] = 1
-        loss = F.binary_cross_entropy_with_logits(chosen[:, 0], wanted, reduction="sum")
-        if len(objects):
-            goals = torch.from_numpy(encode_deltas(anchors[objects], truth.boxes[nearest[objects]]))
-            moves = chosen[: len(objects), 1:]
-            loss = loss + F.smooth_l1_loss(moves, goals.to(moves.device), beta=_BETA, reduction="sum")
-        return loss / _SAMPLED
+    def anchors(self, maps: FeatureMaps) -> Boxes:
+        """Return the (h * w * A, 4) anchors of a map in pixels of the original image, row by row."""
+        geometry, factors = maps.geometry[-1], np.array(maps.factors)
+        height, width = maps.stages[-1].shape[-2:]
+        cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 1, 2)
+        # Resizing keeps pixel areas, and the centre of pixel p is at p + 1/2 in half-open coordinates.
+        centres = (geometry.stride * cells + geometry.offset + 0.5) / factors
+        shapes = [
+            (size * math.sqrt(aspect), size / math.sqrt(aspect))
+            for size in self.sizes
+            for aspect in self.aspects
+        ]
+        half = self.reference * np.array(shapes) / factors / 2
+        return np.concatenate([centres - half, centres + half], axis=-1).reshape(-1, 4).astype(np.float32)
 
     def _second_examples(
-        self, network: _Network, read: Callable[[int], EncodedImage], truths: Sequence[Truth], track: Track
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Boxes]:
+        self,
+        network: AnchorNetwork,
+        read: Callable[[int], EncodedImage],
+        truths: Sequence[Truth],
+        track: Track,
+    ) -> tuple[Floats, Floats, Boxes]:
         """Return features, with a constant 1, overlaps and deltas of windows that the first step proposes."""
         rng = np.random.default_rng(self.seed)
         most = max(2, min(_TAUGHT_PER_IMAGE, _TAUGHT // (2 * len(truths))))
@@ -320,23 +292,24 @@ class Objectness(Estimator, Proposer):
             known = np.flatnonzero((best > POSITIVE) | ~truth.ignores(boxes))
             close = known[best[known] > POSITIVE]
             taught = np.union1d(*(rng.choice(s, min(len(s), most), replace=False) for s in (known, close)))
-            features.append(F.pad(self._pool(hidden, encoded, boxes[taught]), (0, 1), value=1.0).cpu())
+            pooled = self._pool(hidden, encoded, boxes[taught])
+            features.append(np.concatenate([pooled, np.ones((len(taught), 1), np.float32)], axis=1))
             overlaps.append(best[taught])
             deltas.append(encode_deltas(boxes[taught], truth.boxes[nearest[taught]]))
-        return torch.cat(features).numpy(), np.concatenate(overlaps), np.concatenate(deltas)
+        return np.concatenate(features), np.concatenate(overlaps), np.concatenate(deltas)
 
-    def _first(self, network: _Network, encoded: EncodedImage) -> tuple[Boxes, list[Tensor]]:
+    def _first(self, network: AnchorNetwork, encoded: EncodedImage) -> tuple[Boxes, list[Floats]]:
         """Return the best anchors of all scales, moved, best first; and the network's own maps."""
         boxes, scores, hidden = [], [], []
-        network.to(torch.device("cpu"))
-        with torch.inference_mode():
-            for scale in encoded.scales:
-                answers, inner = network(_cells(network, scale))
-                top = answers[:, 0].topk(min(_ANCHORS, len(answers))).indices
-                answers, top = answers[top].cpu(), top.cpu()
-                boxes.append(_moved(self._anchors(scale)[top.numpy()], answers[:, 1:]))
-                scores.append(answers[:, 0].numpy())
-                hidden.append(inner)
+        for maps in encoded.scales:
+            stage = to_numpy(last_stage(maps, network.reduce.weights.shape[1]))
+            answers, inner = network(stage)
+            top = np.arange(len(answers))
+            if len(top) > _ANCHORS:
+                top = np.sort(np.argpartition(-answers[:, 0], _ANCHORS)[:_ANCHORS])
+            boxes.append(decode_deltas(self.anchors(maps)[top], answers[top, 1:]))
+            scores.append(answers[top, 0])
+            hidden.append(inner)
         moved, score = clip(np.concatenate(boxes), encoded.size[1], encoded.size[0]), np.concatenate(scores)
         first = np.argsort(-score, kind="stable")[:_ANCHORS]
         return self._best(moved[first], score[first], _ANCHOR_IOU).boxes, hidden
@@ -344,69 +317,39 @@ class Objectness(Estimator, Proposer):
     def _best(self, boxes: Boxes, scores: npt.NDArray[np.float32], threshold: float) -> Windows:
         """Drop what is too small or overlaps a better box by more than `threshold`; best first."""
         large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= _LEAST_SIDE).all(axis=1))
-        kept = large[nms(boxes[large], scores[large], threshold)[: self.limit]]
+        kept = large[nms(boxes[large], scores[large], threshold, self.limit)]
         return Windows(boxes[kept], scores[kept])
 
-    def _anchors(self, maps: FeatureMaps) -> Boxes:
-        """Return the (h * w * A, 4) anchors of a map in pixels of the original image, row by row."""
-        geometry, factors = maps.geometry[-1], np.array(maps.factors)
-        height, width = maps.stages[-1].shape[-2:]
-        cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 1, 2)
-        # Resizing keeps pixel areas, and the centre of pixel p is at p + 1/2 in half-open coordinates.
-        centres = (geometry.stride * cells + geometry.offset + 0.5) / factors
-        shapes = [
-            (size * math.sqrt(aspect), size / math.sqrt(aspect))
-            for size in self.sizes
-            for aspect in self.aspects
-        ]
-        half = self.reference * np.array(shapes) / factors / 2
-        return np.concatenate([centres - half, centres + half], axis=-1).reshape(-1, 4).astype(np.float32)
+    def _second(self, hidden: Sequence[Floats], encoded: EncodedImage, boxes: Boxes) -> Floats:
+        """Return the (R, 5) answers of the second step: linear predictions from what `_pool` returns."""
+        result = np.tile(self.offsets_, (len(boxes), 1))
+        width, bins = hidden[0].shape[-1], np.arange(_BINS**2)[:, None]
+        weights = self.weights_.reshape(5, width, -1).transpose(1, 2, 0).reshape(width, -1)
+        for s, mine, (cells, shares) in self._samples(hidden, encoded, boxes):
+            # Sampling is linear, too: what each cell adds to the answers as part of each bin comes first, so
+            # that five numbers are sampled of each cell, and not those of all channels.
+            parts = (hidden[s].reshape(-1, width) @ weights).reshape(-1, 5)
+            result[mine] += np.einsum("rbt,rbtn->rn", shares, parts[cells * len(bins) + bins])
+        return result
 
-    def _pool(self, hidden: Sequence[Tensor], encoded: EncodedImage, boxes: Boxes) -> Tensor:
+    def _pool(self, hidden: Sequence[Floats], encoded: EncodedImage, boxes: Boxes) -> Floats:
         """Return the (R, D) features of windows, each at the scale where its size suits the backbone best."""
+        width = hidden[0].shape[-1]
+        pooled = np.zeros((len(boxes), width, _BINS**2), np.float32)
+        for s, mine, (cells, shares) in self._samples(hidden, encoded, boxes):
+            pooled[mine] = np.einsum("rbt,rbtc->rcb", shares, hidden[s].reshape(-1, width)[cells])
+        return pooled.reshape(len(boxes), -1)
+
+    def _samples(
+        self, hidden: Sequence[Floats], encoded: EncodedImage, boxes: Boxes
+    ) -> Iterator[tuple[int, IntArray, Samples]]:
+        """Yield for each scale the windows that it suits best, and where their bins are sampled."""
         which = choose_scale(boxes, min(encoded.size), encoded.sides, self.reference, "released")
-        pooled = hidden[0].new_zeros(len(boxes), hidden[0].shape[1] * _BINS**2)
         grown = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * _GROWTH
         for s in np.unique(which):
             mine, geometry = np.flatnonzero(which == s), encoded.scales[s].geometry[-1]
             centre, half = (part[mine] * np.array(encoded.scales[s].factors) for part in grown)
             corners = np.concatenate([centre - half, centre + half], axis=1)
-            # roi_align takes the centre of cell u to be at u + 1/2.
-            cells = torch.from_numpy((corners - geometry.offset - 0.5) / geometry.stride + 0.5).to(pooled)
-            bins = roi_align(hidden[s], [cells], _BINS, sampling_ratio=1, aligned=True)
-            pooled[torch.from_numpy(mine).to(pooled.device)] = bins.flatten(1)
-        return pooled
-
-
-def _moved(boxes: Boxes, deltas: Tensor) -> Boxes:
-    moved: Boxes = decode_deltas(boxes, deltas.numpy())
-    return moved
-
-
-class _Network(nn.Module):
-    """For each cell, the logit of objectness and four deltas of each anchor; and the few channels behind."""
-
-    def __init__(self, channels: int, width: int, kernel: int, anchors: int) -> None:
-        super().__init__()
-        self.reduce = nn.Linear(channels, width)
-        self.spread = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.answer = nn.Linear(width, 5 * anchors)
-        nn.init.normal_(self.answer.weight, std=0.01)
-        nn.init.zeros_(self.answer.bias)
-
-    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Take (h, w, C) cells; return (h * w * A, 5) answers and (1, width, h, w) maps."""
-        hidden = F.relu(self.reduce(cells)).permute(2, 0, 1)[None]
-        answers: Tensor = self.answer(F.relu(self.spread(hidden))[0].permute(1, 2, 0))
-        return answers.reshape(-1, 5), hidden
-
-
-def _cells(network: _Network, maps: FeatureMaps) -> Tensor:
-    """Return the last stage of maps as the network takes it, (h, w, C)."""
-    stage = maps.stages[-1]
-    if stage.shape[0] != network.reduce.in_features:
-        raise SppnetError(
-            f"found maps of {stage.shape[0]} channels, expected {network.reduce.in_features}: "
-            "those of the backbone that the objectness was fitted with"
-        )
-    return torch.as_tensor(stage).permute(1, 2, 0)
+            height, width = hidden[s].shape[:2]
+            windows = (corners - geometry.offset - 0.5) / geometry.stride
+            yield s, mine, sample_bins(windows, (height, width), _BINS)
