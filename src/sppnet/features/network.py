@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from sppnet.arrays import Pixels, to_numpy
 from sppnet.errors import SppnetError
-from sppnet.features.backbone import Backbone
 from sppnet.features.encoded import FeatureMaps
 from sppnet.features.inference import Pixels32
 from sppnet.features.timm import PREFIX, Stages, create_timm, fix_same_padding
+
+if TYPE_CHECKING:
+    from sppnet.features.backbone import Backbone
 
 
 def network_of(backbone: Backbone) -> Stages:
