@@ -356,7 +356,7 @@ def looks(made, i, count, monkeypatch):
 
 def test_windows_are_what_their_overlap_says_in_flipped_images_too(backbone, three, monkeypatch):
     image, target = three[0][0], three[2][0]
-    made = tuner(backbone, three, replace(QUICK, far=0.0))
+    made = tuner(backbone, three, replace(QUICK, far=0.0, stage="4"))
     found = looks(made, 0, 24, monkeypatch)
     assert {flipped for flipped, *_ in found} == {True, False}
     assert {side for _, side, *_ in found} == set(SCALES)
@@ -391,7 +391,8 @@ def test_images_without_objects_or_windows(backbone, three, monkeypatch):
     none = np.zeros((0, 4), np.float32)
     nothing = Target.of([], [])
     data = [*images, images[0], images[1], images[2]], [*windows, grid(), none, none]
-    made = tuner(backbone, (*data, [*targets, nothing, nothing, targets[2]]))
+    tuning = replace(QUICK, stage="4", epochs=1)
+    made = tuner(backbone, (*data, [*targets, nothing, nothing, targets[2]]), tuning)
     labels = [looks(made, i, 3, monkeypatch) for i in (3, 4, 5)]
     assert all(look[3] == [3] * 6 for look in labels[0]), "all is far background, as many as asked for"
     assert all(look[3] == [] for look in labels[1])
@@ -407,7 +408,7 @@ def test_images_without_objects_or_windows(backbone, three, monkeypatch):
 
 
 def test_the_loss_is_cross_entropy_and_the_deltas_of_the_shown_class(backbone, three):
-    made = tuner(backbone, three, replace(QUICK, dropout=0.0))
+    made = tuner(backbone, three, replace(QUICK, dropout=0.0, stage="4"))
     pooled, labels, deltas = made._look(0, np.random.default_rng(7))
     scores, moves = (part.detach().double() for part in made.head(pooled * made.scale))
     loss, wrong = 0.0, 0
