@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage lint types format docs wheel backbone animals clean
+.PHONY: demo test coverage lint types format docs wheel backbone imagenet animals clean
 
 # Tests run in a process for each core; each process keeps to one core (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
@@ -50,13 +50,18 @@ docs: .venv/test
 wheel: .venv/test
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|models.animals.safetensors|models.efficientnet-lite0.onnx/' \
-		| wc -l | grep -qx ' *3'
+	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|models.(animals|imagenet).safetensors|models.efficientnet-lite0.onnx/' \
+		| wc -l | grep -qx ' *4'
 
 # The backbone inside the package, of timm's network and the weights of its package.
 backbone: .venv/test
 	$(BIN)/python -c 'from sppnet.features.timm import make_backbone as make; \
 		make("tf_efficientnet_lite0", called="efficientnet-lite0").save("src/sppnet/models/efficientnet-lite0.onnx")'
+
+# The classifier inside the package, on that backbone: its last layer from the same weights.
+imagenet: .venv/test
+	$(BIN)/python -c 'from sppnet.classification.imagenet import write_imagenet as write; \
+		write("src/sppnet/models/imagenet.safetensors")'
 
 # The detector inside the package; DATA is a VOC folder with the split train. More than an hour on 2 cores.
 animals: .venv/test

@@ -33,7 +33,8 @@ from common import commit, machine
 from sppnet.classification.augment import MARGIN, resize_shorter
 from sppnet.classification.batches import CropBatches, Reading, sample_components
 from sppnet.classification.checkpoint import Checkpointing
-from sppnet.classification.network import NetworkSettings, build
+from sppnet.classification.network import build, scorer_of
+from sppnet.classification.scorer import NetworkSettings
 from sppnet.classification.training import Recipe, train
 from sppnet.classification.views import probabilities
 from sppnet.datasets.image_folder import read_image_folder
@@ -206,12 +207,12 @@ def run(arguments, name: str, title: str, fold: int) -> dict:
     checkpointing = Checkpointing(checkpoint_of(arguments, key), bound)
     for record in train(network, source, recipe, checkpointing=checkpointing, fabric=fabric):
         print(f"{key}: epoch {record.epoch}, side {record.side}, loss {record.loss:.3f}", flush=True)
-    network.eval()
+    scorer = scorer_of(network, settings)
     ranks, seconds = {}, {}
     for views in arguments.views if row.levels else [v for v in arguments.views if v in ("one", "ten")]:
         start = time.perf_counter()
         ranks[views] = "".join(
-            str(rank(probabilities(network, read_image(path), views), label)) for path, label in unseen
+            str(rank(probabilities(scorer, read_image(path), views), label)) for path, label in unseen
         )
         seconds[views] = (time.perf_counter() - start) / len(unseen)
         print(f"{key}: {views}, error {100 * error(ranks[views]):.2f}", flush=True)
@@ -223,7 +224,7 @@ def checkpoint_of(arguments, key: str) -> Path:
     return arguments.work / f"{key.replace(' ', '-').replace('/', '-')}.safetensors"
 
 
-def rank(scores: torch.Tensor, label: int) -> int:
+def rank(scores: np.ndarray, label: int) -> int:
     return min(int((scores > scores[label]).sum()), BEYOND)
 
 

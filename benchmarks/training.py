@@ -21,7 +21,8 @@ from lightning_fabric import Fabric
 
 from common import commit, machine
 from sppnet.classification.batches import Batch, CropBatches, Reading
-from sppnet.classification.network import NetworkSettings, build
+from sppnet.classification.network import build
+from sppnet.classification.scorer import NetworkSettings
 from sppnet.classification.training import Recipe, train
 from sppnet.datasets.image_folder import read_image_folder
 

@@ -20,27 +20,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import track
+from scipy.special import softmax
 
 from common import commit, machine
 from sppnet.classification.augment import resize_shorter
-from sppnet.classification.network import NetworkSettings, build
+from sppnet.classification.network import build, scorer_of
+from sppnet.classification.scorer import NetworkSettings
 from sppnet.classification.views import SCALES, probabilities
 from sppnet.images import image_files, read_image, view_windows
 
 
-def cropped(network, image, scales, sides) -> torch.Tensor:
+def cropped(scorer, image, scales, sides) -> np.ndarray:
     """Return the probabilities by cropping: ten crops at a time, as many as fit a small memory."""
-    crops = []
+    crops, size = [], scorer.settings.size
     for scale in scales:
-        resized = resize_shorter(image, round(network.size * scale / 224))
+        resized = resize_shorter(image, round(size * scale / 224))
         height, width = resized.shape[:2]
-        windows = view_windows(height, width, network.size, sides)
+        windows = view_windows(height, width, size, sides)
         views = [resized[y1:y2, x1:x2] for x1, y1, x2, y2 in windows]
         crops += [*views, *(view[:, ::-1] for view in views)]
-    batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        scores = torch.cat([network(part) for part in batch.split(10)])
-    return scores.softmax(dim=1).mean(dim=0)
+    scores = [scorer.scores(np.stack(crops[i : i + 10])) for i in range(0, len(crops), 10)]
+    return softmax(np.concatenate(scores), axis=1).mean(axis=0)
 
 
 def main() -> None:
@@ -56,14 +56,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     settings = NetworkSettings(arguments.network, tuple(map(str, range(1000))), width=arguments.width)
-    network = build(settings).eval()
+    scorer = scorer_of(build(settings), settings)
     ways = {
-        "10 crops": partial(cropped, network, scales=(256,), sides=False),
-        "maps10": partial(probabilities, network, views="maps10"),
-        "96 crops": partial(cropped, network, scales=SCALES, sides=True),
-        "maps96": partial(probabilities, network, views="maps96"),
-        "one": partial(probabilities, network, views="one"),
-        "full": partial(probabilities, network, views="full"),
+        "10 crops": partial(cropped, scorer, scales=(256,), sides=False),
+        "maps10": partial(probabilities, scorer, views="maps10"),
+        "96 crops": partial(cropped, scorer, scales=SCALES, sides=True),
+        "maps96": partial(probabilities, scorer, views="maps96"),
+        "one": partial(probabilities, scorer, views="one"),
+        "full": partial(probabilities, scorer, views="full"),
     }
     files = image_files([arguments.data])
     chosen = files[:: max(1, len(files) // arguments.images)][: arguments.images]

@@ -159,6 +159,18 @@ def photo_keys(images: Iterable[Path | Pixels]) -> npt.NDArray[np.uint64]:
     return np.fromiter(map(key, images), np.uint64)
 
 
+def readable_keys(paths: Iterable[Path]) -> npt.NDArray[np.uint64]:
+    """Return `photo_keys` of those files that can be read."""
+
+    def keys(path: Path) -> npt.NDArray[np.uint64]:
+        try:
+            return photo_keys([path])
+        except OSError:
+            return np.zeros(0, np.uint64)
+
+    return np.concatenate([np.zeros(0, np.uint64), *map(keys, paths)])
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return the height and width that `read_image` would give, from the header alone.
 

@@ -5,21 +5,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from sklearn.base import clone
 from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
 
+from processes import without_pytorch
 from sppnet.classification.classifier import Classifier, ClassScores
+from sppnet.classification.fit import network_settings, recipe_of
+from sppnet.classification.imagenet import write_imagenet
 from sppnet.classification.training import Recipe
 from sppnet.classification.views import probabilities
 from sppnet.datasets.image_folder import read_image_folder
 from sppnet.errors import NotFittedError, SppnetError
+from sppnet.features.backbone import Backbone
 from sppnet.images import photo_keys, read_image
+from sppnet.models import model_path
 from sppnet.progress import StageTimer
 from trees import SHAPES, class_tree
 
 CLASSES = tuple(sorted(SHAPES))
+GERMAN_SHEPHERD = "n02106662"
 TINY = {"network": "zf5", "width": 0.03, "levels": (2, 1), "scales": (64, 48), "epochs": 2, "batch_size": 6}
 
 
@@ -57,13 +63,19 @@ def fitted(images):
     return Classifier(**TINY).fit(images)
 
 
-def weights(classifier):
-    return classifier.network_.state_dict()
-
-
 def same(one, other):
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    first, second = one.scorer_, other.scorer_
+    return first.backbone.digest == second.backbone.digest and all(
+        np.array_equal(a, b)
+        for layer, other in zip(first.layers, second.layers, strict=True)
+        for a, b in zip(layer, other, strict=True)
+    )
+
+
+def settings_of(settings, backbone_file):
+    """Return settings in which a timm network has become the file of a backbone."""
+    name = settings.get("network", "")
+    return settings | ({"network": backbone_file(name)} if name.startswith("test_") else {})
 
 
 class TestSettings:
@@ -102,7 +114,7 @@ class TestSettings:
                 9,
                 Recipe(8, 0.1, 0.0, (), frozen=0, label_smoothing=0.0),
             ),
-            ({"weights": "random"}, 9, Recipe()),
+            ({"network": "test_resnet"}, 9, Recipe()),
             (
                 {"network": "zf5", "weight_decay": 0.1, "accumulate": 3},
                 5,
@@ -110,25 +122,21 @@ class TestSettings:
             ),
         ],
     )
-    def test_recipes(self, settings, groups, expected):
-        class Network:
-            groups = [[]] * 9
-
-        Network.groups = [[]] * groups
-        assert Classifier(**settings)._recipe(Network) == expected
+    def test_recipes(self, settings, groups, expected, backbone_file):
+        assert recipe_of(Classifier(**settings_of(settings, backbone_file)), groups) == expected
 
     @pytest.mark.parametrize(
         ("settings", "levels", "norm"),
         [
             ({}, (3, 2, 1), 20.0),
-            ({"weights": "random"}, (3, 2, 1), None),
+            ({"network": "test_resnet"}, (3, 2, 1), None),
             ({"network": "zf5"}, (6, 3, 2, 1), None),
             ({"network": "zf5", "levels": (), "scales": (224,)}, None, None),
             ({"levels": (1,)}, (1,), 20.0),
         ],
     )
-    def test_networks(self, settings, levels, norm):
-        found = Classifier(**settings)._network_settings(CLASSES)
+    def test_networks(self, settings, levels, norm, backbone_file):
+        found = network_settings(Classifier(**settings_of(settings, backbone_file)), CLASSES)
         assert (found.levels, found.norm, found.size) == (levels, norm, 224)
 
     @pytest.mark.parametrize(
@@ -136,12 +144,12 @@ class TestSettings:
         [
             ({"levels": ()}, "trains at one size; found several"),
             ({"levels": (), "scales": (64,), "uniform": True}, "trains at one size"),
-            ({"network": "resnet10t", "width": 0.5}, "for the paper's networks.*found resnet10t"),
+            ({"network": "test_resnet", "width": 0.5}, "for the paper's networks.*found .*test_resnet"),
             (
-                {"network": "resnet10t", "levels": (), "scales": (64,), "width": 1.0},
+                {"network": "test_resnet", "levels": (), "scales": (64,), "width": 1.0},
                 "for the paper's networks",
             ),
-            ({"network": "zf6", "width": 1.0}, "unknown backbone 'zf6'"),
+            ({"network": "zf6", "width": 1.0}, "found no backbone 'zf6', .*; the paper's networks are zf5,"),
             ({"scales": ()}, r"found the scales \(\)"),
             ({"scales": (64, 4)}, "4 x 4, too small"),
             ({"mode": "median"}, "median"),
@@ -151,9 +159,13 @@ class TestSettings:
             ({"precision": "8"}, "precision '8'"),
         ],
     )
-    def test_settings_that_make_no_classifier_are_told_by_fit(self, images, settings, message):
+    def test_settings_that_make_no_classifier_are_told_by_fit(self, images, settings, message, backbone_file):
         with pytest.raises(SppnetError, match=message):
-            Classifier(**{**TINY, **settings}).fit(images)
+            Classifier(**settings_of({**TINY, **settings}, backbone_file)).fit(images)
+
+    def test_a_backbone_that_is_not_there(self, images, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"gone\.onnx: found no such file, expected a backbone"):
+            Classifier(tmp_path / "gone.onnx").fit(images)
 
 
 class TestFit:
@@ -163,9 +175,8 @@ class TestFit:
         assert classifier.fit(images) is classifier
         assert classifier.get_params() == before
         learned = vars(classifier).keys() - before.keys()
-        assert learned == {"classes_", "network_", "settings_", "photos_", "about_"}
+        assert learned == {"classes_", "titles_", "scorer_", "photos_", "about_"}
         assert classifier.classes_ == CLASSES
-        assert not classifier.network_.training
         assert same(classifier, fitted)
 
     def test_a_second_fit_starts_from_the_same_place(self, images, held, fitted):
@@ -181,7 +192,7 @@ class TestFit:
         classifier = Classifier(**TINY)
         records = []
         for record in classifier.fit_epochs(images, held):
-            assert not hasattr(classifier, "network_")
+            assert not hasattr(classifier, "scorer_")
             records.append(record)
         assert [(r.epoch, r.side, r.images) for r in records] == [(0, 64, 12), (1, 48, 12)]
         right = [int(classifier.predict(path, "one").probabilities.argmax()) == label for path, label in held]
@@ -263,8 +274,8 @@ class TestPredict:
         path, _ = held[0]
         for views in (None, "full", "one", "maps10"):
             scores = fitted.predict(path, views)
-            expected = probabilities(fitted.network_, read_image(path), views or "full")
-            assert np.array_equal(scores.probabilities, expected.numpy())
+            expected = probabilities(fitted.scorer_, read_image(path), views or "full")
+            assert np.array_equal(scores.probabilities, expected)
             assert scores.classes == scores.titles == CLASSES
 
     def test_any_image_will_do(self, fitted, held):
@@ -311,7 +322,6 @@ class TestPredict:
             lambda c, images: c.evaluate(images),
             lambda c, images: c.seen(images),
             lambda c, images: c.save("never.safetensors"),
-            lambda c, images: c.titles,
         ],
     )
     def test_unfitted(self, images, use):
@@ -370,27 +380,60 @@ class TestFile:
         loaded = Classifier.load(path)
         assert loaded.get_params() == fitted.get_params()
         assert same(loaded, fitted)
-        assert (loaded.classes_, loaded.settings_) == (fitted.classes_, fitted.settings_)
+        assert (loaded.classes_, loaded.titles_) == (fitted.classes_, fitted.titles_)
+        assert loaded.scorer_.settings == fitted.scorer_.settings
         assert loaded.photos_.tolist() == fitted.photos_.tolist()
         assert np.array_equal(
             loaded.predict(held[0][0]).probabilities, fitted.predict(held[0][0]).probabilities
         )
         loaded.save(tmp_path / "again.safetensors")
         assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
-        assert load_file(path)["photos"].dtype == torch.uint64
+        assert load_file(path)["photos"].dtype == np.uint64
 
-    def test_the_classifier_of_imagenet(self):
+    def test_the_classifier_of_imagenet(self, shepherd):
         classifier = Classifier.load("imagenet")
         assert len(classifier.classes_) == 1000
-        assert classifier.titles[classifier.classes_.index("n02124075")] == "Egyptian cat"
+        assert classifier.titles_[classifier.classes_.index("n02124075")] == "Egyptian cat"
         assert (classifier.levels, classifier.mode) == ((1,), "average")
+        assert classifier.scorer_.backbone is Backbone.shared("efficientnet-lite0", ("head",), 32)
+        best = classifier.predict(shepherd).top(1)[0]
+        assert best.name == GERMAN_SHEPHERD
+        assert best.probability > 0.5
+
+    def test_the_classifier_of_imagenet_is_what_the_package_makes(self, tmp_path):
+        write_imagenet(tmp_path / "made.safetensors")
+        assert (tmp_path / "made.safetensors").read_bytes() == model_path("imagenet").read_bytes()
+
+    def test_a_classifier_runs_without_pytorch(self, fitted, held, tmp_path):
+        fitted.save(tmp_path / "shapes.safetensors")
+        code = """
+from sppnet import Classifier, read_image_folder
+for name in ("imagenet", sys.argv[1]):
+    classifier = Classifier.load(name)
+    for views in ("full", "maps10"):
+        print(classifier.predict(sys.argv[2], views).top(1)[0].name)
+print(classifier.evaluate(read_image_folder(sys.argv[3], "val")).right.tolist())
+try:
+    classifier.fit(read_image_folder(sys.argv[3], "val"))
+except ValueError as error:
+    print(error)
+"""
+        path, _ = held[0]
+        found = without_pytorch(code, tmp_path / "shapes.safetensors", path, held.root).splitlines()
+        names = [
+            classifier.predict(path, views).top(1)[0].name
+            for classifier in (Classifier.load("imagenet"), fitted)
+            for views in ("full", "maps10")
+        ]
+        right = str(fitted.evaluate(held).right.tolist())
+        assert found == [*names, right, 'training a network needs PyTorch: pip install "sppnet[torch]"']
 
     def test_names_that_no_model_has(self, tmp_path):
         with pytest.raises(SppnetError, match=r"'imagnet', expected .* imagenet; did you mean imagenet\?"):
             Classifier.load("imagnet")
         with pytest.raises(FileNotFoundError, match=r"gone\.safetensors: found no such file"):
             Classifier.load(tmp_path / "gone.safetensors")
-        with pytest.raises(SppnetError, match=r"found sppnet-detector \d+, expected sppnet-network 2"):
+        with pytest.raises(SppnetError, match=r"found sppnet-detector \d+, expected sppnet-network 3"):
             Classifier.load("animals")
         with pytest.raises(SppnetError, match="device 'abacus'"):
             Classifier.load("imagenet", device="abacus")
@@ -401,5 +444,9 @@ def test_the_default_classifier_learns_on_a_pretrained_backbone(images, held):
     records = list(classifier.fit_epochs(images, held))
     assert [record.lr for record in records] == pytest.approx([0.01, 0.001])
     assert all(math.isfinite(record.loss) for record in records)
-    assert classifier.settings_.norm == 20
+    assert classifier.scorer_.settings.norm == 20
+    before, after = Backbone.shared("efficientnet-lite0", ("head",), 32), classifier.scorer_.backbone
+    changed = [n for n, v in before.parameters.items() if not np.array_equal(v, after.parameters[n])]
+    assert changed
+    assert not any("conv_stem" in name or "running" in name for name in changed)
     assert classifier.evaluate(images).top1 >= 0.75

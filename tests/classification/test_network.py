@@ -1,30 +1,40 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from sppnet.classification.architectures import ARCHITECTURES, Conv, Pool, WithinChannelNorm
-from sppnet.classification.file import load_network, save_network
-from sppnet.classification.network import NetworkSettings, build, imagenet_classifier
+from onnx import numpy_helper
+from sppnet.classification.file import StoredNetwork, load_network, save_network, titles_of
+from sppnet.classification.network import build, scorer_of
+from sppnet.classification.scorer import NetworkSettings
+from sppnet.features.architectures import ARCHITECTURES, Conv, Pool, WithinChannelNorm
+from sppnet.features.backbone import Backbone
 from sppnet.features.encoded import FeatureMaps
 from sppnet.features.geometry import Geometry
+from sppnet.features.graph import graph_of, make_graph, read_graph
+from sppnet.features.network import network_of
 from sppnet.features.projection import project
-from sppnet.features.timm import create_timm
-from sppnet.images import read_image, resize, shorter_side_size
 from sppnet.onnx.export import export_network
 
 CLASSES = ("cat", "dog", "owl")
 TIMM = "test_resnet"
-GERMAN_SHEPHERD = "n02106662"
 
 
 @pytest.fixture(autouse=True)
 def seed(threads):
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def named(backbone_file):
+    """Return a function from the name of a network, of the paper's or of timm's, to what stands for it."""
+    return lambda name: name if name in ARCHITECTURES else str(backbone_file(name))
 
 
 def tiny(name="zf5", **options):
@@ -182,13 +192,13 @@ def test_a_network_runs_under_autocast():
     ],
 )
 def test_geometry(name, geometry, cells):
-    network = build(tiny(name, width=1 / 64, hidden=())).train()
-    assert network.geometry == geometry
-    assert network.training
-    assert network.backbone.training
-    maps = network.backbone(torch.zeros(1, 3, 224, 224))[0]
-    assert maps.shape[1:] == (cells, cells)
-    whole = project(np.array([[0.0, 0.0, 224.0, 224.0]]), FeatureMaps((maps,), (geometry,), (1.0, 1.0), 224))
+    settings = tiny(name, width=1 / 64, hidden=())
+    backbone = scorer_of(build(settings), settings).backbone
+    assert (backbone.geometry, backbone.output_stride) == ((geometry,), geometry.stride)
+    (maps,) = backbone.maps(np.zeros((1, 224, 224, 3), np.uint8))
+    assert maps.shape[1:3] == (cells, cells)
+    found = FeatureMaps((maps[0].transpose(2, 0, 1),), (geometry,), (1.0, 1.0), 224)
+    whole = project(np.array([[0.0, 0.0, 224.0, 224.0]]), found)
     assert whole.tolist() == [[0, 0, cells, cells]]
 
 
@@ -258,8 +268,8 @@ def test_no_pyramid_takes_images_of_one_size():
 
 
 @pytest.mark.parametrize("name", ["zf5", TIMM])
-def test_dropout_and_hidden_layers(name):
-    network = build(tiny(name, width=1 / 16, hidden=(32, 48), dropout=0.25)).train()
+def test_dropout_and_hidden_layers(name, named):
+    network = build(tiny(named(name), width=1 / 16, hidden=(32, 48), dropout=0.25)).train()
     scaled = (2, 3) if name == "zf5" else (32, 48)
     first, second, last = network.head.children()
     assert [part for part, _ in first.named_children()] == ["linear", "relu"]
@@ -270,8 +280,8 @@ def test_dropout_and_hidden_layers(name):
 
 
 @pytest.mark.parametrize("name", ["zf5", TIMM])
-def test_pooled_vectors_are_scaled_to_one_norm(name):
-    network, plain = (build(tiny(name, norm=norm)).eval() for norm in (7.5, None))
+def test_pooled_vectors_are_scaled_to_one_norm(name, named):
+    network, plain = (build(tiny(named(name), norm=norm)).eval() for norm in (7.5, None))
     plain.load_state_dict(network.state_dict())
     images = pixels(3, 3, 64, 80)
     vectors = network.features(images, "spp5")
@@ -306,23 +316,30 @@ def test_width_multiplies_filters_and_units(width):
         ({"name": TIMM, "hidden": (0,)}, r"expected widths from 1 up .* found \(0, 3\)"),
         ({"levels": (3, 0)}, "levels"),
         ({"mode": "median"}, "median"),
-        ({"name": "zf6"}, "unknown backbone 'zf6'"),
+        (
+            {"name": "zf6"},
+            "found no backbone 'zf6', expected .*; the paper's networks are zf5, ",
+        ),
     ],
 )
-def test_settings_that_make_no_network(options, message):
+def test_settings_that_make_no_network(options, message, named):
+    options = options | ({"name": named(TIMM)} if options.get("name") == TIMM else {})
     with pytest.raises(ValueError, match=message):
         build(tiny()._replace(**options))
 
 
 @pytest.mark.parametrize("name", ["zf5", TIMM])
-def test_a_seed_determines_a_network_and_nothing_else(name):
+def test_a_seed_determines_a_network_and_nothing_else(name, named):
+    name = named(name)
     before = torch.random.get_rng_state()
-    one, same, other = (build(tiny(name), "random", seed).state_dict() for seed in (3, 3, 4))
+    one, same, other = (build(tiny(name), seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(7)
-    later = build(tiny(name), "random", 3).state_dict()
+    later = build(tiny(name), 3).state_dict()
     assert all(torch.equal(one[key], same[key]) and torch.equal(one[key], later[key]) for key in one)
-    weights = [key for key, value in one.items() if value.ndim > 1]
+    # A backbone has the weights of its file, whatever the seed.
+    drawn = "" if name in ARCHITECTURES else "head."
+    weights = [key for key, value in one.items() if value.ndim > 1 and key.startswith(drawn)]
     assert weights
     assert not any(torch.equal(one[key], other[key]) for key in weights)
 
@@ -337,38 +354,106 @@ def test_random_weights_have_the_deviations_that_they_should():
     assert not network.head.fc6.linear.bias.any()
 
 
-class TestFiles:
-    @pytest.mark.parametrize(
-        "settings",
-        [
-            tiny(),
-            tiny("overfeat7", levels=None, norm=3.0),
-            tiny("convnet5", levels=(4, 1), mode="average"),
-            tiny(TIMM),
-        ],
-    )
-    def test_round_trip(self, tmp_path, settings):
-        network, photos = build(settings, "random", 5), np.array([3, 2**64 - 1], np.uint64)
-        for value in network.state_dict().values():
-            if value.is_floating_point():
-                value.copy_(torch.rand(value.shape))
-        save_network(tmp_path / "a.safetensors", network, settings, {"epochs": 3}, photos)
-        loaded, described, about, photos = load_network(tmp_path / "a.safetensors")
-        assert described == settings
-        assert not loaded.training
-        expected, found = network.state_dict(), loaded.state_dict()
-        assert list(found) == list(expected)
-        assert all(torch.equal(found[key], expected[key]) for key in expected)
-        images = pixels(1, 3, 64, 64)
-        assert torch.equal(loaded(images), network.eval()(images))
-        assert about == {"epochs": 3}
-        assert photos.tolist() == [3, 2**64 - 1]
+def stored_of(settings, seed=5):
+    """Return a network with random numbers everywhere, as it learns and as it is stored."""
+    network = build(settings, seed)
+    torch.manual_seed(seed)
+    for name, value in network.state_dict().items():
+        if name.endswith("running_var"):
+            value.copy_(torch.rand(value.shape) + 0.5)
+        elif value.is_floating_point():
+            value.copy_((torch.rand(value.shape) - 0.3) / value[0].numel() ** 0.5)
+    titles = tuple(f"a {name}" for name in settings.classes)
+    photos = np.array([3, 2**64 - 1], np.uint64)
+    return network.eval(), StoredNetwork(scorer_of(network, settings), titles, {"epochs": 3}, photos)
 
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"name": "overfeat7", "levels": None, "norm": 3.0},
+        {"name": "convnet5", "levels": (4, 1), "mode": "average"},
+        {"name": TIMM},
+        {"name": TIMM, "hidden": (5,), "levels": (2,), "norm": 2.0},
+    ],
+)
+class TestWhatWasLearned:
     @pytest.fixture
-    def path(self, tmp_path):
+    def settings(self, options, named):
+        return tiny(**options | {"name": named(options.get("name", "zf5"))})
+
+    def test_it_gives_the_scores_of_the_network(self, settings):
+        network, stored = stored_of(settings)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.half().float() if parameter.ndim > 1 else parameter.data
+        sizes = [(64, 64)] if settings.levels is None else [(64, 64), (70, 91)]
+        for height, width in sizes:
+            images = pixels(2, 3, height, width, dtype=torch.uint8)
+            with torch.no_grad():
+                expected = network(images).numpy()
+            found = stored.scorer.scores(images.permute(0, 2, 3, 1).contiguous().numpy())
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+    def test_half_precision_changes_the_scores_little(self, settings):
+        network, stored = stored_of(settings)
+        images = pixels(2, 3, 64, 64, dtype=torch.uint8)
+        with torch.no_grad():
+            expected = network(images).numpy()
+        found = stored.scorer.scores(images.permute(0, 2, 3, 1).contiguous().numpy())
+        np.testing.assert_allclose(found, expected, rtol=0.01, atol=0.01 * np.abs(expected).max())
+
+    def test_a_file_holds_all_of_it(self, settings, tmp_path):
+        _, stored = stored_of(settings)
+        save_network(tmp_path / "a.safetensors", stored)
+        loaded = load_network(tmp_path / "a.safetensors")
+        assert loaded.scorer.settings == settings
+        assert loaded.scorer.backbone.signature == stored.scorer.backbone.signature
+        assert (loaded.titles, loaded.about) == (stored.titles, stored.about)
+        assert loaded.photos.tolist() == [3, 2**64 - 1]
+        image = pixels(1, 64, 64, 3, dtype=torch.uint8).numpy()
+        assert np.array_equal(loaded.scorer.scores(image), stored.scorer.scores(image))
+        save_network(tmp_path / "b.safetensors", loaded)
+        assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+    def test_pytorch_builds_its_backbone_again(self, settings):
+        _, stored = stored_of(settings)
+        backbone = stored.scorer.backbone
+        image = pixels(1, 64, 64, 3, dtype=torch.uint8)
+        standard = (image.float() - torch.tensor(backbone.mean)) / torch.tensor(backbone.std)
+        (found,) = network_of(backbone)(standard.permute(0, 3, 1, 2))
+        (expected,) = backbone.maps(image.numpy())
+        np.testing.assert_allclose(
+            found.permute(0, 2, 3, 1).numpy(), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
+        )
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "a.safetensors"
+    save_network(path, stored_of(tiny())[1])
+    return path.read_bytes()
+
+
+class TestFiles:
+    @pytest.fixture
+    def path(self, content, tmp_path):
         path = tmp_path / "a.safetensors"
-        save_network(path, build(tiny()), tiny())
+        path.write_bytes(content)
         return path
+
+    def test_weights_are_in_half_precision(self, path):
+        tensors = load_file(path)
+        kinds = {name: str(value.dtype) for name, value in tensors.items()}
+        expected = {"graph": "uint8", "photos": "uint64"}
+        for i in range(3):
+            expected |= {f"head.{i}.weights": "float16", f"head.{i}.offsets": "float32"}
+        assert kinds == expected
+        graph = graph_of(tensors["graph"].tobytes(), "a")
+        assert {p.dtype.name for p in map(numpy_helper.to_array, graph.model.graph.initializer)} == {
+            "float16",
+            "float32",
+        }
 
     def test_no_such_file(self, tmp_path):
         for path in (tmp_path / "gone.safetensors", tmp_path):
@@ -391,13 +476,13 @@ class TestFiles:
         [
             (None, "a safetensors file without a format mark"),
             ({"format": "pt"}, "pt"),
-            ({"format": "sppnet-network", "version": "1"}, "sppnet-network 1"),
+            ({"format": "sppnet-network", "version": "2"}, "sppnet-network 2"),
             ({"format": "sppnet-detector", "version": "1"}, "sppnet-detector 1"),
         ],
     )
     def test_another_format(self, tmp_path, facts, found):
-        save_file({"a": torch.zeros(2)}, tmp_path / "b.safetensors", facts)
-        with pytest.raises(ValueError, match=rf"b.safetensors: found {found}, expected sppnet-network 2$"):
+        save_file({"a": np.zeros(2)}, tmp_path / "b.safetensors", facts)
+        with pytest.raises(ValueError, match=rf"b.safetensors: found {found}, expected sppnet-network 3$"):
             load_network(tmp_path / "b.safetensors")
 
     @pytest.mark.parametrize(
@@ -405,72 +490,132 @@ class TestFiles:
         [
             {"classes": ["cat", "dog"]},
             {"classes": ["cat", "cat", "owl"]},
+            {"classes": []},
             {"levels": [2, 1]},
             {"levels": [0]},
-            {"width": 0.5},
-            {"size": 3},
-            {"name": "convnet5"},
-            {"name": "no-such-network"},
+            {"levels": [10**9]},
+            {"levels": None},
+            {"mode": "median"},
+            {"size": 0},
+            {"size": 10**9},
+            {"size": "large"},
+            {"norm": 0},
             {"colour": "red"},
         ],
     )
     def test_a_description_that_does_not_fit(self, path, change):
-        self.describe(path, json.dumps({**tiny()._asdict(), **change}))
-        with pytest.raises(
-            ValueError, match=r"a.safetensors: found a network that does not fit its description"
-        ):
-            load_network(path)
+        self.changed(path, network=json.dumps({**tiny()._asdict(), **change}))
+        self.refused(path)
 
+    @pytest.mark.parametrize("name", ["network", "titles", "about", "backbone"])
     @pytest.mark.parametrize("text", ["{", "[1]", "{}", "3", None])
-    def test_no_description(self, path, text):
-        self.describe(path, text)
-        with pytest.raises(
-            ValueError, match=r"a.safetensors: found a network that does not fit its description"
-        ):
+    def test_no_description(self, path, name, text):
+        if (name, text) == ("about", "{}"):
+            return
+        self.changed(path, **{name: text})
+        self.refused(path)
+
+    @pytest.mark.parametrize("name", ["head.0.weights", "head.2.weights", "head.1.offsets", "photos"])
+    def test_a_tensor_is_missing(self, path, name):
+        self.rewritten(path, lambda tensors: tensors.pop(name))
+        self.refused(path)
+
+    @pytest.mark.parametrize(
+        ("name", "shape"),
+        [("head.0.weights", (128, 3)), ("head.1.weights", (128,)), ("head.2.offsets", (2,))],
+    )
+    def test_a_tensor_of_another_shape(self, path, name, shape):
+        self.rewritten(path, lambda tensors: tensors.update({name: np.zeros(shape, np.float16)}))
+        self.refused(path)
+
+    def test_a_damaged_backbone(self, path):
+        self.rewritten(path, lambda tensors: tensors.update(graph=tensors["graph"][:-9]))
+        with pytest.raises(ValueError, match=r"a.safetensors, its backbone: found no whole ONNX file"):
             load_network(path)
 
-    def describe(self, path, text):
-        facts = {"format": "sppnet-network", "version": "2"} | ({} if text is None else {"network": text})
+    def refused(self, path):
+        with pytest.raises(
+            ValueError, match=r"a.safetensors: found a network that does not fit its description"
+        ) as caught:
+            load_network(path)
+        assert "\n" not in str(caught.value)
+
+    def changed(self, path, **texts):
+        with safe_open(path, "np") as file:
+            facts = {name: text for name, text in (file.metadata() | texts).items() if text is not None}
         save_file(load_file(path), path, facts)
 
-    def test_a_tensor_is_missing(self, path):
-        state = load_file(path)
-        del state["backbone.conv3.conv.bias"]
-        facts = {"format": "sppnet-network", "version": "2", "network": json.dumps(tiny()._asdict())}
-        save_file(state, path, facts)
-        with pytest.raises(
-            ValueError, match=r"a.safetensors: found a network that does not fit its description"
-        ):
+    def rewritten(self, path, change):
+        with safe_open(path, "np") as file:
+            facts = file.metadata()
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, facts)
+
+
+class TestShippedBackbone:
+    @pytest.fixture
+    def path(self, tmp_path):
+        """A network whose backbone came with sppnet and has not learned."""
+        path, settings = tmp_path / "a.safetensors", tiny("efficientnet-lite0", width=1, levels=(1,))
+        save_network(path, stored_as(settings))
+        return path
+
+    def test_the_file_names_it_with_its_digest(self, path):
+        assert "graph" not in load_file(path)
+        assert path.stat().st_size < 20_000
+        assert load_network(path).scorer.backbone is shipped_backbone()
+
+    def test_another_digest_is_told(self, path):
+        with safe_open(path, "np") as file:
+            facts = json.loads(file.metadata()["backbone"])
+        TestFiles().changed(path, backbone=json.dumps(facts | {"digest": "0" * 64}))
+        digests = f"with weights {shipped_backbone().digest[:16]}, expected {'0' * 16}$"
+        with pytest.raises(ValueError, match=rf"a.safetensors: found the backbone efficient.* {digests}"):
             load_network(path)
 
+    def test_one_that_learned_is_in_the_file(self, tmp_path):
+        path, settings = tmp_path / "a.safetensors", tiny("efficientnet-lite0", width=1, levels=(1,))
+        network = build(settings)
+        with torch.no_grad():
+            network.backbone.model.conv_stem.weight += 1
+        save_network(path, StoredNetwork(scorer_of(network, settings), CLASSES, {}, np.zeros(0, np.uint64)))
+        assert "graph" in load_file(path)
+        found = load_network(path).scorer.backbone.parameters["conv_stem.weight"]
+        expected = shipped_backbone().parameters["conv_stem.weight"] + 1
+        np.testing.assert_allclose(found, expected, atol=1e-3)
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A weights file of the whole network, with statistics that are not those of new layers."""
-    torch.manual_seed(1)
-    state = create_timm(TIMM).state_dict()
-    state = {key: v + 0.1 * torch.rand(v.shape) if v.is_floating_point() else v for key, v in state.items()}
-    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
-    save_file(state, path)
-    return path
+
+def stored_as(settings):
+    return StoredNetwork(scorer_of(build(settings), settings), CLASSES, {}, np.zeros(0, np.uint64))
 
 
-class TestTimm:
-    def test_a_network_on_a_pretrained_backbone_computes_what_the_backbone_computes(self, weights):
-        network = build(tiny(TIMM, levels=(2, 1)), str(weights)).eval()
-        model = create_timm(TIMM).eval()
-        model.load_state_dict(load_file(weights))
-        images = pixels(2, 3, 70, 90)
-        mean, std = (255 * torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
-        maps = model.forward_features((images - mean) / std)
-        torch.testing.assert_close(network.features(images, "conv5"), maps)
+def shipped_backbone():
+    return Backbone.shared("efficientnet-lite0", ("head",), 32)
+
+
+class TestBackbones:
+    def test_a_network_on_a_backbone_computes_what_the_backbone_computes(self, backbone_file):
+        path = backbone_file(TIMM)
+        network = build(tiny(str(path), levels=(2, 1))).eval()
+        images = pixels(2, 3, 70, 90, dtype=torch.uint8)
+        maps = network.features(images, "conv5").detach()
+        (expected,) = Backbone(path, ("head",), 32).maps(images.permute(0, 2, 3, 1).contiguous().numpy())
+        np.testing.assert_allclose(
+            maps.permute(0, 2, 3, 1).numpy(), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
+        )
         vector = torch.cat([F.adaptive_max_pool2d(maps, n).flatten(1) for n in (2, 1)], dim=1)
         torch.testing.assert_close(network.features(images, "spp5"), vector)
         assert list(network.layers) == ["conv5", "spp5", "fc6"]
 
     @pytest.mark.parametrize("pretrained", [True, False])
-    def test_batch_norm_statistics_stay_those_of_the_pretraining(self, weights, pretrained):
-        network = build(tiny(TIMM), str(weights) if pretrained else "random")
+    def test_batch_norm_statistics_stay_those_of_the_pretraining(self, backbone_file, pretrained, tmp_path):
+        path = backbone_file(TIMM)
+        if pretrained:
+            graph = read_graph(path)
+            path = tmp_path / "pretrained.onnx"
+            make_graph(graph.model, replace(graph.facts, source="a file")).save(path)
+        network = build(tiny(str(path)))
         before = {name: value.clone() for name, value in network.named_buffers()}
         network.eval()
         network.train()
@@ -481,22 +626,10 @@ class TestTimm:
         after = dict(network.named_buffers())
         assert {torch.equal(before[name], after[name]) for name in statistics} == {pretrained}
 
-    def test_no_weights_are_installed_for_most_backbones(self):
-        with pytest.raises(ValueError, match="no weights are installed"):
-            build(tiny(TIMM), None)
 
-
-def test_the_classifier_of_imagenet_knows_a_dog(shepherd):
-    state = torch.random.get_rng_state()
-    network, settings = imagenet_classifier()
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert len(settings.classes) == 1000
-    image = read_image(shepherd)
-    image = resize(image, *shorter_side_size(*image.shape[:2], 256))
-    with torch.inference_mode():
-        scores = network(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
-    assert settings.classes[int(scores.argmax())] == GERMAN_SHEPHERD
-    assert scores.softmax(0).max() > 0.5
+def test_titles_are_those_of_imagenet_where_a_name_is_a_wordnet_id():
+    assert titles_of(("n02124075", "cat", "n99999999")) == ("Egyptian cat", "cat", "n99999999")
+    assert titles_of(("cat", "dog")) == ("cat", "dog")
 
 
 def test_an_exported_network_gives_the_same_scores_at_any_size(tmp_path):
@@ -515,21 +648,10 @@ def test_an_exported_network_gives_the_same_scores_at_any_size(tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["zf5", "overfeat5", "resnet10t"])
-def test_the_smallest_image(name):
-    network = build(NetworkSettings(name, ("a", "b"), width=0.05, size=96))
-    side = network.smallest
-    assert network.map_of(side)[1] >= 1
-    if side > 1:
-        with pytest.raises(ValueError, match="too small"):
-            network.map_of(side - 1)
-    assert network.training
-
-
 def test_groups_hold_every_parameter_of_the_backbone_once_from_the_image_on():
     for name, count, first in (
         ("zf5", 5, "conv1.conv.weight"),
-        ("tf_efficientnet_lite0", 8, "model.conv_stem.1.weight"),
+        ("efficientnet-lite0", 8, "model.conv_stem.weight"),
     ):
         network = build(NetworkSettings(name, ("a", "b"), levels=(1,), width=0.05 if count == 5 else 1))
         groups = network.groups

@@ -122,7 +122,7 @@ class TestChoices:
         assert get_args(get_args(options.Mode)[0]) == ("max", "average")
         assert choices("detect train", "layer") == set(LAYERS)
         for name in options.SHIPPED:
-            assert name == "imagenet" or model_path(name).is_file()
+            assert model_path(name).is_file()
 
     def test_defaults_are_those_of_the_library(self):
         defaults = Detector().get_params()

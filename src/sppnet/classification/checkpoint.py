@@ -132,6 +132,8 @@ class Checkpointing:
             momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{name}"] = momentum
+        # NumPy has no bfloat16; as float32 every number is the same.
+        tensors = {n: v.float() if v.dtype == torch.bfloat16 else v for n, v in tensors.items()}
         facts = {"format": FORMAT, "version": VERSION, "progress": json.dumps(progress)}
         facts |= {"settings": json.dumps(dict(self.settings)), "data": json.dumps(dict(self.data))}
         write_tensors(self.path, tensors, facts)

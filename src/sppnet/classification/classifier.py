@@ -1,57 +1,36 @@
 """The classifier: a network with a pyramid, fitted to folders of photos, that names what an image shows.
 
 By default a pretrained backbone gets a pyramid and a new last layer; the paper's networks start from random
-weights, by the paper's recipe (section 3.1).
+weights, by the paper's recipe (section 3.1). Only a fit needs PyTorch.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from sppnet.arrays import FloatArray, Image, Pixels
-from sppnet.classification.architectures import ARCHITECTURES
-from sppnet.classification.batches import Batch, CentralCrops, CropBatches, Reading, Source, sample_components
-from sppnet.classification.checkpoint import Checkpointing, EpochRecord
-from sppnet.classification.file import load_network, save_network
-from sppnet.classification.network import (
-    DEFAULT_BACKBONE,
-    NetworkSettings,
-    SPPNet,
-    build,
-    imagenet_classifier,
-)
-from sppnet.classification.training import Recipe, launch, train
+from sppnet.classification.file import StoredNetwork, load_network, save_network, titles_of
+from sppnet.classification.scorer import Scorer
 from sppnet.classification.views import check_views, probabilities
 from sppnet.datasets.image_folder import LabelledImages
-from sppnet.errors import SppnetError
+from sppnet.errors import SppnetError, check_extra
 from sppnet.estimator import Estimator
 from sppnet.evaluation.classification import ClassificationReport, evaluate_classification
-from sppnet.features.backbone import check_device
-from sppnet.features.timm import RANDOM
-from sppnet.images import photo_keys, pixels_of
+from sppnet.features.backbone import DEFAULT
+from sppnet.images import pixels_of, readable_keys
 from sppnet.models import model_path
 from sppnet.parallel import in_order
 from sppnet.progress import StageTimer, Track, no_track
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    from sppnet.classification.checkpoint import Checkpointing, EpochRecord
 
-IMAGENET = "imagenet"
-"""Name of the classifier of ImageNet's 1,000 classes that comes with sppnet."""
-
-# For the vectors of a pretrained backbone: the mean norm to which the paper's code scales features
-# (section 4.1).
-PRETRAINED_NORM = 20.0
-# Finest levels first: the paper's, and one level less for the map of 7 x 7 cells of a timm network.
-_PAPER_LEVELS, _TIMM_LEVELS = (6, 3, 2, 1), (3, 2, 1)
 # What says where and how fast a classifier is fitted, and nothing of what comes out.
 _PLACE = ("device", "workers")
 
@@ -105,11 +84,11 @@ class Classifier(Estimator):
 
     Parameters
     ----------
-    network : str
-        A timm model name, or a network of the paper, which starts from random weights: ``"zf5"``,
-        ``"zf5-released"``, ``"convnet5"``, ``"overfeat5"``, ``"overfeat7"``.
-    weights : str, optional
-        Weights file of the whole timm network, or ``"random"``; by default the installed ImageNet weights.
+    network : str or path
+        ``"efficientnet-lite0"``, the backbone that comes with sppnet; the file of another, which ``sppnet
+        backbone make`` wrote; or a network of the paper, which starts from random weights: ``"zf5"``,
+        ``"zf5-released"``, ``"convnet5"``, ``"overfeat5"``, ``"overfeat7"``. A backbone whose file says that
+        its weights are random is not pretrained.
     levels : tuple of int, optional
         The pyramid. By default the paper's (6, 3, 2, 1) for its networks, and (3, 2, 1) for others; ``()`` is
         the paper's network without a pyramid, which takes images of one size only.
@@ -157,10 +136,10 @@ class Classifier(Estimator):
     ----------
     classes_ : tuple of str
         Names of the classes.
-    network_ : SPPNet
-        The network, in evaluation mode.
-    settings_ : NetworkSettings
-        What it was built from.
+    titles_ : tuple of str
+        What people call the classes: descriptions of ImageNet's WordNet ids, other names as they are.
+    scorer_ : Scorer
+        The network.
     photos_ : (n,) uint64
         Of each photo that it was fitted on a number, see `sppnet.images.photo_keys`.
     about_ : dict
@@ -175,16 +154,15 @@ class Classifier(Estimator):
     """
 
     classes_: tuple[str, ...]
-    network_: SPPNet
-    settings_: NetworkSettings
+    titles_: tuple[str, ...]
+    scorer_: Scorer
     photos_: npt.NDArray[np.uint64]
     about_: dict[str, Any]
 
     def __init__(
         self,
-        network: str = DEFAULT_BACKBONE,
+        network: str | Path = DEFAULT,
         *,
-        weights: str | None = None,
         levels: tuple[int, ...] | None = None,
         mode: str = "max",
         scales: tuple[int, ...] = (224, 180),
@@ -204,16 +182,12 @@ class Classifier(Estimator):
         precision: str = "32-true",
         seed: int = 0,
     ) -> None:
-        self.network, self.weights, self.levels, self.mode = network, weights, levels, mode
+        self.network, self.levels, self.mode = network, levels, mode
         self.scales, self.uniform, self.width = scales, uniform, width
         self.epochs, self.lr, self.backbone_lr, self.milestones = epochs, lr, backbone_lr, milestones
         self.weight_decay, self.batch_size, self.accumulate = weight_decay, batch_size, accumulate
         self.frozen, self.label_smoothing = frozen, label_smoothing
         self.workers, self.device, self.precision, self.seed = workers, device, precision, seed
-
-    @property
-    def _pretrained(self) -> bool:
-        return self.network not in ARCHITECTURES and self.weights != RANDOM
 
     def fit(
         self,
@@ -246,8 +220,8 @@ class Classifier(Estimator):
         Raises
         ------
         SppnetError
-            If something else than labelled images is given, a setting makes no network, or `checkpoint`
-            belongs to another fit.
+            If PyTorch is not installed, something else than labelled images is given, a setting makes no
+            network, or `checkpoint` belongs to another fit.
         TrainingError
             If the loss is not finite, or too many files cannot be read.
         """
@@ -267,82 +241,25 @@ class Classifier(Estimator):
 
         Under ``torchrun`` every process gets the same records and the same network.
         """
+        check_extra("torch", "training a network")
         _check_images(images)
         if validation is not None:
             _check_images(validation)
             validation = validation.relabelled(images.classes)
-        settings = self._network_settings(images.classes)
-        network = build(settings, self.weights, self.seed)
-        network.map_of(min(self.scales))
-        recipe = self._recipe(network)
-        fabric = launch(self.device, self.precision)
-        source, central = self._batches(images, validation, fabric)
-        records = train(
-            network,
-            _Tracked(source, recipe.epochs, no_track if fabric.global_rank else track),
-            recipe,
-            validation=central,
-            checkpointing=None if checkpoint is None else self._checkpointing(checkpoint, images, validation),
-            fabric=fabric,
-            seed=self.seed,
-        )
-        for record in records:
-            last = record
-            yield record
-        self.photos_ = _photos(images, fabric)
-        self.about_ = {"recipe": asdict(recipe), "images": len(images), "record": asdict(last)}
-        self.classes_, self.network_, self.settings_ = images.classes, network.eval(), settings
 
-    def _network_settings(self, classes: tuple[str, ...]) -> NetworkSettings:
-        paper, scales = self.network in ARCHITECTURES, self.scales
-        levels = (_PAPER_LEVELS if paper else _TIMM_LEVELS) if self.levels is None else self.levels
-        if not scales or min(scales) < 1:
-            raise SppnetError(f"found the scales {scales}, expected at least one, from 1 pixel up")
-        if not levels and (self.uniform or len(scales) > 1):
-            raise SppnetError("a network without a pyramid trains at one size; found several")
-        if not paper and (self.width != 1 or not levels):
-            raise SppnetError(
-                f"a width and no levels are for the paper's networks, {', '.join(ARCHITECTURES)}; "
-                f"found {self.network}"
-            )
-        return NetworkSettings(
-            self.network,
-            classes,
-            tuple(levels) or None,
-            self.mode,
-            width=self.width,
-            norm=PRETRAINED_NORM if self._pretrained else None,
-            size=max(scales),
-        )
+        from sppnet.classification.fit import fit
 
-    def _recipe(self, network: SPPNet) -> Recipe:
-        usual = Recipe.pretrained(len(network.groups), self.epochs) if self._pretrained else Recipe()
-        names = "epochs", "backbone_lr", "milestones", "frozen", "label_smoothing"
-        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return replace(
-            usual, lr=self.lr, weight_decay=self.weight_decay, accumulate=self.accumulate, **chosen
+        checkpointing = None if checkpoint is None else self._checkpointing(checkpoint, images, validation)
+        self.scorer_, self.photos_, self.about_ = yield from fit(
+            self, images, validation, checkpointing, track
         )
-
-    def _batches(
-        self, images: LabelledImages, validation: LabelledImages | None, fabric: Fabric
-    ) -> tuple[CropBatches, CentralCrops | None]:
-        size = self.batch_size or (32 if self._pretrained else 128)
-        reading = Reading(self.workers, world=fabric.world_size, rank=fabric.global_rank)
-        source = CropBatches(
-            images,
-            min(size, len(images)),
-            self.scales,
-            uniform=self.uniform,
-            components=sample_components(images, seed=self.seed),
-            seed=self.seed,
-            reading=reading,
-        )
-        central = None if validation is None else CentralCrops(validation, size, max(self.scales), reading)
-        return source, central
+        self.classes_, self.titles_ = images.classes, titles_of(images.classes)
 
     def _checkpointing(
         self, path: str | Path, images: LabelledImages, validation: LabelledImages | None
     ) -> Checkpointing:
+        from sppnet.classification.checkpoint import Checkpointing
+
         data = {"images": images.contents}
         if validation is not None:
             data["validation images"] = validation.contents
@@ -350,7 +267,8 @@ class Classifier(Estimator):
 
     def _lasting(self) -> dict[str, Any]:
         """Return the settings that what is fitted depends on."""
-        return {name: value for name, value in self.get_params(deep=False).items() if name not in _PLACE}
+        settings = {name: value for name, value in self.get_params(deep=False).items() if name not in _PLACE}
+        return settings | {"network": str(self.network)}
 
     def predict(self, image: Image, views: str | None = None) -> ClassScores:
         """Compute how probable each class is for an image.
@@ -383,19 +301,12 @@ class Classifier(Estimator):
             If there are no such views, or the network has no pyramid and they need one.
         """
         self._check_fitted()
-        chosen = views or ("full" if self.network_.takes_any_size else "one")
-        check_views(self.network_, chosen)
+        chosen = views or ("full" if self.scorer_.takes_any_size else "one")
+        check_views(self.scorer_, chosen)
         return chosen
 
     def _scores(self, pixels: Pixels, views: str) -> ClassScores:
-        found = probabilities(self.network_, pixels, views).numpy()
-        return ClassScores(found, self.classes_, self.titles)
-
-    @property
-    def titles(self) -> tuple[str, ...]:
-        """What people call the classes: descriptions of WordNet ids, other names as they are."""
-        self._check_fitted()
-        return _titles(self.classes_)
+        return ClassScores(probabilities(self.scorer_, pixels, views), self.classes_, self.titles_)
 
     def stream(
         self, images: Iterable[Image], views: str | None = None
@@ -486,7 +397,7 @@ class Classifier(Estimator):
     def seen(self, images: LabelledImages) -> int:
         """Return how many of some images are among those that the classifier was fitted on."""
         self._check_fitted()
-        return int(np.isin(_keys(path for path, _ in images), self.photos_).sum())
+        return int(np.isin(readable_keys(path for path, _ in images), self.photos_).sum())
 
     def save(self, path: str | Path) -> None:
         """Write the classifier to one safetensors file that says everything needed to run it.
@@ -500,7 +411,7 @@ class Classifier(Estimator):
         """
         self._check_fitted()
         about = {**self.about_, "classifier": self._lasting()}
-        save_network(path, self.network_, self.settings_, about, self.photos_)
+        save_network(path, StoredNetwork(self.scorer_, self.titles_, about, self.photos_))
 
     @classmethod
     def load(cls, name: str | Path, *, device: str = "cpu") -> Classifier:
@@ -511,7 +422,7 @@ class Classifier(Estimator):
         name : path or str
             A file, or ``"imagenet"``: the default backbone with its own classifier of 1,000 classes.
         device : str
-            ``"cpu"``, or a PyTorch device.
+            Where the backbone runs: ``"cpu"``, or a device of PyTorch's.
 
         Raises
         ------
@@ -521,63 +432,13 @@ class Classifier(Estimator):
         FileNotFoundError
             If there is no such file.
         """
-        check_device(device)
-        path = None if str(name) == IMAGENET else model_path(name, others=(IMAGENET,))
-        if path is None:
-            network, settings = imagenet_classifier()
-            about: dict[str, Any] = {}
-            photos = np.zeros(0, np.uint64)
-        else:
-            network, settings, about, photos = load_network(path)
-        params = about.pop("classifier", None) or _settings_of(settings)
+        scorer, titles, about, photos = load_network(model_path(name), device)
+        params = about.pop("classifier", {})
         classifier = cls(device=device)
         classifier.set_params(**{k: tuple(v) if isinstance(v, list) else v for k, v in params.items()})
-        classifier.classes_, classifier.network_ = settings.classes, network.to(device)
-        classifier.settings_, classifier.about_, classifier.photos_ = settings, about, photos
+        classifier.classes_, classifier.titles_, classifier.scorer_ = scorer.settings.classes, titles, scorer
+        classifier.about_, classifier.photos_ = about, photos
         return classifier
-
-
-def _settings_of(settings: NetworkSettings) -> dict[str, Any]:
-    """Return the settings of a classifier that builds such a network, as far as it has them."""
-    return {
-        "network": settings.name,
-        "levels": settings.levels or (),
-        "mode": settings.mode,
-        "width": settings.width,
-        "scales": (settings.size,),
-    }
-
-
-class _Tracked:
-    """A source whose batches move a display of progress."""
-
-    def __init__(self, source: Source, epochs: int, track: Track) -> None:
-        self._source, self._total, self._track = source, epochs * len(source), track
-        self._ticks: Iterator[Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def batch_size(self) -> int:
-        """Most images of a batch over all processes."""
-        return self._source.batch_size
-
-    def side_of(self, number: int) -> int:
-        """Return the side of the images of an epoch in pixels."""
-        return self._source.side_of(number)
-
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch from batch `start` on."""
-        done = number * len(self) + start
-        if self._ticks is None:
-            # Only the batches still to come: the time left is theirs, at the speed of this run alone.
-            self._ticks = iter(self._track(range(done, self._total), "Training"))
-        for i, batch in enumerate(self._source.epoch(number, start), done + 1):
-            next(self._ticks, None)
-            yield batch
-            if i == self._total:
-                next(self._ticks, None)  # So that the display knows of the end.
 
 
 def _check_images(images: object) -> None:
@@ -596,34 +457,3 @@ def _read(image: Image) -> Pixels | SppnetError | OSError:
         return pixels_of(image)
     except (SppnetError, OSError) as error:
         return error
-
-
-def _keys(paths: Iterable[Path]) -> npt.NDArray[np.uint64]:
-    """Return the key of each photo that can be read."""
-
-    def key(path: Path) -> npt.NDArray[np.uint64]:
-        try:
-            return photo_keys([path])
-        except OSError:
-            return np.zeros(0, np.uint64)  # It was named in training.
-
-    return np.concatenate([np.zeros(0, np.uint64), *map(key, paths)])
-
-
-def _photos(images: LabelledImages, fabric: Fabric) -> npt.NDArray[np.uint64]:
-    """Return the keys of all photos, sorted; each process reads its share of them."""
-    own = _keys(images[i][0] for i in range(fabric.global_rank, len(images), fabric.world_size))
-    shares = [own] * fabric.world_size
-    if fabric.world_size > 1:
-        torch.distributed.all_gather_object(shares, own)
-    return np.unique(np.concatenate(shares))
-
-
-@functools.lru_cache(maxsize=8)
-def _titles(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the titles of classes; finding them takes timm's tables."""
-    from timm.data.imagenet_info import ImageNetInfo
-
-    info = ImageNetInfo()
-    known = set(info.label_names())  # type: ignore[no-untyped-call]
-    return tuple(info.label_name_to_description(name) if name in known else name for name in classes)

@@ -1,31 +1,34 @@
-"""SPP-net: a backbone of the paper's or of any timm network, a pyramid, and fully connected layers.
+"""SPP-net as it learns, in PyTorch: a backbone of the paper's or of timm's, a pyramid, full layers.
 
 With a pyramid a network takes images of any size; with the paper's last pooling instead, of one size only
-(sections 2 and 3.1, table 1).
+(sections 2 and 3.1, table 1). What it has learned becomes a `sppnet.classification.scorer.Scorer`.
 """
 
 from __future__ import annotations
 
-import copy
-import math
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
-from typing import NamedTuple, cast
+from typing import Any, cast
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sppnet.classification.architectures import ARCHITECTURES, Layers, fully_connected, scaled
+from sppnet.arrays import to_numpy
+from sppnet.classification.scorer import NetworkSettings, Scorer
 from sppnet.errors import SppnetError
-from sppnet.features.geometry import Geometry
-from sppnet.features.timm import HEAD, RANDOM, Stages, create_timm, fix_same_padding, load_weights
-from sppnet.features.tracing import derive_geometry
+from sppnet.features.architectures import ARCHITECTURES, Convolutions, staged
+from sppnet.features.backbone import Backbone
+from sppnet.features.making import Origin, make
+from sppnet.features.network import network_of
+from sppnet.features.timm import PREFIX, RANDOM, Stages
+from sppnet.linear import Linear
 from sppnet.pooling.bins import LEVELS, pyramid_length
 from sppnet.pooling.layer import SpatialPyramidPooling
 
-DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+# Mean and deviation of pixels, 0 to 1, for the paper's networks.
+_MEAN, _STD = (128 / 255,) * 3, (64 / 255,) * 3
 
 
 class TimmBackbone(Stages):
@@ -40,7 +43,7 @@ class TimmBackbone(Stages):
     """
 
     def __init__(self, model: nn.Module, statistics: bool) -> None:
-        super().__init__(model, (HEAD,))
+        super().__init__(model, ("head",))
         self.statistics = statistics
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -99,8 +102,6 @@ class SPPNet(nn.Module):
     ----------
     backbone, pool, head : nn.Module
         ``head(pool(backbone(standardise(images))))`` is what the network computes.
-    map_side : int
-        Rows, and columns, of the map of an image of its own size.
     """
 
     mean: Tensor
@@ -116,8 +117,8 @@ class SPPNet(nn.Module):
         dropout: float = 0.5,
         norm: float | None = None,
         size: int = 224,
-        mean: Sequence[float] = (128.0, 128.0, 128.0),
-        std: Sequence[float] = (64.0, 64.0, 64.0),
+        mean: Sequence[float] = (128.0,) * 3,
+        std: Sequence[float] = (64.0,) * 3,
         depth: int = 5,
     ) -> None:
         super().__init__()
@@ -127,7 +128,6 @@ class SPPNet(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         channels, cells = self.map_of(size)
-        self.map_side = math.isqrt(cells)
         self.pool = nn.Flatten() if levels is None else SpatialPyramidPooling(levels, mode)
         bins = cells if levels is None else pyramid_length(1, levels)
         self.head = fully_connected(channels * bins, head, dropout, depth + 1, norm)
@@ -153,18 +153,6 @@ class SPPNet(nn.Module):
             self.backbone.train(training)
         return maps.shape[1], maps.shape[2] * maps.shape[3]
 
-    @cached_property
-    def smallest(self) -> int:
-        """Side in pixels of the smallest image that the backbone takes."""
-
-        def fits(size: int) -> bool:
-            try:
-                return bool(self.map_of(size))
-            except SppnetError:
-                return False
-
-        return bisect_left(range(self.size), True, key=fits)
-
     @property
     def layers(self) -> dict[str, nn.Module]:
         """The layers by name, in order: those of the backbone, the pooling, those of the head."""
@@ -182,16 +170,6 @@ class SPPNet(nn.Module):
             return self.backbone.groups()
         children = (list(child.parameters()) for child in self.backbone.children())
         return [parameters for parameters in children if parameters]
-
-    @cached_property
-    def geometry(self) -> Geometry:
-        """Where the cells of the map lie in the image."""
-        # On a copy: where the network itself lies and whether it trains makes no difference here.
-        backbone = copy.deepcopy(self.backbone).to("cpu", torch.float32).eval()
-        # Inference mode runs other operators than those that are followed.
-        with torch.inference_mode(False):
-            (geometry,), _ = derive_geometry(lambda x: (backbone(x),))
-        return geometry
 
     @property
     def takes_any_size(self) -> bool:
@@ -246,60 +224,72 @@ class SPPNet(nn.Module):
         return x
 
 
-class NetworkSettings(NamedTuple):
-    """What a network is built from; stored in its file.
+class VectorNorm(nn.Module):
+    """Scale vectors (N, D) to one Euclidean norm, so that learning does not depend on their length."""
 
-    Attributes
+    def __init__(self, norm: float) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Scale vectors."""
+        return F.normalize(vectors) * self.norm
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows between the parentheses."""
+        return f"norm={self.norm}"
+
+
+def fully_connected(
+    inputs: int, widths: Sequence[int], dropout: float, number: int, norm: float | None
+) -> nn.Sequential:
+    """Return fully connected layers, the first under the name ``fc<number>``.
+
+    Parameters
     ----------
-    name : str
-        A key of `ARCHITECTURES`, or a timm model name.
-    classes : tuple of str
-        Names of the classes.
-    levels : tuple of int or None
-        The pyramid; None is the paper's last pooling instead.
-    mode : {"max", "average"}
-        What is kept of a bin.
-    hidden : tuple of int or None
-        Widths of the hidden fully connected layers; by default the paper's 4096, 4096 times `width` for its
-        networks, none for others.
-    width : float
-        Factor on all numbers of filters and units of the paper's networks.
+    inputs : int
+        Length of the vectors that they take.
+    widths : sequence of int
+        Units of each layer; hidden ones have ReLU, and dropout after it.
     dropout : float
         Share of hidden units left out in training.
-    norm : float or None
-        Euclidean norm to which pooled vectors are scaled; None leaves them.
-    size : int
-        Side of the square images that the network is made for.
+    number : int
+        Place of the first layer among all that the paper counts.
+    norm : float, optional
+        Euclidean norm to which the vectors are scaled first.
     """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, width in enumerate(widths):
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        if i:
+            parts["dropout"] = nn.Dropout(dropout)
+        elif norm is not None:
+            parts["norm"] = VectorNorm(norm)
+        parts["linear"] = nn.Linear(inputs, width)
+        if i < len(widths) - 1:
+            parts["relu"] = nn.ReLU()
+        layers[f"fc{number + i}"] = nn.Sequential(parts)
+        inputs = width
+    return nn.Sequential(layers)
 
-    name: str
-    classes: tuple[str, ...]
-    levels: tuple[int, ...] | None = LEVELS
-    mode: str = "max"
-    hidden: tuple[int, ...] | None = None
-    width: float = 1.0
-    dropout: float = 0.5
-    norm: float | None = None
-    size: int = 224
 
-
-def build(settings: NetworkSettings, weights: str | None = RANDOM, seed: int = 0) -> SPPNet:
-    """Build a network with new weights, or on a pretrained backbone.
+def build(settings: NetworkSettings, seed: int = 0) -> SPPNet:
+    """Build a network on a backbone, or one of the paper's with random weights.
 
     Parameters
     ----------
     settings : NetworkSettings
         What the network is.
-    weights : str or None
-        For a timm network: a weights file of the whole network, None for the installed ImageNet weights (see
-        `sppnet.features.backbone.Backbone`), or ``"random"``. The paper's networks start from random weights.
     seed : int
         Seed of the random weights: He et al.'s for convolutions, deviation 0.01 for fully connected layers.
+        A backbone starts from the weights of its file.
 
     Raises
     ------
     SppnetError
-        If a setting makes no network.
+        If a setting makes no network, or there is no such backbone.
+    FileNotFoundError
+        If there is no such file.
     """
     if len(set(settings.classes)) != len(settings.classes) or not settings.classes:
         raise SppnetError(f"expected distinct class names, at least one, found {settings.classes}")
@@ -307,39 +297,52 @@ def build(settings: NetworkSettings, weights: str | None = RANDOM, seed: int = 0
         raise SppnetError(f"found the width {settings.width}, expected a factor above 0, at most 4")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _paper(settings) if settings.name in ARCHITECTURES else _on_timm(settings, weights)
+        network = _paper(settings) if settings.name in ARCHITECTURES else _on_backbone(settings)
     return network.to(memory_format=torch.channels_last)
+
+
+def start_of(name: str) -> Backbone:
+    """Return the backbone that a network is built on, by its name or file.
+
+    Raises
+    ------
+    SppnetError, FileNotFoundError
+        See `Backbone`.
+    """
+    try:
+        return Backbone.shared(name, ("head",), 32)
+    except FileNotFoundError:
+        raise
+    except SppnetError as error:
+        raise SppnetError(f"{error}; the paper's networks are {', '.join(ARCHITECTURES)}") from None
 
 
 def _paper(settings: NetworkSettings) -> SPPNet:
     architecture = ARCHITECTURES[settings.name]
-    backbone, channels = Layers(settings.width), 3
-    for layer in architecture.layers:
-        channels = backbone.add(layer, channels)
-    if settings.levels is None:
-        backbone.add(architecture.last, channels)
+    filters = [_scaled(count, settings.width) for count in architecture.filters]
     hidden = (4096, 4096) if settings.hidden is None else settings.hidden
     network = SPPNet(
-        nn.Sequential(backbone.children),
+        Convolutions(settings.name, filters, pooled=settings.levels is None),
         settings.levels,
-        (*(scaled(width, settings.width) for width in hidden), len(settings.classes)),
+        (*(_scaled(width, settings.width) for width in hidden), len(settings.classes)),
         mode=settings.mode,
         dropout=settings.dropout,
         norm=settings.norm,
         size=settings.size,
-        depth=architecture.depth,
+        depth=len(filters),
     )
-    _initialise(network)
-    return network
-
-
-def _initialise(network: SPPNet) -> None:
-    """He et al.'s weights for convolutions, which suit any width; the released ones for full layers."""
+    # He et al.'s weights for convolutions, which suit any width; the released ones for full layers.
     for module in network.backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(cast(Tensor, module.bias))
     _initialise_head(network)
+    return network
+
+
+def _scaled(count: int, width: float) -> int:
+    """Return a number of filters or units times a factor, at least 1."""
+    return max(1, round(count * width))
 
 
 def _initialise_head(network: SPPNet) -> None:
@@ -349,42 +352,50 @@ def _initialise_head(network: SPPNet) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _on_timm(settings: NetworkSettings, weights: str | None) -> SPPNet:
-    model = create_timm(settings.name)
-    load_weights(model, settings.name, weights)
-    fix_same_padding(model)
-    model.reset_classifier(0)  # type: ignore[operator]
-    backbone = TimmBackbone(model, statistics=weights == RANDOM)
+def _on_backbone(settings: NetworkSettings) -> SPPNet:
+    backbone = start_of(settings.name)
+    model = network_of(backbone).model
+    model.reset_classifier(0)
     network = SPPNet(
-        backbone,
+        TimmBackbone(model.requires_grad_(), statistics=backbone.graph.facts.source == RANDOM),
         settings.levels,
         (*(settings.hidden or ()), len(settings.classes)),
         mode=settings.mode,
         dropout=settings.dropout,
         norm=settings.norm,
         size=settings.size,
-        mean=[255 * value for value in backbone.mean],
-        std=[255 * value for value in backbone.std],
+        mean=backbone.mean,
+        std=backbone.std,
     )
     _initialise_head(network)
-    return network
+    return network.train()
 
 
-def imagenet_classifier() -> tuple[SPPNet, NetworkSettings]:
-    """Return the default backbone with its own classifier of the 1,000 classes of ImageNet.
+def scorer_of(network: SPPNet, settings: NetworkSettings, device: str = "cpu") -> Scorer:
+    """Return what a network has learned, with the weights of its layers in half precision.
 
-    The classes are WordNet ids, as ImageNet's folders are named; its pyramid is the single average that the
-    network was trained with.
+    Parameters
+    ----------
+    network : SPPNet
+        Left as it is.
+    settings : NetworkSettings
+        What it was built from.
+    device : str
+        Where the backbone is to run.
     """
-    from timm.data.imagenet_info import ImageNetInfo
+    state = {name: value.detach().cpu().float() for name, value in network.backbone.state_dict().items()}
+    if settings.name in ARCHITECTURES:
+        pooled = settings.levels is None
+        origin = Origin(settings.name, settings.name, _MEAN, _STD, source="training")
+        convolutions = staged(settings.name, state, pooled)
+        graph = make({ARCHITECTURES[settings.name].stride(pooled): convolutions}, origin)
+    else:
+        start = start_of(settings.name).graph
+        graph = start.with_parameters({n: to_numpy(state[f"{PREFIX}{n}"]) for n in start.parameters})
+    layers = [m for m in network.head.modules() if isinstance(m, nn.Linear)]
+    head = tuple(Linear(_halved(layer.weight), to_numpy(layer.bias).astype(np.float32)) for layer in layers)
+    return Scorer(settings, Backbone(graph, ("head",), next(iter(graph.facts.strides)), device), head)
 
-    classes = tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]
-    settings = NetworkSettings(DEFAULT_BACKBONE, classes, levels=(1,), mode="average")
-    network = build(settings, weights=None)
-    with torch.random.fork_rng(devices=[]):
-        model = create_timm(DEFAULT_BACKBONE)
-    load_weights(model, DEFAULT_BACKBONE, None)
-    network.head.load_state_dict(
-        {f"fc6.linear.{name}": value for name, value in model.get_classifier().state_dict().items()}  # type: ignore[operator]
-    )
-    return network.eval(), settings
+
+def _halved(weights: Any) -> Any:
+    return to_numpy(weights).astype(np.float16).astype(np.float32)

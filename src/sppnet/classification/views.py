@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from sppnet.arrays import IntArray, Pixels
+from sppnet.arrays import FloatArray, IntArray, Pixels
 from sppnet.boxes import flip
 from sppnet.classification.augment import central_crop, resize_shorter
-from sppnet.classification.network import SPPNet
+from sppnet.classification.scorer import Scorer
 from sppnet.errors import SppnetError
 from sppnet.images import resize, view_windows, whole_image_size
-from sppnet.pooling.layer import SpatialPyramidPooling
-from sppnet.pooling.regions import pool_regions
 
 # Shorter sides for views of 224 x 224 (section 3.1.5).
 SCALES = (224, 256, 300, 360, 448, 560)
@@ -30,13 +26,13 @@ WHOLE = 256
 _REFERENCE = 224
 
 
-def probabilities(network: SPPNet, image: Pixels, views: str = "full") -> Tensor:
+def probabilities(scorer: Scorer, image: Pixels, views: str = "full") -> FloatArray:
     """Compute how probable each class is for an image.
 
     Parameters
     ----------
-    network : SPPNet
-        In evaluation mode. Sizes below are for networks of ``size`` 224 and in proportion for others.
+    scorer : Scorer
+        Sizes below are for networks of ``size`` 224 and in proportion for others.
     image : (H, W, 3) uint8 RGB
     views : str
         ``"one"``: the central crop, shorter side 256. ``"ten"``: crops of centre and corners and their flips.
@@ -47,63 +43,51 @@ def probabilities(network: SPPNet, image: Pixels, views: str = "full") -> Tensor
 
     Returns
     -------
-    (K,) float32 tensor
-        On the CPU, sums to 1.
+    (K,) float32
+        Sums to 1.
 
     Raises
     ------
     SppnetError
         Unknown views, or views that a network without a pyramid cannot take.
     """
-    check_views(network, views)
-    with torch.inference_mode():
-        return VIEWS[views](network, image).float().softmax(dim=1).mean(dim=0).cpu()
+    check_views(scorer, views)
+    scores = VIEWS[views](scorer, image)
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    means: FloatArray = (shares / shares.sum(axis=1, keepdims=True)).mean(axis=0)
+    return means
 
 
-def check_views(network: SPPNet, views: str) -> None:
+def check_views(scorer: Scorer, views: str) -> None:
     """Raise the error that `probabilities` would raise for these views."""
     if views not in VIEWS:
         raise SppnetError(f"found the views {views!r}, expected one of {', '.join(VIEWS)}")
-    if views not in _CROPS and not network.takes_any_size:
+    if views not in _CROPS and not scorer.takes_any_size:
         raise SppnetError(
             f"the views {views!r} need a network with a pyramid, expected {' or '.join(_CROPS)}"
         )
 
 
-def side_of(network: SPPNet, scale: int) -> int:
+def side_of(scorer: Scorer, scale: int) -> int:
     """Return the side that is `scale` for a network of size 224."""
-    return round(network.size * scale / _REFERENCE)
+    return round(scorer.settings.size * scale / _REFERENCE)
 
 
-def _batch(network: SPPNet, images: Sequence[Pixels]) -> Tensor:
-    """Return images of one size as (N, 3, H, W), channels last in memory, on the network's device."""
-    height, width = images[0].shape[:2]
-    # Only strips come out smaller than the network's own size.
-    if min(height, width) < network.size and min(height, width) < network.smallest:
-        raise SppnetError(
-            f"found an image that becomes {height} x {width} pixels, expected at least {network.smallest} "
-            "each way for the network; cut it into parts"
-        )
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(network.mean.device)
+def _one(scorer: Scorer, image: Pixels) -> FloatArray:
+    return scorer.scores(central_crop(image, scorer.settings.size)[None])
 
 
-def _one(network: SPPNet, image: Pixels) -> Tensor:
-    scores: Tensor = network(_batch(network, [central_crop(image, network.size)]))
-    return scores
+def _ten(scorer: Scorer, image: Pixels) -> FloatArray:
+    resized = resize_shorter(image, side_of(scorer, WHOLE))
+    places = _windows(resized, scorer.settings.size, middles=False)
+    crops = [resized[y1:y2, x1:x2] for x1, y1, x2, y2 in places]
+    return scorer.scores(np.stack([*crops, *(crop[:, ::-1] for crop in crops)]))
 
 
-def _ten(network: SPPNet, image: Pixels) -> Tensor:
-    resized = resize_shorter(image, side_of(network, WHOLE))
-    crops = [resized[y1:y2, x1:x2] for x1, y1, x2, y2 in _windows(resized, network.size, middles=False)]
-    scores: Tensor = network(_batch(network, [*crops, *(crop[:, ::-1] for crop in crops)]))
-    return scores
-
-
-def _full(network: SPPNet, image: Pixels) -> Tensor:
+def _full(scorer: Scorer, image: Pixels) -> FloatArray:
     height, width = image.shape[:2]
-    resized = resize(image, *whole_image_size(height, width, side_of(network, WHOLE)))
-    scores: Tensor = network(_batch(network, [resized]))
-    return scores
+    resized = resize(image, *whole_image_size(height, width, side_of(scorer, WHOLE)))
+    return scorer.scores(resized[None])
 
 
 def _windows(image: Pixels, size: int, middles: bool) -> IntArray:
@@ -112,43 +96,37 @@ def _windows(image: Pixels, size: int, middles: bool) -> IntArray:
 
 
 def _on_maps(
-    network: SPPNet, image: Pixels, *, scales: Sequence[int], middles: bool = False, whole: bool = False
-) -> Tensor:
+    scorer: Scorer, image: Pixels, *, scales: Sequence[int], middles: bool = False, whole: bool = False
+) -> FloatArray:
     """Score windows of the maps of an image and its flip at each scale; `whole` adds the maps at `WHOLE`."""
     pooled = []
     for scale in scales:
-        resized = resize_shorter(image, side_of(network, scale))
-        maps = network.backbone(network.standardise(_batch(network, [resized, resized[:, ::-1]])))
-        windows = _windows(resized, network.size, middles)
+        resized = resize_shorter(image, side_of(scorer, scale))
+        maps = scorer.maps(np.stack([resized, resized[:, ::-1]]))
+        windows = _windows(resized, scorer.settings.size, middles)
         flipped = flip(windows, resized.shape[1])
-        cells = [_cells(network, maps[0], windows), _cells(network, maps[1], flipped)]
+        cells = [_cells(scorer, maps[0], windows), _cells(scorer, maps[1], flipped)]
         if whole and scale == WHOLE:
             cells = [np.concatenate([c, [[0, 0, maps.shape[3], maps.shape[2]]]]) for c in cells]
         index = np.repeat([0, 1], [len(c) for c in cells])
-        pooled.append(_pooled(network, maps, np.concatenate(cells), index))
-    scores: Tensor = network.head(torch.cat(pooled))
-    return scores
+        pooled.append(scorer.windows(maps, np.concatenate(cells), index))
+    return scorer.head(np.concatenate(pooled))
 
 
-def _cells(network: SPPNet, maps: Tensor, windows: IntArray) -> IntArray:
+def _cells(scorer: Scorer, maps: Any, windows: IntArray) -> IntArray:
     """Return the cells of views on a map (C, h, w): as many as the map of a crop has, at the nearest place.
 
     Cell ``u`` of a crop that begins at pixel x lies where cell ``u + x / stride`` of the image does. The rule
     for candidate windows (`sppnet.features.projection.project`) has a tolerance at their borders, and would
     often give a view a row or column more than the network was trained with.
     """
-    side = network.map_side
+    side, (geometry,) = scorer.map_side, scorer.backbone.geometry
     ends = np.array([maps.shape[2], maps.shape[1]]) - side
-    starts = np.floor(windows[:, :2] / network.geometry.stride + 0.5).astype(np.int64).clip(0, ends)
+    starts = np.floor(windows[:, :2] / geometry.stride + 0.5).astype(np.int64).clip(0, ends)
     return np.concatenate([starts, starts + side], axis=1)
 
 
-def _pooled(network: SPPNet, maps: Tensor, windows: IntArray, index: IntArray) -> Tensor:
-    pyramid = cast(SpatialPyramidPooling, network.pool)
-    return pool_regions(maps, windows, pyramid.levels, mode=pyramid.mode, index=index)
-
-
-VIEWS: dict[str, Callable[[SPPNet, Pixels], Tensor]] = {
+VIEWS: dict[str, Callable[[Scorer, Pixels], FloatArray]] = {
     "one": _one,
     "ten": _ten,
     "full": _full,

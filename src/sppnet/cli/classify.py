@@ -22,7 +22,7 @@ _MODEL = "Network file, or imagenet for ImageNet's 1,000 classes."
 _DATA = "Folder with a folder for each class, or a CSV of path,label."
 _VIEWS = "What is looked at; default: full, or one where there is no pyramid."
 _VALIDATION = "Split measured after each epoch, or none; default: val, if any."
-_NETWORK = "zf5, convnet5, overfeat5, overfeat7, or a timm model name."
+_NETWORK = "zf5, convnet5, overfeat5, overfeat7, efficientnet-lite0, or a backbone's file (.onnx)."
 _LEVELS = "Pyramid, between commas; none: the paper's last pooling, one size only."
 _BACKBONE_LR = "Factor of the learning rate for the backbone, 0 to freeze it; default: 1, pretrained 0.5."
 _MILESTONES = "Epochs at which the learning rate falls to a tenth; default: when the error stalls."
@@ -46,7 +46,6 @@ def train(
     split: opt.TrainingSplit = None,
     validation: Annotated[str | None, typer.Option(help=_VALIDATION)] = None,
     network: Annotated[str, opt.network(help=_NETWORK)] = opt.BACKBONE,
-    weights: opt.Weights = None,
     levels: Annotated[str | None, opt.network(help=_LEVELS)] = None,
     mode: opt.Mode = "max",
     width: Annotated[float, opt.network(help="Factor on the paper's numbers of filters.")] = 1.0,
@@ -71,8 +70,10 @@ def train(
     Beside OUT appear a table (.csv) and a picture (.png) of the curves; OUT.checkpoint is removed at the end.
     Several GPUs or machines: torchrun --nproc-per-node N --no-python sppnet classify train ...
     """
+    from sppnet.errors import check_extra
     from sppnet.storage import check_writable
 
+    check_extra("torch", "training a network")
     check_writable(out)
     lists = {
         "levels": () if levels == "none" else _integers("--levels", levels),
@@ -110,7 +111,7 @@ def run(
     device: opt.Device = "cpu",
 ) -> None:
     """Tell the five most probable classes of images."""
-    console.model_files([model], (opt.IMAGENET,))
+    console.model_files([model])
 
     from sppnet.classification.classifier import Classifier
     from sppnet.images import image_files
@@ -148,7 +149,7 @@ def evaluate(
     device: opt.Device = "cpu",
 ) -> None:
     """Measure a network on labelled images: top-1, top-5, every class, what is taken for what."""
-    console.model_files([model], (opt.IMAGENET,))
+    console.model_files([model])
     console.check_places(json_file, out, [model, data])
 
     from sppnet.classification.classifier import Classifier
@@ -163,12 +164,12 @@ def evaluate(
         console.warn(f"the network was fitted on {seen} of these {len(images)} photos: new ones are harder")
     report = classifier.evaluate(images, chosen, track=console.track, timer=timer)
     seconds = timer.seconds["classify"] / len(images)
-    _print_report(report, classifier.titles, chosen)
+    _print_report(report, classifier.titles_, chosen)
     print(f"{seconds:.3g} s per image")
     console.write_json(json_file, {**report.facts(), "views": chosen, "seconds_per_image": seconds})
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        draw_classification_report(report, out, classifier.titles)
+        draw_classification_report(report, out, classifier.titles_)
         print(f"confusion matrix in {out}")
     console.end(report.unreadable, len(images))
 

@@ -36,11 +36,11 @@ def check_places(
             raise SppnetError(f"{target}: found a file that is to be read, expected another for the results")
 
 
-def model_files(names: Iterable[str], others: tuple[str, ...] = ()) -> list[Path]:
+def model_files(names: Iterable[str]) -> list[Path]:
     """Return the files of models that are given by path or name; one that is not there is said at once."""
     from sppnet.models import model_path
 
-    return [model_path(name, others=others) for name in names if name not in others]
+    return [model_path(name) for name in names]
 
 
 def track(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:

@@ -26,8 +26,7 @@ STRIDE, SCALES, LEVELS = 32, "224", "3,2,1"
 PROPOSALS = "selective-search+edge-boxes"
 # The names that `parse` and `model_path` know; tests hold them together.
 METHODS = ("selective-search", "selective-search-quality", "edge-boxes", "dense")
-IMAGENET = "imagenet"
-SHIPPED = ("animals", IMAGENET)
+SHIPPED = ("animals", "imagenet")
 
 
 def methods(incomplete: str) -> list[str]:

@@ -53,7 +53,7 @@ def export(
     check_writable(out)
     pyramid, path = opt.integers("--levels", levels), Path(model)
     ours = model in opt.SHIPPED or path.is_file() or bool(path.suffix)
-    if ours and model != opt.IMAGENET:
+    if ours:
         path = model_path(model)
         console.check_places(out, None, [path])
 
@@ -66,7 +66,7 @@ def export(
     fitted: Backbone | Classifier | Detector
     if not ours:
         fitted = Backbone(model, opt.name_list(stages), weights=weights)
-    elif model == opt.IMAGENET or file_format(path) == FORMAT:
+    elif file_format(path) == FORMAT:
         fitted = Classifier.load(model)
     else:
         fitted = Detector.load(path, weights=weights)

@@ -8,6 +8,7 @@ window of the image can be pooled from the map (paper sections 2.1 and 4.1).
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from sppnet.arrays import FloatArray, Image, Pixels
 from sppnet.errors import SppnetError
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.features.graph import HEAD, Graph, read_graph
-from sppnet.features.inference import Pixels32, compile_graph
+from sppnet.features.inference import Pixels32, compile_graph, size_rule
 from sppnet.images import pixels_of, resize, whole_image_size
 from sppnet.models import model_path
 from sppnet.storage import digest_of
@@ -29,6 +30,9 @@ DEFAULT = "efficientnet-lite0"
 """The backbone that comes with sppnet."""
 
 Half = npt.NDArray[np.float16]
+
+# So many times the stride, or more, is large enough for any network.
+_SMALL = 4
 
 
 class Backbone:
@@ -183,6 +187,42 @@ class Backbone:
             float32 maps, channels last in memory; on a device other than the CPU, tensors there.
         """
         return self.compute(self._run, image, side)
+
+    def maps(self, images: Pixels) -> tuple[Any, ...]:
+        """Compute the maps of equally large images as they are: nothing is resized, padded or left out.
+
+        Parameters
+        ----------
+        images : (N, H, W, 3) uint8 RGB
+
+        Returns
+        -------
+        tuple of (N, h, w, C) float32 arrays
+            One for each stage; on a device other than the CPU, tensors there.
+
+        Raises
+        ------
+        SppnetError
+            If the images are too small for the network.
+        """
+        height, width = images.shape[1:3]
+        # Larger ones fit every network, and the question takes a while.
+        if min(height, width) < _SMALL * self.multiple and min(height, width) < self.smallest:
+            raise SppnetError(
+                f"found an image that becomes {height} x {width} pixels, expected at least {self.smallest} "
+                "each way for the network; cut it into parts"
+            )
+        return self._run(images.astype(np.float32))
+
+    @cached_property
+    def smallest(self) -> int:
+        """Side in pixels of the smallest image that the network takes without padding."""
+        return bisect_left(range(_SMALL * self.multiple), True, lo=1, key=lambda side: all(self.sides(side)))
+
+    @cached_property
+    def sides(self) -> Callable[[int], tuple[int, ...]]:
+        """What tells the side of each stage's map of a square image without padding, 0 if it is too small."""
+        return size_rule(self.graph.at(self.stages, self.output_stride))
 
     def encode(self, image: Image, scales: Sequence[int], *, flip: bool = False) -> EncodedImage:
         """Compute the maps of an image at every scale: the one expensive step (paper section 4.1).

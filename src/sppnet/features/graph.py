@@ -67,7 +67,8 @@ class Facts:
     name : str
         What the backbone is called.
     network : str
-        The timm model that it was made of; empty for a network that timm does not have.
+        The timm model, or the paper's network (see `sppnet.features.architectures`), that it was made of;
+        empty for any other.
     channels : dict of str to int
         Channels of each stage's map, stages in the order of falling resolution.
     mean, std : (float, float, float)

@@ -70,15 +70,45 @@ def compile_graph(
     return run
 
 
+def size_rule(model: onnx.ModelProto) -> Callable[[int], tuple[int, ...]]:
+    """Return what tells the sizes of a backbone's maps without computing them.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        As for `compile_graph`.
+
+    Returns
+    -------
+    callable
+        Takes the side of a square image and returns the side of each map; 0 for all where the image is too
+        small. The compiled graph says nothing of such images and returns numbers without meaning.
+    """
+    network = _read(model)
+
+    def sides(side: int) -> tuple[int, ...]:
+        try:
+            network.reshape([1, 3, side, side])
+        except RuntimeError:
+            return (0,) * len(network.outputs)
+        return tuple(int(output.get_shape()[-1]) for output in network.outputs)
+
+    return sides
+
+
+def _read(model: onnx.ModelProto) -> Any:
+    try:
+        return _core().read_model(model.SerializeToString())
+    except RuntimeError as error:
+        raise SppnetError(f"the runtime cannot read the backbone's graph ({_reason(error)})") from None
+
+
 def _prepared(model: onnx.ModelProto, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
     """Return the graph behind the standardisation of pixels, with channels last on both sides."""
     from openvino import Layout, Type
     from openvino.preprocess import PrePostProcessor
 
-    try:
-        network = _core().read_model(model.SerializeToString())
-    except RuntimeError as error:
-        raise SppnetError(f"the runtime cannot read the backbone's graph ({_reason(error)})") from None
+    network = _read(model)
     steps = PrePostProcessor(network)
     steps.input().tensor().set_element_type(Type.f32).set_layout(Layout("NHWC"))
     steps.input().model().set_layout(Layout("NCHW"))

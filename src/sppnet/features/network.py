@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sppnet.arrays import Pixels, to_numpy
 from sppnet.errors import SppnetError
+from sppnet.features.architectures import ARCHITECTURES, staged
 from sppnet.features.encoded import FeatureMaps
 from sppnet.features.inference import Pixels32
 from sppnet.features.timm import PREFIX, Stages, create_timm, fix_same_padding
@@ -19,25 +20,33 @@ if TYPE_CHECKING:
     from sppnet.features.backbone import Backbone
 
 
-def network_of(backbone: Backbone) -> Stages:
-    """Build the timm network of a backbone, with its weights, for its stages and output stride.
+def network_of(backbone: Backbone) -> Any:
+    """Build the network of a backbone, with its weights, for its stages and output stride.
+
+    Returns
+    -------
+    Stages or Staged
+        A network of timm's, or one of the paper's; in evaluation mode.
 
     Raises
     ------
     SppnetError
-        If it was not made of a timm network.
+        If it is of neither kind.
     """
     facts = backbone.graph.facts
     if not facts.network:
         raise SppnetError(
             f"found the backbone {facts.name!r}, expected one of a timm network: PyTorch cannot build others"
         )
+    weights = {name: torch.from_numpy(value) for name, value in backbone.parameters.items()}
+    if facts.network in ARCHITECTURES:
+        pooled = backbone.output_stride != ARCHITECTURES[facts.network].stride(False)
+        return staged(facts.network, weights, pooled)
     with torch.random.fork_rng(devices=[]):
         model = create_timm(facts.network, backbone.output_stride)
     fix_same_padding(model)
     network = Stages(model, backbone.stages)
-    weights = {f"{PREFIX}{name}": torch.from_numpy(v) for name, v in backbone.parameters.items()}
-    network.load_state_dict(weights, strict=False)
+    network.load_state_dict({f"{PREFIX}{name}": value for name, value in weights.items()}, strict=False)
     return network.eval().requires_grad_(False)
 
 
@@ -58,7 +67,7 @@ class _Runner:
     def __init__(self, backbone: Backbone) -> None:
         self.device = backbone.device
         self.network = network_of(backbone)
-        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(self.device, memory_format=torch.channels_last)
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (backbone.mean, backbone.std))
 
     def __call__(self, pixels: Pixels32) -> tuple[Tensor, ...]:

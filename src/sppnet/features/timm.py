@@ -96,7 +96,7 @@ def make_backbone(name: str, weights: str | None = None, *, called: str | None =
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_timm(name)
-    state, origin = _weights(model, name, weights)
+    state, origin = read_weights(model, name, weights)
     networks = {}
     for stride in _STRIDES:
         try:
@@ -119,8 +119,16 @@ def _network(name: str, output_stride: int, state: dict[str, Tensor]) -> Stages:
     return Stages(model, stages).eval().requires_grad_(False)
 
 
-def _weights(model: nn.Module, name: str, weights: str | None) -> tuple[dict[str, Tensor], Origin]:
-    """Return the weights of a network, and where they come from."""
+def read_weights(model: nn.Module, name: str, weights: str | None = None) -> tuple[dict[str, Tensor], Origin]:
+    """Return the weights of a network, its classifier's included, and where they come from.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network, as `create_timm` builds it.
+    name, weights
+        See `make_backbone`.
+    """
     expected = model.state_dict()
     if weights == RANDOM:
         return expected, Origin(source=RANDOM)

@@ -15,7 +15,7 @@ def shipped(suffix: str = ".safetensors") -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob(f"*{suffix}"))}
 
 
-def model_path(name: str | Path, *, suffix: str = ".safetensors", others: tuple[str, ...] = ()) -> Path:
+def model_path(name: str | Path, *, suffix: str = ".safetensors") -> Path:
     """Return the file of a model that is given by its path or, if it came with sppnet, by its name.
 
     Parameters
@@ -24,8 +24,6 @@ def model_path(name: str | Path, *, suffix: str = ".safetensors", others: tuple[
         A file, or the name of a shipped model, such as ``"animals"``.
     suffix : str
         Of the files that are meant: ``".safetensors"`` for models, ``".onnx"`` for backbones.
-    others : tuple of str
-        Names that mean something where they are asked for and are no files.
 
     Raises
     ------
@@ -40,13 +38,13 @@ def model_path(name: str | Path, *, suffix: str = ".safetensors", others: tuple[
     ours = shipped(suffix)
     if str(name) in ours:
         return ours[str(name)]
-    known, kind = [*ours, *others], "backbone" if suffix == ".onnx" else "model"
+    kind = "backbone" if suffix == ".onnx" else "model"
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(
-            f"{path}: found no such file, expected a {kind} file, or one of {', '.join(known)}"
+            f"{path}: found no such file, expected a {kind} file, or one of {', '.join(ours)}"
         )
-    near = difflib.get_close_matches(str(name), known, 1)
+    near = difflib.get_close_matches(str(name), ours, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise SppnetError(
-        f"found no {kind} {str(name)!r}, expected a {kind} file, or one of {', '.join(known)}{hint}"
+        f"found no {kind} {str(name)!r}, expected a {kind} file, or one of {', '.join(ours)}{hint}"
     )

@@ -1,9 +1,10 @@
-"""The paper's networks as data, and the layers that they are made of (paper table 1, section 3.1)."""
+"""The convolutions of the paper's networks as data, and the layers that they are made of (paper table 1)."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,9 +44,14 @@ class Architecture(NamedTuple):
     last: Pool
 
     @property
-    def depth(self) -> int:
-        """Number of convolutions, after which the paper counts fully connected layers on."""
-        return sum(isinstance(layer, Conv) for layer in self.layers)
+    def filters(self) -> tuple[int, ...]:
+        """Filters of each convolution."""
+        return tuple(layer.filters for layer in self.layers if isinstance(layer, Conv))
+
+    def stride(self, pooled: bool) -> int:
+        """Return the stride of the last map, `pooled` that of the pooling after it."""
+        layers = (*self.layers, *([self.last] if pooled else []))
+        return math.prod(layer.stride for layer in layers if not isinstance(layer, Norm))
 
 
 _ZF5_FROM_CONV3 = (Conv(384, 3), Conv(384, 3), Conv(256, 3))
@@ -126,6 +132,9 @@ class WithinChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise maps (N, C, H, W)."""
+        if not x.requires_grad:
+            # The same without a function of our own, which would be in no exported graph.
+            return x * _scale(x, self.size, self.alpha).pow(-self.beta)
         normalised: Tensor = _Normalise.apply(x, self.size, self.alpha, self.beta)
         return normalised
 
@@ -134,78 +143,45 @@ class WithinChannelNorm(nn.Module):
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
 
 
-class VectorNorm(nn.Module):
-    """Scale vectors (N, D) to one Euclidean norm, so that learning does not depend on their length."""
-
-    def __init__(self, norm: float) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Scale vectors."""
-        return F.normalize(vectors) * self.norm
-
-    def extra_repr(self) -> str:
-        """Return what `repr` shows between the parentheses."""
-        return f"norm={self.norm}"
-
-
-class Layers:
-    """Layers under the names that the paper gives them: conv1, norm1, pool1, conv2 and so on."""
-
-    def __init__(self, width: float) -> None:
-        self.width, self.number = width, 0
-        self.children: OrderedDict[str, nn.Module] = OrderedDict()
-
-    def add(self, layer: Conv | Pool | Norm, channels: int) -> int:
-        """Add a layer and return the channels of its map."""
-        if isinstance(layer, Conv):
-            filters = scaled(layer.filters, self.width)
-            conv = nn.Conv2d(channels, filters, layer.size, layer.stride, layer.padding)
-            self.number += 1
-            self.children[f"conv{self.number}"] = nn.Sequential(OrderedDict(conv=conv, relu=nn.ReLU()))
-            return filters
-        if isinstance(layer, Pool):
-            pool = nn.MaxPool2d(layer.size, layer.stride, ceil_mode=layer.ceil)
-            self.children[f"pool{self.number}"] = pool
-        else:
-            self.children[f"norm{self.number}"] = WithinChannelNorm(*layer)
-        return channels
-
-
-def scaled(count: int, width: float) -> int:
-    """Return a number of filters or units times a factor, at least 1."""
-    return max(1, round(count * width))
-
-
-def fully_connected(
-    inputs: int, widths: Sequence[int], dropout: float, number: int, norm: float | None
-) -> nn.Sequential:
-    """Return fully connected layers, the first under the name ``fc<number>``.
+class Convolutions(nn.Sequential):
+    """Layers under the names that the paper gives them: conv1, norm1, pool1, conv2 and so on.
 
     Parameters
     ----------
-    inputs : int
-        Length of the vectors that they take.
-    widths : sequence of int
-        Units of each layer; hidden ones have ReLU, and dropout after it.
-    dropout : float
-        Share of hidden units left out in training.
-    number : int
-        Place of the first layer among all that the paper counts.
-    norm : float, optional
-        Euclidean norm to which the vectors are scaled first.
+    name : str
+        A key of `ARCHITECTURES`.
+    filters : sequence of int
+        Of each convolution, see `Architecture.filters`.
+    pooled : bool
+        Whether the pooling after them belongs to it, as in the network without a pyramid.
     """
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for i, width in enumerate(widths):
-        parts: OrderedDict[str, nn.Module] = OrderedDict()
-        if i:
-            parts["dropout"] = nn.Dropout(dropout)
-        elif norm is not None:
-            parts["norm"] = VectorNorm(norm)
-        parts["linear"] = nn.Linear(inputs, width)
-        if i < len(widths) - 1:
-            parts["relu"] = nn.ReLU()
-        layers[f"fc{number + i}"] = nn.Sequential(parts)
-        inputs = width
-    return nn.Sequential(layers)
+
+    def __init__(self, name: str, filters: Sequence[int], pooled: bool) -> None:
+        super().__init__()
+        architecture, channels, number = ARCHITECTURES[name], 3, 0
+        for layer in (*architecture.layers, *([architecture.last] if pooled else [])):
+            if isinstance(layer, Conv):
+                conv = nn.Conv2d(channels, filters[number], layer.size, layer.stride, layer.padding)
+                channels, number = filters[number], number + 1
+                self.add_module(f"conv{number}", nn.Sequential(OrderedDict(conv=conv, relu=nn.ReLU())))
+            elif isinstance(layer, Pool):
+                pool = nn.MaxPool2d(layer.size, layer.stride, ceil_mode=layer.ceil)
+                self.add_module(f"pool{number}", pool)
+            else:
+                self.add_module(f"norm{number}", WithinChannelNorm(*layer))
+
+
+class Staged(Convolutions):
+    """The convolutions as a backbone: their map is that of its one stage."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Return the (N, C, h, w) map of standardised (N, 3, H, W) images, alone in a tuple."""
+        return (super().forward(x),)  # type: ignore[no-untyped-call]
+
+
+def staged(name: str, state: Mapping[str, Tensor], pooled: bool) -> Staged:
+    """Return a network of the paper with these weights, whose shapes tell its filters, for evaluation."""
+    filters = [value.shape[0] for value in state.values() if value.ndim == 4]
+    network = Staged(name, filters, pooled)
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
