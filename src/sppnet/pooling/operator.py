@@ -94,8 +94,9 @@ def _pool_into(
     out: Tensor,
 ) -> None:
     places, which = _placed(maps, windows, index)
-    if windows is not None:
-        check_inside(maps, places, which)
+    if places is not None and which is not None and windows is not None:
+        # On the CPU NumPy's small steps are quicker than PyTorch's, which wait for its threads.
+        check_inside(maps, *((to_numpy(n) if n.is_cpu else n) for n in (places, which)))
     if len(out) == 0:
         return
     kernels = _kernels(maps[0].device)

@@ -265,18 +265,21 @@ def write_tile(_: Any, target: Any, place: Any, stride: Any, source: Any, first:
 
 
 @inlined
-def stream(_: Any, target: Any, place: Any, source: Any, tiles: Any) -> Any:
-    """Copy `tiles` aligned vectors to ``target[place:]`` past the caches, so that it is not read first."""
+def stream(_: Any, target: Any, place: Any, source: Any, first: Any, tiles: Any) -> Any:
+    """Copy `tiles` vectors from ``source[first:]`` past the caches, so that what they replace is not read.
+
+    They go to ``target[place:]``, which starts at a cache line.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        target, place, source, tiles = arguments
+        target, place, source, first, tiles = arguments
         own = _Builder(context, builder, signature.args[0].dtype, TILE)
-        before = own.address(signature.args[2], source, INDEX(0))
+        before = own.address(signature.args[2], source, first)
         after = own.address(signature.args[0], target, place)
         with cgutils.for_range(builder, tiles) as i:
-            value = builder.load(builder.gep(before, [i.index]), align=LINE)
+            value = builder.load(builder.gep(before, [i.index]), align=4)
             store = builder.store(value, builder.gep(after, [i.index]), align=LINE)
             store.set_metadata("nontemporal", builder.module.add_metadata([INT32(1)]))
         return context.get_dummy_value()
 
-    return types.void(target, types.int64, source, types.int64), generate
+    return types.void(target, types.int64, source, types.int64, types.int64), generate

@@ -22,6 +22,7 @@ from sppnet.compiling import compiled
 from sppnet.pooling.cpu import intrinsics
 from sppnet.pooling.cpu.intrinsics import (
     LANES,
+    LINE,
     TILE,
     locate_cells,
     locate_maps,
@@ -173,8 +174,12 @@ def _source(maps: Any, block: Any, raw: Any, rows: Any) -> Any:
 
 
 @compiled(inlined=INLINED)
-def pool_part(maps: Any, raw: Any, windows: Any, scratch: Any, out: Any, aligned: Any) -> None:
-    """Pool windows from a block of maps, which are read where they lie if `raw` is set, else packed."""
+def pool_part(maps: Any, raw: Any, windows: Any, scratch: Any, out: Any, skew: Any) -> None:
+    """Pool windows from a block of maps, which are read where they lie if `raw` is set, else packed.
+
+    `skew` says how many numbers after a cache line `out` starts, to write it past the caches; where it is
+    negative, `out` is small and written as usual.
+    """
     places, low, high, plan = windows
     rows, bins, page = scratch
     finer_bins = (bins, 0, LANES)
@@ -207,11 +212,17 @@ def pool_part(maps: Any, raw: Any, windows: Any, scratch: Any, out: Any, aligned
                     for b in range((size - 1) // TILE * TILE, -1, -TILE):
                         write_tile(page, c * size + b, size, bins, (base + b) * LANES + c)
                 start = offset + (maps.first + block) * size
-                if aligned:
-                    stream(out[to], start, page, some * size // TILE)
-                else:
-                    for i in range(some * size):
-                        out[to, start + i] = page[i]
+                begin = end = 0
+                if skew >= 0:
+                    begin = -(skew + to * out.shape[1] + start) % (LINE // out.itemsize)
+                    begin = min(begin, some * size)
+                    tiles = (some * size - begin) // TILE
+                    end = begin + tiles * TILE
+                    stream(out[to], start + begin, page, begin, tiles)
+                for i in range(begin):
+                    out[to, start + i] = page[i]
+                for i in range(end, some * size):
+                    out[to, start + i] = page[i]
 
 
 @compiled()

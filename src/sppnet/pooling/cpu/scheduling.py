@@ -291,15 +291,14 @@ def pool(
     work = _work(batches, windows, index, levels, whole=False)
     numbers = out.view(kind)
     plan = _plan(work.channels, levels, mode == "max")
-    large = numbers.nbytes > LARGE
-    aligned = large and work.channels % TILE == 0 and out.ctypes.data % LINE == 0
+    skew = out.ctypes.data % LINE // out.itemsize if out.nbytes > LARGE else -1
 
     def worker() -> Callable[[_Task], None]:
         scratch = Scratch(*(at_line(shape, kind) for shape in ((work.rows,), work.bins, (work.page,))))
 
         def call(task: _Task) -> None:
             windows = Windows(task.places, *work.bounds, plan)
-            pool_part(batches[task.batch].block(task), work.raw, windows, scratch, numbers, aligned)
+            pool_part(batches[task.batch].block(task), work.raw, windows, scratch, numbers, skew)
 
         return call
 
