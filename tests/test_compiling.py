@@ -53,3 +53,28 @@ def test_a_record_that_gets_another_name_is_noticed(tmp_path):
         ask = f"import records as r; print(r.number(r.{name}(4)), sum(r.number.stats.cache_hits.values()))"
         found = subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, capture_output=True, text=True)
         assert found.stdout.split() == ["5", str(hits)], found.stderr
+
+
+ANNOUNCED = """
+from sppnet import compiling
+told = []
+compiling.announce = told.append
+
+@compiling.compiled()
+def twice(number):
+    return 2 * number
+
+@compiling.compiled()
+def thrice(number):
+    return 3 * number
+
+print(twice(1), twice(1.5), thrice(1), *told)
+"""
+
+
+def test_compiling_is_told_once_and_loading_is_not(tmp_path):
+    (tmp_path / "announced.py").write_text(ANNOUNCED)
+    for text in (" compiling kernels for this processor, once: it takes some seconds", ""):
+        ask = [sys.executable, "announced.py"]
+        found = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert found.stdout == f"2 3.0 3{text}\n", found.stderr

@@ -62,7 +62,7 @@ def _listen() -> None:
         def on_start(self, event: Any) -> None:
             if announce is not None and not self.told:
                 self.told = True
-                announce("compiling for this processor, which takes some seconds, once")
+                announce("compiling kernels for this processor, once: it takes some seconds")
 
         def on_end(self, event: Any) -> None:
             pass

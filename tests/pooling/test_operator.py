@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from loops import LEVELS
+from sppnet.errors import SppnetError
 from sppnet.pooling import SpatialPyramidPooling, pool_regions
 from sppnet.pooling import operator as operators
 
@@ -75,6 +76,25 @@ def test_gradcheck(rng, mode, layout):
     layer = SpatialPyramidPooling((4, 3, 1), mode)
     sizes = torch.tensor([[5, 2], [1, 6]])
     assert torch.autograd.gradcheck(lambda m: layer(m, sizes), maps)
+
+
+@pytest.mark.parametrize("mode", ["max", "average"])
+def test_gradients_of_gradients_are_refused_and_not_silently_missing(mode):
+    maps = distinct(1, 3, 5, 6, dtype=torch.float64).requires_grad_()
+    weights = torch.randn(15, dtype=torch.float64, requires_grad=True)
+    layer = SpatialPyramidPooling((2, 1), mode)
+    (grad,) = torch.autograd.grad((layer(maps) @ weights).square().sum(), maps, create_graph=True)
+    penalty = grad.square().sum()
+    for call in (
+        lambda: torch.autograd.grad(penalty, weights, retain_graph=True),
+        lambda: penalty.backward(retain_graph=True),
+        lambda: torch.autograd.gradgradcheck(layer, maps),
+    ):
+        with pytest.raises(SppnetError, match="gradients of gradients"):
+            call()
+    # With a constant upstream there is nothing to derive.
+    (grad,) = torch.autograd.grad(layer(maps).sum(), maps, create_graph=True)
+    assert not grad.requires_grad
 
 
 @pytest.mark.parametrize("mode", ["max", "average"])

@@ -12,8 +12,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import sppnet.cli.options as opt
+from sppnet import compiling
 from sppnet.cli.backbone import backbone
 from sppnet.cli.classify import classify
+from sppnet.cli.console import note
 from sppnet.cli.detect import detect, run
 from sppnet.cli.embed import embed
 from sppnet.cli.protocol import protocol
@@ -80,6 +82,7 @@ def main() -> None:
     """
     arguments = [text for text in sys.argv[1:] if text != _VERBOSE]
     verbose = len(arguments) < len(sys.argv) - 1
+    compiling.announce = note
     try:
         status = app(arguments, prog_name="sppnet", standalone_mode=False)
     except (SppnetError, OSError) as error:

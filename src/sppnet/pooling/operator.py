@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sppnet.arrays import FloatArray, IntArray, to_numpy
+from sppnet.errors import SppnetError
 from sppnet.pooling.bins import pyramid_length
 from sppnet.pooling.checks import check_inside
 from sppnet.pooling.cpu import scheduling
@@ -239,8 +239,32 @@ def _(
     return [torch.empty_like(m) for m in maps]
 
 
+class _Gradient(torch.autograd.Function):
+    """The gradient of the operator where it may be differentiated in its turn, which is refused.
+
+    Without this node gradients through it would be missing in silence. That of PyTorch for the purpose,
+    `once_differentiable`, is not found by those who ask `torch.autograd.grad` for some gradients only.
+    """
+
+    @staticmethod
+    def forward(
+        _: Any,
+        grad: Tensor,
+        windows: Tensor | None,
+        index: Tensor | None,
+        levels: Sequence[int],
+        mode: str,
+        *maps: Tensor,
+    ) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.sppnet.pool_backward(grad, maps, windows, index, levels, mode))
+
+    @staticmethod
+    def backward(_: Any, *__: Tensor) -> NoReturn:
+        raise SppnetError("found gradients of gradients asked for, expected first gradients of the pooling")
+
+
 class _Pooling(torch.autograd.Function):
-    """The operator with its gradient, of which no further one is derived: asked for, PyTorch raises an error.
+    """The operator with its gradient.
 
     `torch.library.register_autograd` would do, but takes 0.1 ms longer for lists of tensors, as much as small
     maps take to pool.
@@ -263,10 +287,15 @@ class _Pooling(torch.autograd.Function):
         return pooled
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         windows, index, *maps = ctx.saved_tensors
-        grads = torch.ops.sppnet.pool_backward(grad, maps, windows, index, ctx.levels, ctx.mode)
+        given = windows, index, ctx.levels, ctx.mode
+        # Which cell holds the maximum is constant almost everywhere: the maps have no part in what follows.
+        still = [m.detach() for m in maps]
+        if torch.is_grad_enabled() and grad.requires_grad:
+            grads = _Gradient.apply(grad, *given, *still)
+        else:
+            grads = torch.ops.sppnet.pool_backward(grad, still, *given)
         return None, None, None, None, None, *grads
 
 
