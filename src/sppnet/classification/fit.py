@@ -19,7 +19,7 @@ from sppnet.classification.training import Recipe, launch, train
 from sppnet.datasets.image_folder import LabelledImages
 from sppnet.errors import SppnetError
 from sppnet.features.architectures import ARCHITECTURES
-from sppnet.features.timm import RANDOM
+from sppnet.features.graph import RANDOM
 from sppnet.images import readable_keys
 from sppnet.progress import Track, no_track
 

@@ -12,7 +12,8 @@ from sppnet.classification.file import StoredNetwork, save_network
 from sppnet.classification.scorer import NetworkSettings, Scorer
 from sppnet.features.backbone import DEFAULT, Backbone
 from sppnet.features.graph import HEAD
-from sppnet.features.timm import create_timm, read_weights
+from sppnet.features.timm import create_timm
+from sppnet.features.weights import read_weights
 from sppnet.linear import Linear
 
 
@@ -30,14 +31,14 @@ def write_imagenet(path: str | Path) -> None:
     """
     backbone, info = Backbone.shared(DEFAULT, (HEAD,), 32), ImageNetInfo()
     facts = backbone.graph.facts
-    state, origin = read_weights(create_timm(facts.network), facts.network)
-    layer = Linear(*(to_numpy(state[f"classifier.{part}"]) for part in ("weight", "bias")))
+    weights = read_weights(create_timm(facts.network), facts.network)
+    layer = Linear(*(to_numpy(weights.state[f"classifier.{part}"]) for part in ("weight", "bias")))
     classes = tuple(info.label_names())  # type: ignore[no-untyped-call]
     titles = tuple(map(info.label_name_to_description, classes))
     settings = NetworkSettings(DEFAULT, classes, (1,), "average")
     about = {
-        "source": origin.source,
-        "licence": origin.licence,
+        "source": weights.source,
+        "licence": weights.licence,
         "classifier": {"levels": settings.levels, "mode": settings.mode, "scales": (settings.size,)},
     }
     scorer = Scorer(settings, backbone, (layer,))

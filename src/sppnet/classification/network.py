@@ -20,9 +20,10 @@ from sppnet.classification.scorer import NetworkSettings, Scorer
 from sppnet.errors import SppnetError
 from sppnet.features.architectures import ARCHITECTURES, Convolutions, staged
 from sppnet.features.backbone import Backbone
+from sppnet.features.graph import RANDOM
 from sppnet.features.making import Origin, make
 from sppnet.features.network import network_of
-from sppnet.features.timm import PREFIX, RANDOM, Stages
+from sppnet.features.timm import PREFIX, Stages
 from sppnet.linear import Linear
 from sppnet.pooling.bins import LEVELS, pyramid_length
 from sppnet.pooling.layer import SpatialPyramidPooling

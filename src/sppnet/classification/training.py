@@ -23,8 +23,10 @@ from lightning_fabric import Fabric
 
 from sppnet.classification.batches import Batch, Source
 from sppnet.classification.checkpoint import Checkpointing, EpochRecord, Progress
-from sppnet.classification.network import SPPNet
 from sppnet.errors import SppnetError, TrainingError, check_choice
+
+if TYPE_CHECKING:
+    from sppnet.classification.network import SPPNet
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _NAMED = 5

@@ -39,7 +39,7 @@ def make(
     check_writable(out)
     check_extra("torch", "making a backbone")
 
-    from sppnet.features.timm import make_backbone
+    from sppnet.features.making import make_backbone
 
     made = make_backbone(name, "pretrained" if pretrained else weights)
     made.save(out)

@@ -29,6 +29,9 @@ from sppnet.storage import atomic_path
 
 FORMAT, VERSION = "sppnet-backbone", 1
 HEAD = "head"
+RANDOM = "random"
+"""Source of weights that are those of no training."""
+
 INPUT = "image"
 """Name of the graph's input."""
 

