@@ -32,9 +32,11 @@ format: .venv/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Without bytecode of everything that comes with the packages: a seventh of the space, and of the time. Python
+# writes that of what is used when it is first used.
 .venv/run: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	touch $@
 
 .venv/test: pyproject.toml

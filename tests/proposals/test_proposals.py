@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -270,6 +271,17 @@ def test_windows_of_others_are_brought_in_order(tmp_path):
     ours = read_windows(tmp_path / "w.npz")(image)
     assert ours.boxes.tolist() == [[0, 0, 60, 50], [5, 5, 60, 50], [0, 0, 10, 10]]
     check_contract(ours, image)
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, files):
+    path, image = tmp_path / "windows.npz", read_image(files[0])
+    for side in (20, 30):
+        boxes = np.array([[0, 0, side, side]], np.float32)
+        write_windows(path, [("a", image_key(image), Windows(boxes, np.ones(1, np.float32)))])
+        os.utime(path, ns=(side, side))
+        method = parse(str(path))
+        assert parse(str(path)) is method
+        assert np.array_equal(method(image).boxes[1:], boxes)  # after the whole image
 
 
 def test_file_with_no_image_and_image_with_no_window(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -63,7 +65,8 @@ def parse(text: str) -> Proposer:
         If there is no such file.
     """
     if text.endswith(".npz"):
-        return read_windows(text)
+        path = Path(text)
+        return _from_file(text, path.stat().st_mtime_ns if path.is_file() else 0)
     names = text.split("+")
     if not set(names) <= METHODS.keys():
         raise SppnetError(
@@ -72,3 +75,9 @@ def parse(text: str) -> Proposer:
         )
     methods = tuple(METHODS[name] for name in names)
     return methods[0] if len(methods) == 1 else Combined(methods)
+
+
+@lru_cache(maxsize=4)
+def _from_file(path: str, _: int) -> Proposer:
+    """Return the windows of a file, read once until it changes."""
+    return read_windows(path)
