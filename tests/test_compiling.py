@@ -78,3 +78,20 @@ def test_compiling_is_told_once_and_loading_is_not(tmp_path):
         ask = [sys.executable, "announced.py"]
         found = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert found.stdout == f"2 3.0 3{text}\n", found.stderr
+
+
+WITHOUT_SCIPY = """
+import sys
+import numpy as np
+from sppnet.pooling import spatial_pyramid
+spatial_pyramid(np.ones((1, 2, 2), np.float32))
+before = "scipy.linalg" in sys.modules
+import numba
+dot = numba.njit(lambda a: np.dot(a, a))
+print(before, dot(np.ones(3)), numba.njit(lambda a: np.cov(a))(np.eye(2)).shape)
+"""
+
+
+def test_kernels_need_no_scipy_but_others_may():
+    found = subprocess.run([sys.executable, "-c", WITHOUT_SCIPY], capture_output=True, text=True, check=False)
+    assert found.stdout == "False 3.0 (2, 2)\n", found.stderr

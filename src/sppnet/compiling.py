@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,7 @@ def compiled(*signatures: Any, inlined: str | None = None, **options: Any) -> De
         files = [function.__code__.co_filename, *([] if inlined is None else [inlined])]
         content = b"".join(Path(file).read_bytes() for file in files)
         function.__qualname__ += f"_{crc32(content):08x}"
+        _load_without_scipy()
         _listen()
 
         def compile_(cache: bool) -> Any:
@@ -49,6 +51,22 @@ def compiled(*signatures: Any, inlined: str | None = None, **options: Any) -> De
         return result
 
     return decorate
+
+
+@cache
+def _load_without_scipy() -> None:
+    """Load numba's functions of arrays, which look for SciPy's algebra, without it: it takes the longest.
+
+    They need it to multiply matrices. No kernel does, and who does later finds it as before.
+    """
+    if "scipy.linalg" in sys.modules:
+        return
+    sys.modules["scipy.linalg"] = None  # type: ignore[assignment]
+    try:
+        from numba.np import arraymath
+    finally:
+        del sys.modules["scipy.linalg"]
+    arraymath._HAVE_BLAS = True
 
 
 @cache
