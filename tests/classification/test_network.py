@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from sppnet.classification.file import StoredNetwork, load_network, save_network, titles_of
 from sppnet.classification.network import build, scorer_of
 from sppnet.classification.scorer import NetworkSettings
+from sppnet.classification.views import probabilities
 from sppnet.features.architectures import ARCHITECTURES, Conv, Pool, WithinChannelNorm
 from sppnet.features.backbone import Backbone
 from sppnet.features.encoded import FeatureMaps
@@ -415,6 +416,16 @@ class TestWhatWasLearned:
         assert np.array_equal(loaded.scorer.scores(image), stored.scorer.scores(image))
         save_network(tmp_path / "b.safetensors", loaded)
         assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+    def test_it_is_the_same_on_another_device(self, settings, tmp_path):
+        _, stored = stored_of(settings)
+        save_network(tmp_path / "a.safetensors", stored)
+        # Any device but "cpu" goes through PyTorch, also this other name of it.
+        other = load_network(tmp_path / "a.safetensors", "cpu:0").scorer
+        image = pixels(90, 70, 3, dtype=torch.uint8).numpy()
+        for views in ("one", *([] if settings.levels is None else ["full", "maps10"])):
+            expected = probabilities(stored.scorer, image, views)
+            np.testing.assert_allclose(probabilities(other, image, views), expected, rtol=1e-3, atol=1e-5)
 
     def test_pytorch_builds_its_backbone_again(self, settings):
         _, stored = stored_of(settings)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from sppnet.arrays import FloatArray, IntArray, Pixels, to_numpy
 from sppnet.errors import SppnetError
-from sppnet.features.backbone import Backbone
 from sppnet.linear import Linear
 from sppnet.pooling.bins import LEVELS
 from sppnet.pooling.pyramid import spatial_pyramid
 from sppnet.pooling.regions import pool_regions
+
+if TYPE_CHECKING:
+    from sppnet.features.backbone import Backbone
 
 
 class NetworkSettings(NamedTuple):
