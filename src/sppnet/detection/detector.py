@@ -39,7 +39,7 @@ from sppnet.detection.sampling import Examples, SamplingRules
 from sppnet.detection.stream import LEAST_SCORE, Asked, check_data, detect_each, measure
 from sppnet.detection.svm import LinearSVMs, MiningSettings
 from sppnet.detection.tuning import Tuning
-from sppnet.errors import SppnetError, check_choice
+from sppnet.errors import SppnetError, check_choice, check_extra
 from sppnet.estimator import Estimator
 from sppnet.evaluation.detection import DetectionReport
 from sppnet.features.backbone import DEFAULT, Backbone
@@ -250,6 +250,9 @@ class Detector(Estimator):
             kind.
         """
         settings, timer = self.settings, timer or StageTimer()
+        for learns, purpose in ((self.tuning, "training layers"), (self.objectness, "training objectness")):
+            if learns is not None:
+                check_extra("torch", purpose)
         check_data(data)
         names = classes_to_learn(data, classes)
         backbone = Backbone.shared(self.backbone, self.stages, self.output_stride, self.device)

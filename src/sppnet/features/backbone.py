@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sppnet.arrays import FloatArray, Image, Pixels
-from sppnet.errors import SppnetError
+from sppnet.errors import SppnetError, check_extra
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.features.graph import HEAD, Graph, read_graph
 from sppnet.features.inference import Pixels32, compile_graph, size_rule
@@ -84,6 +84,7 @@ class Backbone:
         facts.check_stages(self.stages)
         variant = facts.variant(output_stride)
         if device != "cpu":
+            check_extra("torch", f"the device {device}")
             from sppnet.features.network import check_device
 
             check_device(device)
