@@ -60,7 +60,7 @@ def test_a_detector_from_photos_to_figures(data):
         ["propose", data / "JPEGImages", "--proposals", "dense", "--out", "windows.npz"],
     )
     assert any(record["detections"] for record in read_json("found.json"))
-    assert "disc" in read_json("b.json")["classes"]
+    assert read_json("b.json")["images"] == 4
     assert Path("report").is_dir()
 
 
