@@ -133,7 +133,6 @@ class TestChoices:
             "projection",
             "scale_rule",
             "backbone",
-            "weights",
             "layer",
             "seed",
         ):

@@ -13,7 +13,7 @@ from sppnet.errors import SppnetError, check_extra
 backbone = typer.Typer(no_args_is_help=True, help="Make backbones: networks as files.")
 
 _NAME = "Name of a timm model, such as resnet18."
-_WEIGHTS = "Weights: a file of the whole network, or random; default: those of sppnet[backbones]."
+_WEIGHTS = "Weights: a file of the whole network, or random; default: those of an installed package."
 _PRETRAINED = "Take the weights of timm's hub: from its cache, or by a download."
 
 
@@ -29,7 +29,7 @@ def make(
     weights: Annotated[str | None, opt.network(help=_WEIGHTS)] = None,
     pretrained: Annotated[bool, opt.network("--pretrained", help=_PRETRAINED)] = False,
 ) -> None:
-    """Make a backbone of a timm network, for --backbone FILE; needs sppnet[torch]."""
+    """Make a backbone of a timm network, for --backbone FILE. It needs PyTorch."""
     from sppnet.storage import check_writable
 
     if out.suffix != ".onnx":
