@@ -138,8 +138,8 @@ class Backbone:
     def _copy(self) -> Backbone:
         """Return the same backbone, to be changed or compiled anew."""
         other = copy.copy(self)
-        other.release()
-        other.__dict__.pop("parameters", None)
+        for computed in ("_run", "parameters"):
+            other.__dict__.pop(computed, None)
         return other
 
     def retuned(self, state: Mapping[str, FloatArray]) -> Backbone:
