@@ -36,6 +36,7 @@ PROGRESS = (
     "Sampling",
     "Indexing",
     "Fitting SVMs",
+    "Exporting",
 )
 
 

@@ -1,21 +1,27 @@
-"""ONNX files run by ONNX Runtime; whoever imports this is skipped where one of the packages is missing."""
+"""ONNX graphs run by ONNX Runtime; whoever imports this is skipped where it is missing."""
 
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="needs the extra sppnet[onnx]")
-pytest.importorskip("onnxscript", reason="needs the extra sppnet[onnx]")
+import onnx
+
 runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime to run what was exported")
 
 
-def opened(path):
-    """Return a session of one thread, and check what the file says of its operators."""
-    model = onnx.load(path, load_external_data=False)
+def opened(graph):
+    """Return a session of one thread for a file or a model, and check what it says of its operators."""
+    model = graph if isinstance(graph, onnx.ModelProto) else onnx.load(graph, load_external_data=False)
     assert {o.domain for o in model.opset_import} == {""}
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def written(op, *values):
+    """Return a session of a graph that returns values of any shape."""
+    outputs = {f"result_{i}": (value, None) for i, value in enumerate(values)}
+    return opened(op.model(outputs))
 
 
 def run(session, *values):

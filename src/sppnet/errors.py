@@ -12,7 +12,7 @@ from importlib.util import find_spec
 # Of each extra of the package's: what it is for people, and the packages that only it brings.
 _EXTRAS = {
     "search": ("usearch", ("usearch",)),
-    "torch": ("PyTorch", ("torch", "timm", "lightning_fabric")),
+    "torch": ("PyTorch", ("torch", "timm", "lightning_fabric", "onnxscript")),
 }
 
 

@@ -21,7 +21,7 @@ from sppnet.features.geometry import Geometry
 from sppnet.features.graph import graph_of, make_graph, read_graph
 from sppnet.features.network import network_of
 from sppnet.features.projection import project
-from sppnet.onnx.export import export_network
+from sppnet.onnx.network import export_network
 
 CLASSES = ("cat", "dog", "owl")
 TIMM = "test_resnet"
@@ -644,8 +644,6 @@ def test_titles_are_those_of_imagenet_where_a_name_is_a_wordnet_id():
 
 
 def test_an_exported_network_gives_the_same_scores_at_any_size(tmp_path):
-    pytest.importorskip("onnx", reason="needs the extra sppnet[onnx]")
-    pytest.importorskip("onnxscript", reason="needs the extra sppnet[onnx]")
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime to run what was exported")
     network = lively(build(tiny())).float()
     export_network(network, (torch.zeros(2, 3, 64, 72),), tmp_path / "network.onnx")

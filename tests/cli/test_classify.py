@@ -276,7 +276,6 @@ class TestEvaluate:
 
 
 def test_export(data, model):
-    pytest.importorskip("onnxscript", reason="needs the extra sppnet[onnx]")
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime to run what was exported")
     outcome = succeeds("export", model, "--out", "m.onnx")
     assert "m.onnx: image -> probabilities of 3 classes" in outcome.out

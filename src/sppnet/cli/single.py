@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,12 @@ import sppnet.cli.console as console
 import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
 
-_MODEL = "Detector or classifier file, animals, imagenet, or the name of a timm model."
+if TYPE_CHECKING:
+    from sppnet.classification.classifier import Classifier
+    from sppnet.detection.detector import Detector
+    from sppnet.features.backbone import Backbone
+
+_MODEL = "Detector or classifier file, animals, imagenet, or a backbone: its file, or efficientnet-lite0."
 
 
 def propose(
@@ -34,40 +39,56 @@ def propose(
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL, autocompletion=opt.models)],
     out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    threshold: Annotated[float, typer.Option(help="Least score, of a detector's detections.")] = -1.5,
     stages: opt.Stages = opt.STAGES,
-    weights: opt.Weights = None,
     scale: Annotated[int, opt.network("--scales", min=1, help="Shorter side, of a backbone.")] = 224,
     levels: opt.Levels = "6,3,2,1",
 ) -> None:
-    """Write a detector, a classifier or a backbone to an ONNX file, exact for images of any size.
+    """Write a detector, a classifier or a backbone to an ONNX file that takes images of any size.
 
-    A detector takes an image and windows and returns scores and boxes; a classifier takes an image and
-    returns probabilities; a backbone takes an image and returns its pyramid as one vector. They take the
-    pixels as they are: resizing is in the file.
+    The file takes the pixels of an image as they are. A detector's returns boxes, scores and labels, after
+    suppression; a classifier's returns probabilities; a backbone's returns its pyramid as one vector.
     """
-    from sppnet.models import model_path
-    from sppnet.storage import check_writable, file_format
-
     if out.suffix != ".onnx":
         raise SppnetError(f"{out}: found the suffix {out.suffix!r}, expected .onnx")
-    check_writable(out)
-    pyramid, path = opt.integers("--levels", levels), Path(model)
-    ours = model in opt.SHIPPED or path.is_file() or bool(path.suffix)
-    if ours:
-        path = model_path(model)
-        console.check_places(out, None, [path])
+    pyramid, path = opt.integers("--levels", levels), _path(model)
+    console.check_places(out, None, [path])
 
-    from sppnet.classification.classifier import Classifier
-    from sppnet.classification.file import FORMAT
-    from sppnet.detection.detector import Detector
-    from sppnet.features.backbone import Backbone
     from sppnet.onnx.export import export_model
 
-    fitted: Backbone | Classifier | Detector
-    if not ours:
-        fitted = Backbone(model, opt.name_list(stages), weights=weights)
-    elif file_format(path) == FORMAT:
-        fitted = Classifier.load(model)
-    else:
-        fitted = Detector.load(path, weights=weights)
-    print(f"{out}: {export_model(fitted, out, scale=scale, levels=pyramid)}")
+    for file in console.track([path], "Exporting"):
+        found = _read_backbone(file, stages) if file.suffix == ".onnx" else _read_model(file)
+        said = export_model(found, out, threshold=threshold, scale=scale, levels=pyramid)
+    print(f"{out}: {said}")
+
+
+def _path(model: str) -> Path:
+    """Return the file of a model or backbone that is given by its path or name."""
+    from sppnet.models import model_path, shipped
+
+    backbones = shipped(".onnx")
+    if model in backbones or Path(model).suffix == ".onnx":
+        return model_path(model, suffix=".onnx")
+    try:
+        return model_path(model)
+    except SppnetError as error:
+        raise SppnetError(f"{error}; or a backbone: {', '.join(backbones)}, or a file (.onnx)") from None
+
+
+def _read_backbone(path: Path, stages: str) -> Backbone:
+    from sppnet.features.backbone import Backbone
+
+    return Backbone(path, opt.name_list(stages))
+
+
+def _read_model(path: Path) -> Classifier | Detector:
+    from sppnet.classification.file import FORMAT
+    from sppnet.storage import file_format
+
+    if file_format(path) == FORMAT:
+        from sppnet.classification.classifier import Classifier
+
+        return Classifier.load(path)
+    from sppnet.detection.detector import Detector
+
+    return Detector.load(path)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import onnx
 from sppnet.arrays import FloatArray, Image, Pixels
 from sppnet.errors import SppnetError, check_extra
 from sppnet.features.encoded import EncodedImage, FeatureMaps
@@ -126,11 +127,15 @@ class Backbone:
         tuned = {name: value.astype(np.float32) for name, value in self.tuned.items()}
         return {**self.graph.parameters, **tuned}
 
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The graph of its stages at its output stride, with the weights that it has now."""
+        return self.graph.at(self.stages, self.output_stride, self.tuned)
+
     @cached_property
     def _run(self) -> Callable[[Pixels32], tuple[Any, ...]]:
         if self.device == "cpu":
-            model = self.graph.at(self.stages, self.output_stride, self.tuned)
-            return compile_graph(model, self.mean, self.std, self.streams)
+            return compile_graph(self.model, self.mean, self.std, self.streams)
         from sppnet.features.network import on_device
 
         return on_device(self)

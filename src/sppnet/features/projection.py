@@ -1,7 +1,7 @@
 """From a window of the image to a window of a map: the scale that suits it, then the cells that it covers.
 
-The rules are written once, for NumPy arrays and for tensors alike: the detector follows them on arrays, the
-graph of an ONNX file on tensors (paper section 4.1 and appendix A).
+The rules are written once, for whatever follows the array API: the detector follows them on arrays, and on
+the values of a graph they write themselves into an ONNX file (paper section 4.1 and appendix A).
 """
 
 from __future__ import annotations

@@ -1,103 +1,49 @@
-"""Networks and detectors as ONNX files, for any runtime and for images of any size.
+"""Models as ONNX files, for any runtime and for images of any size.
 
-Detectors, classifiers, and backbones with a pyramid take the pixels of an image as they are: resizing as
-OpenCV does it, standardising and padding are in the graph.
-
-Outside the promise are maps with NaN or infinity, on whose maximum runtimes disagree, and windows that are no
-part of their map, which nobody checks in a graph.
+All take the pixels of an image as they are, and return what the model says of it: resizing as OpenCV does it,
+standardising, padding and, for a detector, candidate windows and suppression are in the graph. Writing a file
+takes the backbone's own graph and adds the other nodes; PyTorch has no part in it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+import numpy as np
 
-from sppnet.classification.network import SPPNet
+from sppnet.classification.scorer import Scorer
 from sppnet.classification.views import WHOLE, side_of
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
-from sppnet.onnx.graph import Names, free_sizes, import_onnx, to_onnx, write_graph
-from sppnet.onnx.networks import Features, Probabilities, Scoring
-from sppnet.onnx.preparation import PixelRules, Preparation
+from sppnet.onnx.file import write_graph
+from sppnet.onnx.nodes import Nodes, Value
+from sppnet.onnx.pooling import pool_maps
+from sppnet.onnx.preparation import PixelRules, prepare
+from sppnet.onnx.proposing import from_grid, from_maps
+from sppnet.onnx.scoring import score
+from sppnet.onnx.suppression import suppress
+from sppnet.onnx.windows import encode
 from sppnet.pooling.bins import LEVELS, valid_levels
+from sppnet.proposals.dense import DenseWindows
 from sppnet.storage import check_writable
 
 if TYPE_CHECKING:
+    from sppnet.classification.classifier import Classifier
     from sppnet.detection.detector import Detector
 
-
-def export_network(
-    network: nn.Module,
-    example: tuple[Any, ...],
-    path: str | Path,
-    *,
-    input_names: Names = None,
-    output_names: Names = None,
-    dynamic_shapes: Any = None,
-    metadata: dict[str, str] | None = None,
-) -> None:
-    """Write a network that has `SpatialPyramidPooling` or `pool_regions` in it to an ONNX file.
-
-    Parameters
-    ----------
-    network : nn.Module
-        Left as it is; exported in evaluation mode.
-    example : tuple
-        Arguments of the network: tensors on the CPU and lists of them. Values do not matter; a size that is
-        to be free must be at least 2.
-    path : path
-        Replaced if it exists; the file appears whole or not at all.
-    input_names, output_names : sequence of str, optional
-        Names of the tensors in the file; a list counts as so many tensors.
-    dynamic_shapes : optional
-        As in `torch.onnx.export`. By default all sizes are free but the channels of (N, C, H, W) and
-        (C, H, W) tensors; of others only the first.
-    metadata : dict, optional
-        Texts to keep in the file.
-
-    Raises
-    ------
-    SppnetError
-        If onnx and onnxscript are not installed, or PyTorch cannot export the network.
-
-    Examples
-    --------
-    >>> from sppnet.pooling.layer import SpatialPyramidPooling
-    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), SpatialPyramidPooling(), nn.Linear(400, 10))
-    >>> export_network(network, (torch.zeros(2, 3, 64, 64),), "network.onnx")  # doctest: +SKIP
-    """
-    check_writable(path)
-    free = tuple(free_sizes(value, f"_{i}" if i else "") for i, value in enumerate(example))
-    model = to_onnx(network, example, dynamic_shapes or free, input_names, output_names)
-    write_graph(model, path, metadata or {})
-
-
-class FittedNetwork(Protocol):
-    """A classifier that is fitted, such as `sppnet.classification.classifier.Classifier`.
-
-    Attributes
-    ----------
-    network_ : SPPNet
-        The network.
-    """
-
-    network_: SPPNet
-
-    @property
-    def classes_(self) -> Sequence[str]:
-        """Names of the K classes, in the order of its outputs."""
+# Outputs by name, each with its shape.
+Outputs = Mapping[str, tuple[Value, Sequence[int | str]]]
 
 
 def export_model(
-    model: Detector | FittedNetwork | Backbone,
+    model: Detector | Classifier | Backbone,
     path: str | Path,
     *,
+    threshold: float = -1.5,
     scale: int = 224,
     levels: Sequence[int] = LEVELS,
 ) -> str:
@@ -108,7 +54,9 @@ def export_model(
     model : Detector, Classifier or Backbone
         See `export_detector`, `export_classifier` and `export_features`.
     path : path
-        The file to write, which ends in ``.onnx``; replaced if it exists.
+        The file to write, which ends in ``.onnx``; replaced if it exists, as a whole or not at all.
+    threshold : float
+        For a detector: least score of a detection.
     scale : int
         For a backbone: shorter side in pixels to which the graph resizes the image.
     levels : sequence of int
@@ -124,39 +72,44 @@ def export_model(
     SppnetError
         If the model is of another kind or not fitted, `path` does not end in ``.onnx``, or as in the function
         of its kind.
+    OSError
+        If the file cannot be written.
     """
-    if Path(path).suffix != ".onnx":
-        raise SppnetError(f"{path}: found the suffix {Path(path).suffix!r}, expected .onnx")
     if isinstance(model, Backbone):
         export_features(model, path, scale=scale, levels=levels)
         return f"image -> features of {model.name}"
-    # What was learned tells the kind: a question is no reason to import the rooms of all of them.
+    # What was learned tells the kind: a question is no reason to import the doors of all of them.
     fitted: Any = model
-    if isinstance(getattr(model, "network_", None), SPPNet):
+    if hasattr(model, "scorer_"):
         export_classifier(fitted, path)
         return f"image -> probabilities of {len(fitted.classes_)} classes"
     if hasattr(model, "fitted_"):
-        export_detector(fitted, path)
-        return f"image, windows -> scores, boxes of {', '.join(fitted.classes_)}"
+        export_detector(fitted, path, threshold=threshold)
+        return f"image -> boxes, scores and labels of {', '.join(fitted.classes_)}; {_windows(fitted)}"
     kind = type(model).__name__
     raise SppnetError(f"found {kind}, expected a fitted Detector, a fitted Classifier, or a Backbone")
 
 
 def export_features(
-    backbone: Backbone, path: str | Path, *, scale: int, levels: Sequence[int] = LEVELS
+    backbone: Backbone,
+    path: str | Path,
+    *,
+    scale: int = 224,
+    levels: Sequence[int] = LEVELS,
 ) -> None:
     """Write a backbone with a pyramid over its maps to an ONNX file: an image becomes a vector.
 
     The file takes ``image``, (H, W, 3) uint8 RGB, and returns ``features``, (D,) float32: the maps of
-    ``backbone(image, scale)``, pooled by `SpatialPyramidPooling` stage by stage. Its metadata are JSON:
-    ``backbone``, its signature, ``scales``, a list of the one scale, and ``levels``.
+    ``backbone(image, scale)``, pooled by `sppnet.pooling.spatial_pyramid` stage by stage. Its metadata are
+    JSON: ``backbone``, its signature, ``licence`` and ``source`` of its weights, ``scales``, a list of the
+    one scale, and ``levels``.
 
     Parameters
     ----------
     backbone : Backbone
         Where the maps come from.
     path : path
-        The file to write; replaced if it exists.
+        The file to write, which ends in ``.onnx``; replaced if it exists, as a whole or not at all.
     scale : int
         Shorter side in pixels to which the graph resizes the image.
     levels : sequence of int
@@ -165,99 +118,147 @@ def export_features(
     Raises
     ------
     SppnetError
-        As in `export_network`.
+        If `path` does not end in ``.onnx``, or the levels are none.
+    OSError
+        If the file cannot be written.
     """
-    network = Features(backbone, valid_levels(levels))
-    facts = {"backbone": backbone.signature, "scales": [scale], "levels": network.levels}
-    _export_image(Preparation(PixelRules.of(backbone), (scale,)), network, ["features"], path, facts)
+    pyramid = valid_levels(levels)
+
+    def build(op: Nodes, image: Value) -> Outputs:
+        encoded = encode(op, image, backbone, (scale,))
+        pairs = zip(encoded.scales[0], encoded.channels, strict=True)
+        vectors = [pool_maps(op, m, pyramid, "max", channels) for m, channels in pairs]
+        return {"features": (op.Squeeze(op.Concat(*vectors, axis=1), [0]), ["length"])}
+
+    _export(path, backbone, build, {"scales": [scale], "levels": pyramid})
 
 
-def export_detector(detector: Detector, path: str | Path) -> None:
-    """Write a detector, up to suppression, to an ONNX file: image and candidate windows become scored boxes.
+def export_detector(
+    detector: Detector,
+    path: str | Path,
+    *,
+    threshold: float = -1.5,
+    limit: int = 100,
+) -> None:
+    """Write a detector to an ONNX file: an image becomes detections.
 
-    Fully connected layers under the SVMs are part of it, what proposes windows from the maps is not.
+    The file takes ``image``, (H, W, 3) uint8 RGB, and returns by falling score ``boxes``, (D, 4) float32 in
+    pixels of that image, ``scores``, (D,) float32, and ``labels``, (D,) int64, places in the list of classes:
+    what `Detector.predict` finds. Candidate windows are those that the detector has learned to propose from
+    its maps; where it has not learned that, they are those of `sppnet.proposals.DenseWindows`, a grid, and
+    not the detector's own, which come from the pixels by methods that no graph holds.
 
-    The file takes ``image``, (H, W, 3) uint8 RGB, and ``windows``, (R, 4) float32 in pixels of that image. It
-    returns ``scores``, (R, K) float32, and ``boxes``, (R, K, 4) float32: the windows as each class's
-    regression moves them, cut off at the borders. `Detector.predict` goes on, class by class, by dropping low
-    scores and empty boxes and suppressing overlaps of more than ``nms_iou``.
-
-    The metadata are JSON: ``classes``, the K names, ``nms_iou``, ``backbone``, and the fields of
-    `sppnet.features.windows.WindowPooling`.
+    The metadata are JSON: ``classes``, the K names, ``windows``, where they come from, ``threshold``,
+    ``limit`` and ``nms_iou``, ``backbone``, its signature, ``licence`` and ``source`` of its weights, and the
+    fields of `sppnet.features.windows.WindowPooling`.
 
     Parameters
     ----------
     detector : Detector
         A fitted one.
     path : path
-        The file to write; replaced if it exists.
+        The file to write, which ends in ``.onnx``; replaced if it exists, as a whole or not at all.
+    threshold : float
+        Least score of a detection, fixed in the graph: by default that of `Detector.predict`. At 0 an SVM is
+        undecided.
+    limit : int
+        Most detections of a class.
 
     Raises
     ------
     NotFittedError
         If the detector is not fitted.
     SppnetError
-        As in `export_network`.
+        If `path` does not end in ``.onnx``.
+    OSError
+        If the file cannot be written.
     """
-    facts = {"classes": detector.classes_, "nms_iou": detector.nms_iou, **asdict(detector.pooling)}
-    backbone = detector.fitted_.backbone
-    facts["backbone"] = backbone.signature
-    preparation = Preparation(PixelRules.of(backbone), detector.scales)
-    _export_image(preparation, Scoring(detector), ["scores", "boxes"], path, facts)
+    classes, fitted = detector.classes_, detector.fitted_
+    objectness, grid = fitted.objectness, DenseWindows()
+
+    def build(op: Nodes, image: Value) -> Outputs:
+        encoded = encode(op, image, fitted.backbone, detector.scales)
+        windows = (
+            from_grid(op, grid, encoded.size) if objectness is None else from_maps(op, objectness, encoded)
+        )
+        found = suppress(op, *score(op, detector, encoded, windows), detector.nms_iou, threshold, limit)
+        count = "detections"
+        return {"boxes": (found[0], [count, 4]), "scores": (found[1], [count]), "labels": (found[2], [count])}
+
+    facts = {"classes": classes, "windows": _windows(detector), "threshold": threshold}
+    facts |= {"limit": limit, "nms_iou": detector.nms_iou, **asdict(detector.pooling)}
+    _export(path, fitted.backbone, build, facts)
 
 
-def export_classifier(classifier: FittedNetwork, path: str | Path) -> None:
+def _windows(detector: Detector) -> str:
+    """Say where the candidate windows of a fitted detector come from in its graph."""
+    if detector.fitted_.objectness is not None:
+        return "windows from its maps"
+    other = "" if detector.proposals == "dense" else f", not by {detector.proposals}, which no graph holds"
+    return f"windows from a grid{other}"
+
+
+def export_classifier(classifier: Classifier, path: str | Path) -> None:
     """Write a classifier with a pyramid to an ONNX file: an image becomes class probabilities.
 
     The file takes ``image``, (H, W, 3) uint8 RGB, and returns ``probabilities``, (K,) float32, of the whole
     image: those of `sppnet.classification.views.probabilities` with the views ``"full"``. Its metadata are
-    JSON: ``classes``, the K names, and ``side``, to which the shorter side is resized.
+    JSON: ``classes``, the K names, ``side``, to which the shorter side is resized, ``backbone``, its
+    signature, and ``licence`` and ``source`` of its weights.
 
     Parameters
     ----------
     classifier : Classifier
         A fitted one, whose network has a pyramid.
     path : path
-        The file to write; replaced if it exists.
+        The file to write, which ends in ``.onnx``; replaced if it exists, as a whole or not at all.
 
     Raises
     ------
     SppnetError
-        If the network has no pyramid; or as in `export_network`.
+        If the network has no pyramid, or `path` does not end in ``.onnx``.
+    OSError
+        If the file cannot be written.
     """
-    network = classifier.network_
-    if not network.takes_any_size:
+    scorer = classifier.scorer_
+    levels, mode, backbone = scorer.settings.levels, scorer.settings.mode, scorer.backbone
+    if levels is None:
         raise SppnetError("the network has no pyramid and takes one size only, expected one with a pyramid")
-    side = side_of(network, WHOLE)
-    rules = PixelRules(network.mean.flatten().cpu(), network.std.flatten().cpu(), multiple=1)
-    facts = {"classes": [*classifier.classes_], "side": side}
-    _export_image(Preparation(rules, (side,)), Probabilities(network), ["probabilities"], path, facts)
+    side, rules = side_of(scorer, WHOLE), PixelRules.of(backbone)._replace(multiple=1)
+
+    def build(op: Nodes, image: Value) -> Outputs:
+        (pixels,) = prepare(op, image, rules, (side,)).images
+        (maps,) = op.network(backbone.model, pixels)
+        vectors = pool_maps(op, maps, levels, mode, backbone.channels[0])
+        shares = op.Softmax(_head(op, scorer, vectors), axis=1)
+        return {"probabilities": (op.Squeeze(shares, [0]), [len(classifier.classes_)])}
+
+    _export(path, backbone, build, {"classes": classifier.classes_, "side": side})
 
 
-def _export_image(
-    preparation: Preparation, network: nn.Module, outputs: list[str], path: str | Path, facts: dict[str, Any]
+def _head(op: Nodes, scorer: Scorer, vectors: Value) -> Value:
+    """Return the (N, K) scores of (N, D) pooled vectors; see `Scorer.head`."""
+    if scorer.settings.norm is not None:
+        vectors = vectors * scorer.settings.norm / op.ReduceL2(vectors, [1]).clip(min=1e-12)
+    for layer in scorer.layers[:-1]:
+        vectors = layer(vectors).clip(min=0)
+    scores: Value = scorer.layers[-1](vectors)
+    return scores
+
+
+def _export(
+    path: str | Path,
+    backbone: Backbone,
+    build: Callable[[Nodes, Value], Outputs],
+    facts: Mapping[str, Any],
 ) -> None:
-    """Write a network for prepared images (and windows, if it scores any) behind what prepares them.
-
-    The two are exported one by one: PyTorch follows free sizes through any backbone, but not sizes computed
-    from others, as those of resized images are.
-    """
-    compose = import_onnx().compose
+    """Write the graph of what `build` adds to an image, on a backbone."""
+    if Path(path).suffix != ".onnx":
+        raise SppnetError(f"{path}: found the suffix {Path(path).suffix!r}, expected .onnx")
     check_writable(path)
-    count = len(preparation.scales)
-    between = [*(f"prepared_{s}" for s in range(count)), "sizes", "size"]
-    image = torch.zeros(60, 80, 3, dtype=torch.uint8)
-    free: tuple[Any, ...] = ({0: "height", 1: "width"},)
-    before = to_onnx(preparation, (image,), free, ["image"], between)
-
-    windows = [torch.zeros(5, 4)] if "boxes" in outputs else []
-    unit = max(preparation.multiple, 64)
-    prepared = [torch.zeros(1, 3, unit * (s + 2), unit * (s + 3)) for s in range(count)]
-    example = (prepared, torch.ones(count, 2, dtype=torch.int64), torch.tensor([60, 80]), *windows)
-    free = ([{2: f"height_{s}", 3: f"width_{s}"} for s in range(count)], {}, {})
-    free += tuple({0: "windows"} for _ in windows)
-    after = to_onnx(network, example, free, [*between, *("windows" for _ in windows)], outputs)
-
-    before = compose.add_prefix(before, "prepare/", rename_inputs=False, rename_outputs=False)
-    model = compose.merge_models(before, after, [(name, name) for name in between])
-    write_graph(model, path, {name: json.dumps(value) for name, value in facts.items()})
+    about = backbone.graph.facts
+    origin = {"backbone": backbone.signature, "licence": about.licence, "source": about.source}
+    op = Nodes(backbone.graph.model.opset_import[0].version)
+    outputs = build(op, op.input("image", np.uint8, ["height", "width", 3]))
+    metadata = {name: json.dumps(value) for name, value in {**facts, **origin}.items()}
+    write_graph(op.model(outputs), path, metadata)

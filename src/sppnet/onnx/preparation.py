@@ -1,18 +1,20 @@
-"""What is done to the pixels of an image before a network sees them, as a part of the graph.
+"""What is done to the pixels of an image before a network sees them, as nodes of a graph.
 
-The steps are those of `sppnet.images` and `sppnet.features.backbone`, on tensors of any size.
+The steps are those of `sppnet.images` and `sppnet.features.backbone`, for images of any size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from sppnet.features.backbone import Backbone
 from sppnet.images import MAX_ASPECT
+
+if TYPE_CHECKING:
+    from sppnet.features.backbone import Backbone
+    from sppnet.onnx.nodes import Nodes, Value
 
 
 class PixelRules(NamedTuple):
@@ -20,114 +22,125 @@ class PixelRules(NamedTuple):
 
     Attributes
     ----------
-    mean, std : (3,) float32 tensors
+    mean, std : (float, float, float)
         What the channels are standardised by, for pixels of 0 to 255.
     multiple : int
         Height and width are padded to multiples of this, with what becomes 0.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     multiple: int
 
     @classmethod
     def of(cls, backbone: Backbone) -> PixelRules:
         """Return those of a backbone."""
-        mean, std = (torch.tensor(v) * 255 for v in (backbone.network.mean, backbone.network.std))
-        return cls(mean, std, backbone.multiple)
+        return cls(backbone.mean, backbone.std, backbone.multiple)
 
 
-class Preparation(nn.Module):
-    """Resizes an image to several scales, standardises and pads it.
+class Prepared(NamedTuple):
+    """An image in a graph, ready for the network.
+
+    Attributes
+    ----------
+    size : (2,) int64 value
+        Height and width of the image.
+    sizes : sequence of (2,) int64 values
+        Height and width of the resized image at each scale.
+    images : sequence of (1, 3, H', W') float32 values
+        The resized images, standardised and padded: what the network takes.
+    """
+
+    size: Value
+    sizes: list[Value]
+    images: list[Value]
+
+
+def prepare(op: Nodes, image: Value, rules: PixelRules, scales: Sequence[int]) -> Prepared:
+    """Resize an image to several scales, standardise and pad it.
 
     Parameters
     ----------
+    op : Nodes
+        The graph.
+    image : (H, W, 3) uint8 value
     rules : PixelRules
         How the network behind takes pixels.
     scales : sequence of int
         Shorter sides of the resized image, in pixels.
     """
-
-    def __init__(self, rules: PixelRules, scales: Sequence[int]) -> None:
-        super().__init__()
-        self.scales, self.multiple = tuple(scales), rules.multiple
-        self.mean, self.std = nn.Buffer(rules.mean), nn.Buffer(rules.std)
-
-    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Prepare an (H, W, 3) uint8 image.
-
-        Returns
-        -------
-        list of S (1, 3, H', W') float32 tensors
-            What the network takes.
-        (S, 2) int64 tensor
-            Their heights and widths before padding.
-        (2,) int64 tensor
-            Height and width of the image.
-        """
-        # Lengths are tensors and not integers because the exporter divides integers in single precision.
-        size = torch.stack([torch.scalar_tensor(n, dtype=torch.int64) for n in image.shape[:2]])
-        # Whole numbers, exact in float32 for 65,000 rows.
-        sums = image.float().cumsum(0)
-        sizes = [self._target(size, side) for side in self.scales]
-        prepared = []
-        for target in sizes:
-            pixels = _resize(image, sums, size, target)
-            down, right = (-target % self.multiple).tolist()
-            standard = (pixels.float() - self.mean) / self.std
-            prepared.append(nn.functional.pad(standard, (0, 0, 0, right, 0, down)).permute(2, 0, 1)[None])
-        return prepared, torch.stack(sizes), size
-
-    def _target(self, size: Tensor, side: int) -> Tensor:
-        """Return the height and width to resize to; see `sppnet.images.whole_image_size`."""
-        shorter = size.min()
-        target = (size * side + shorter - 1) // shorter
-        shrink = side * torch.sqrt(MAX_ASPECT / target.prod().double())
-        shrunk = torch.round(target * shrink).long().clamp(min=1)
-        return torch.where(target.max() > MAX_ASPECT * target.min(), shrunk, target)
+    size = op.Shape(image, start=0, end=2)
+    # Whole numbers, exact in float32 for 65,000 rows.
+    sums = op.CumSum(image.cast(np.float32), 0)
+    sizes = [_target(op, size, side) for side in scales]
+    images = [_standardised(op, _resize(op, image, sums, size, target), target, rules) for target in sizes]
+    return Prepared(size, sizes, images)
 
 
-def _resize(image: Tensor, sums: Tensor, size: Tensor, target: Tensor) -> Tensor:
+def _target(op: Nodes, size: Value, side: int) -> Value:
+    """Return the height and width to resize to; see `sppnet.images.whole_image_size`."""
+    shorter = op.ReduceMin(size, keepdims=0)
+    # ONNX divides integers without the rest.
+    target = (size * side + shorter - 1) / shorter
+    shortest, longest = (reduce(target, keepdims=0) for reduce in (op.ReduceMin, op.ReduceMax))
+    exact = target.cast(np.float64)
+    shrink = side * op.Sqrt(MAX_ASPECT / (exact[0] * exact[1]))
+    shrunk = op.Round(exact * shrink).cast(np.int64).clip(min=1)
+    return op.node("Where", longest > shortest * MAX_ASPECT, shrunk, target)
+
+
+def _standardised(op: Nodes, pixels: Value, target: Value, rules: PixelRules) -> Value:
+    mean, std = (np.asarray(values, np.float32) for values in (rules.mean, rules.std))
+    standard = (pixels.cast(np.float32) - mean) / std
+    beyond = op.Mod(rules.multiple - op.Mod(target, rules.multiple), rules.multiple)
+    pads = op.Concat([0, 0, 0, 0, 0, 0], beyond, axis=0)
+    return op.node("Pad", op.Unsqueeze(op.Transpose(standard, perm=[2, 0, 1]), [0]), pads)
+
+
+def _resize(op: Nodes, image: Value, sums: Value, size: Value, target: Value) -> Value:
     """Return what `sppnet.images.resize` does, in float64, given the sums of the image's rows."""
     # One of the two has no pixels, and so costs nothing.
-    count = torch.where((size > 2 * target).all(), target, 0)
-    by_area = _resize_area(image, sums, size, target, count)
-    linear = _resize_linear(image, size, target, target - count)
-    height, width = target.tolist()
-    return torch.cat([by_area.flatten(0, 1), linear.flatten(0, 1)]).reshape(height, width, 3)
+    shrinks = op.ReduceMin((size > target * 2).cast(np.int64), keepdims=0)
+    count = target * shrinks
+    by_area = _resize_area(op, image, sums, size, target, count)
+    linear = _resize_linear(op, image, size, target, target - count)
+    pixels = op.Concat(op.Reshape(by_area, [-1, 3]), op.Reshape(linear, [-1, 3]), axis=0)
+    return op.node("Reshape", pixels, op.Concat(target, [3], axis=0))
 
 
-def _resize_linear(image: Tensor, size: Tensor, target: Tensor, count: Tensor) -> Tensor:
+def _resize_linear(op: Nodes, image: Value, size: Value, target: Value, count: Value) -> Value:
     """Resize as OpenCV's INTER_LINEAR does, to the bit: in fixed point, its weights in steps of 1 / 2048."""
 
-    def taps(axis: int) -> list[tuple[Tensor, Tensor]]:
-        scale = 1 / (target[axis].double() / size[axis])
-        place = torch.arange(count[axis].item(), dtype=torch.float64)
-        place = ((place + 0.5) * scale - 0.5).float()
-        first = torch.floor(place)
+    def taps(axis: int) -> list[tuple[Value, Value]]:
+        old, new = size[axis], target[axis].cast(np.float64)
+        place = op.Range(0, count[axis], 1).cast(np.float64)
+        place = ((place + 0.5) * (1.0 / (new / old.cast(np.float64))) - 0.5).cast(np.float32)
+        first = op.Floor(place)
         part = place - first
-        weights = (torch.round(w * 2048).double() for w in (1 - part, part))
-        cells = (torch.minimum((first.long() + k).clamp(min=0), size[axis] - 1) for k in (0, 1))
+        weights = (op.Round(w * 2048.0) for w in (1.0 - part, part))
+        cells = ((first.cast(np.int64) + k).clip(0, old - 1) for k in (0, 1))
         return list(zip(cells, weights, strict=True))
 
-    left, right = (image.index_select(1, cell).double() * weight[:, None] for cell, weight in taps(1))
-    rows = torch.floor((left + right) / 16)
+    # Whole numbers below 2 ** 24 so far.
+    left, right = (op.Gather(image, cell, axis=1).cast(np.float32) * w[:, None] for cell, w in taps(1))
+    rows = op.Floor((left + right) / 16.0).cast(np.float64)
     above, below = (
-        torch.floor(rows.index_select(0, cell) * weight[:, None, None] / 65536) for cell, weight in taps(0)
+        op.Floor(op.Gather(rows, cell) * w.cast(np.float64)[:, None, None] / 65536.0) for cell, w in taps(0)
     )
-    return torch.floor((above + below + 2) / 4)
+    return op.node("Floor", (above + below + 2.0) / 4.0)
 
 
-def _resize_area(image: Tensor, sums: Tensor, size: Tensor, target: Tensor, count: Tensor) -> Tensor:
+def _resize_area(op: Nodes, image: Value, sums: Value, size: Value, target: Value, count: Value) -> Value:
     """Resize as OpenCV's INTER_AREA does: differences of running sums at the edges of the new pixels."""
 
-    def means(values: Tensor, sums: Tensor, axis: int) -> Tensor:
-        scale = size[axis] / target[axis].double()
-        edges = torch.arange((count[axis] + 1).item(), dtype=torch.float64) * scale
-        cell = torch.minimum(edges.long(), size[axis] - 1)
-        beyond = (cell + 1 - edges)[:, None, None] * values.index_select(0, cell)
-        until = sums.index_select(0, cell).double() - beyond
+    def means(values: Value, sums: Value, axis: int) -> Any:
+        scale = size[axis].cast(np.float64) / target[axis].cast(np.float64)
+        edges = op.Range(0, count[axis] + 1, 1).cast(np.float64) * scale
+        cell = edges.cast(np.int64).clip(max=size[axis] - 1)
+        share = (cell + 1).cast(np.float64) - edges
+        beyond = share[:, None, None] * op.Gather(values, cell).cast(np.float64)
+        until = op.Gather(sums, cell).cast(np.float64) - beyond
         return (until[1:] - until[:-1]) / scale
 
-    rows = means(image, sums, 0).transpose(0, 1)
-    return torch.round(means(rows, rows.cumsum(0), 1)).transpose(0, 1)
+    rows = op.Transpose(means(image, sums, 0), perm=[1, 0, 2])
+    return op.node("Transpose", op.Round(means(rows, op.CumSum(rows, 0), 1)), perm=[1, 0, 2])

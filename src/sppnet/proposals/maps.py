@@ -30,14 +30,14 @@ from sppnet.regression import decode_deltas, encode_deltas, fit_ridge
 from sppnet.storage import digest_of
 
 # Best anchors of an image that are looked at, and the overlap from which one of two is enough.
-_ANCHORS, _ANCHOR_IOU = 3000, 0.8
+ANCHORS, ANCHOR_IOU = 3000, 0.8
 # A window is pooled with its surroundings, in bins of one sample each.
-_BINS, _GROWTH = 5, 1.2
+BINS, GROWTH = 5, 1.2
 # Windows of an image, and of all, that teach the second step.
 _TAUGHT_PER_IMAGE, _TAUGHT = 60, 30000
 # Pooled features are scaled to this mean norm, so that one penalty fits every backbone, as in the detector.
 _NORM = 20.0
-_LEAST_SIDE = 4.0
+LEAST_SIDE = 4.0
 
 
 class Objectness(Estimator, Proposer):
@@ -235,7 +235,7 @@ class Objectness(Estimator, Proposer):
             "network.spread.bias": (width,),
             "network.answer.weight": (answers, width),
             "network.answer.bias": (answers,),
-            "weights": (5, width * _BINS**2),
+            "weights": (5, width * BINS**2),
             "offsets": (5,),
         }
         wrong = [
@@ -305,25 +305,25 @@ class Objectness(Estimator, Proposer):
             stage = to_numpy(last_stage(maps, network.reduce.weights.shape[1]))
             answers, inner = network(stage)
             top = np.arange(len(answers))
-            if len(top) > _ANCHORS:
-                top = np.sort(np.argpartition(-answers[:, 0], _ANCHORS)[:_ANCHORS])
+            if len(top) > ANCHORS:
+                top = np.sort(np.argpartition(-answers[:, 0], ANCHORS)[:ANCHORS])
             boxes.append(decode_deltas(self.anchors(maps)[top], answers[top, 1:]))
             scores.append(answers[top, 0])
             hidden.append(inner)
         moved, score = clip(np.concatenate(boxes), encoded.size[1], encoded.size[0]), np.concatenate(scores)
-        first = np.argsort(-score, kind="stable")[:_ANCHORS]
-        return self._best(moved[first], score[first], _ANCHOR_IOU).boxes, hidden
+        first = np.argsort(-score, kind="stable")[:ANCHORS]
+        return self._best(moved[first], score[first], ANCHOR_IOU).boxes, hidden
 
     def _best(self, boxes: Boxes, scores: npt.NDArray[np.float32], threshold: float) -> Windows:
         """Drop what is too small or overlaps a better box by more than `threshold`; best first."""
-        large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= _LEAST_SIDE).all(axis=1))
+        large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(axis=1))
         kept = large[nms(boxes[large], scores[large], threshold, self.limit)]
         return Windows(boxes[kept], scores[kept])
 
     def _second(self, hidden: Sequence[Floats], encoded: EncodedImage, boxes: Boxes) -> Floats:
         """Return the (R, 5) answers of the second step: linear predictions from what `_pool` returns."""
         result = np.tile(self.offsets_, (len(boxes), 1))
-        width, bins = hidden[0].shape[-1], np.arange(_BINS**2)[:, None]
+        width, bins = hidden[0].shape[-1], np.arange(BINS**2)[:, None]
         weights = self.weights_.reshape(5, width, -1).transpose(1, 2, 0).reshape(width, -1)
         for s, mine, (cells, shares) in self._samples(hidden, encoded, boxes):
             # Sampling is linear, too: what each cell adds to the answers as part of each bin comes first, so
@@ -335,7 +335,7 @@ class Objectness(Estimator, Proposer):
     def _pool(self, hidden: Sequence[Floats], encoded: EncodedImage, boxes: Boxes) -> Floats:
         """Return the (R, D) features of windows, each at the scale where its size suits the backbone best."""
         width = hidden[0].shape[-1]
-        pooled = np.zeros((len(boxes), width, _BINS**2), np.float32)
+        pooled = np.zeros((len(boxes), width, BINS**2), np.float32)
         for s, mine, (cells, shares) in self._samples(hidden, encoded, boxes):
             pooled[mine] = np.einsum("rbt,rbtc->rcb", shares, hidden[s].reshape(-1, width)[cells])
         return pooled.reshape(len(boxes), -1)
@@ -345,11 +345,11 @@ class Objectness(Estimator, Proposer):
     ) -> Iterator[tuple[int, IntArray, Samples]]:
         """Yield for each scale the windows that it suits best, and where their bins are sampled."""
         which = choose_scale(boxes, min(encoded.size), encoded.sides, self.reference, "released")
-        grown = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * _GROWTH
+        grown = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * GROWTH
         for s in np.unique(which):
             mine, geometry = np.flatnonzero(which == s), encoded.scales[s].geometry[-1]
             centre, half = (part[mine] * np.array(encoded.scales[s].factors) for part in grown)
             corners = np.concatenate([centre - half, centre + half], axis=1)
             height, width = hidden[s].shape[:2]
             windows = (corners - geometry.offset - 0.5) / geometry.stride
-            yield s, mine, sample_bins(windows, (height, width), _BINS)
+            yield s, mine, sample_bins(windows, (height, width), BINS)

@@ -1,55 +1,99 @@
 """The pooling operator as nodes of an ONNX graph, exact at every size.
 
-PyTorch's exporter refuses adaptive pooling unless all sizes divide. Here the bins' bounds are integer
-arithmetic on sizes within the graph: a map is cut into rows of bins and these into columns; a window of a map
-is cut into its bins, each a rectangle for ONNX's ``MaxRoiPool`` or, for means, four corners in a table of
-sums.
+The bins' bounds are integer arithmetic on sizes within the graph: a map is cut into rows of bins and these
+into columns; a window of a map is cut into its bins, each a rectangle for ONNX's ``MaxRoiPool`` or, for
+means, four corners in a table of sums.
 
-All of it runs while PyTorch exports: each call of `op` adds a node to the graph.
+All functions take `op`, of which each call adds a node: `sppnet.onnx.nodes.Nodes`, or the operators of
+onnxscript while PyTorch exports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from sppnet.errors import SppnetError
+from onnx import TensorProto
 
 
-def translate(maps: Any, windows: Any, index: Any, levels: Any, mode: Any, dtype: Any = None) -> Any:
-    """Write a call of `sppnet.pooling.operator.pool` as nodes."""
-    from onnxscript import opset20
+def pool_maps(op: Any, maps: Any, levels: Sequence[int], mode: str, channels: int) -> Any:
+    """Pool whole maps.
 
-    from onnx import TensorProto
+    Parameters
+    ----------
+    op
+        What writes nodes.
+    maps : (N, C, H, W) float value
+    levels : sequence of int
+        The pyramid.
+    mode : {"max", "average"}
+        What is kept of a bin.
+    channels : int
+        C.
 
-    op: Any = opset20
-    kind, channels = maps[0].dtype, maps[0].shape[1]
-    if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
-        # Runtimes pool float32 only. The maximum is the same there, the mean is rounded once.
-        maps = [op.Cast(m, to=TensorProto.FLOAT) for m in maps]
-    if windows is None:
-        grids = (partial(_map_grid, op, m, mode) for m in maps)
-        pooled = op.Concat(*(_pyramid(op, grid, levels, mode, channels) for grid in grids), axis=0)
-    elif mode == "max" and kind == TensorProto.DOUBLE:
-        raise SppnetError("found float64 maps, expected float32, float16 or bfloat16 for maxima of windows")
-    else:
-        if index is None:
-            index = op.Mul(op.Gather(windows, 0, axis=1), 0)
-        parts, rows, first = [], [], op.Constant(value_int=0)
-        for m in maps:
-            past = op.Add(first, op.Squeeze(op.Shape(m, start=0, end=1)))
-            inside = op.And(op.GreaterOrEqual(index, first), op.Less(index, past))
-            rows.append(op.Squeeze(op.NonZero(inside), [0]))
-            image = op.Sub(op.Gather(index, rows[-1]), first)
-            grid = partial(_window_grid, op, m, op.Gather(windows, rows[-1]), image, mode, channels)
-            parts.append(_pyramid(op, grid, levels, mode, channels))
-            first = past
-        # Row i of all parts in a line belongs to window order[i].
-        order = op.Concat(*rows, axis=0)
-        back = op.ScatterElements(order, order, op.Range(0, op.Squeeze(op.Shape(order)), 1), axis=0)
-        pooled = op.Gather(op.Concat(*parts, axis=0), back)
-    return op.Cast(pooled, to=int(kind if dtype is None else dtype))
+    Returns
+    -------
+    (N, C * M) value
+        In the order of `sppnet.pooling.layer.SpatialPyramidPooling`.
+    """
+    return _pyramid(op, partial(_map_grid, op, maps, mode), levels, mode, channels)
+
+
+def pool_windows(
+    op: Any, maps: Sequence[Any], windows: Any, index: Any, levels: Sequence[int], mode: str, channels: int
+) -> Any:
+    """Pool windows of maps.
+
+    Parameters
+    ----------
+    op, levels, mode, channels
+        As in `pool_maps`.
+    maps : sequence of (N_i, C, H_i, W_i) float32 values
+        Their images are numbered through. Of means float64, too.
+    windows : (R, 4) int64 value
+        ``x1, y1, x2, y2`` in cells, inside the map.
+    index : (R,) int64 value
+        The image of each window.
+
+    Returns
+    -------
+    (R, C * M) value
+        In the order of `sppnet.pooling.regions.pool_regions`.
+    """
+    first, starts = op.Constant(value_int=0), []
+    for m in maps:
+        past = op.Add(first, op.Squeeze(op.Shape(m, start=0, end=1)))
+        starts.append((first, past))
+        first = past
+
+    def pool(i: int, rows: Any) -> Any:
+        image = op.Sub(op.Gather(index, rows), starts[i][0])
+        grid = partial(_window_grid, op, maps[i], op.Gather(windows, rows), image, mode, channels)
+        return _pyramid(op, grid, levels, mode, channels)
+
+    inside = [op.And(op.GreaterOrEqual(index, first), op.Less(index, past)) for first, past in starts]
+    return in_parts(op, inside, pool)
+
+
+def in_parts(op: Any, masks: Sequence[Any], compute: Callable[[int, Any], Any]) -> Any:
+    """Compute something of the rows of each part by itself, and return it in the order of all rows.
+
+    Parameters
+    ----------
+    op
+        What writes nodes.
+    masks : sequence of (R,) bool values
+        The rows of each part; each row is in one.
+    compute : callable
+        Given the place of a part and its rows, (r,) int64, returns a value of r rows.
+    """
+    rows = [op.Squeeze(op.NonZero(mask), [0]) for mask in masks]
+    parts = [compute(i, r) for i, r in enumerate(rows)]
+    # Row i of all parts in a line belongs to row order[i].
+    order = op.Concat(*rows, axis=0)
+    back = op.ScatterElements(order, order, op.Range(0, op.Squeeze(op.Shape(order)), 1), axis=0)
+    return op.Gather(op.Concat(*parts, axis=0), back)
 
 
 def _pyramid(op: Any, grid: Callable[[int], Any], levels: Any, mode: str, channels: int) -> Any:
@@ -79,8 +123,6 @@ def _map_grid(op: Any, m: Any, mode: str, n: int) -> Any:
 
 def _window_grid(op: Any, m: Any, windows: Any, image: Any, mode: str, channels: int, n: int) -> Any:
     """Return the (R, C, n, n) bins of windows, each of the image of maps (N, C, H, W) that it says."""
-    from onnx import TensorProto
-
     x1, y1, x2, y2 = (op.Gather(windows, [i], axis=1) for i in range(4))
     steps = op.Constant(value_ints=list(range(n)))
     left, right = (op.Unsqueeze(v, [1]) for v in _bounds(op, x1, op.Sub(x2, x1), steps, n))

@@ -5,7 +5,7 @@ from torch import nn
 
 from graphs import opened, run
 from sppnet.errors import SppnetError
-from sppnet.onnx.export import export_network
+from sppnet.onnx.network import export_network
 from sppnet.pooling import SpatialPyramidPooling, pool_regions
 
 LEVELS = (1, 6, 4, 3, 2)
