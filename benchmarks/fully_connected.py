@@ -90,7 +90,7 @@ def main() -> None:
     )
     parser.add_argument("data")
     parser.add_argument(
-        "--backbone", default="tf_efficientnet_lite0", help="each with a cache and a JSON file of its own"
+        "--backbone", default="efficientnet-lite0", help="each with a cache and a JSON file of its own"
     )
     parser.add_argument("--scales", default="240,360,540,810")
     parser.add_argument("--proposals", default="selective-search+edge-boxes")

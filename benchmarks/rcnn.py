@@ -18,14 +18,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import openvino
-import torch
 from rich.progress import track
 
 from common import commit, setting, table, write_json
@@ -36,10 +33,11 @@ from sppnet.detection.postprocess import postprocess
 from sppnet.detection.sampling import Examples, plan_images
 from sppnet.detection.svm import LinearSVMs, mine_hard_negatives
 from sppnet.evaluation.detection import mean_average_precision, voc_detection
-from sppnet.features.backbone import Backbone, _FromPixels
+from sppnet.features.backbone import Backbone
+from sppnet.features.inference import compile_graph
 from sppnet.features.windows import WindowPooling
 from sppnet.images import read_image, resize
-from sppnet.pooling import SpatialPyramidPooling
+from sppnet.pooling import spatial_pyramid
 from sppnet.progress import StageTimer
 from sppnet.proposals import parse, propose_all
 from sppnet.regression import decode_deltas, encode_deltas, fit_ridge
@@ -69,28 +67,15 @@ def warp(image, box, padding, fill):
     return warped
 
 
-def compile_batch(backbone, batch):
-    """Compile the backbone as `Backbone` does, for `batch` warps at a time."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch deprecates the tracing that OpenVINO converts by.
-        model = openvino.convert_model(
-            _FromPixels(backbone.network).eval(),
-            example_input=torch.zeros(1, SIDE, SIDE, 3),
-            input=[batch, SIDE, SIDE, 3],
-        )
-    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1}
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"} | threads)
-    return compiled.create_infer_request()
-
-
 class WarpedFeatures:
     """Features of windows, each warped, run through the backbone and pooled over its whole map."""
 
     def __init__(self, backbone, levels, padding, batch, cache):
         self.padding, self.batch, self.cache = padding, batch, cache
-        self.fill = np.float32(backbone.network.mean) * np.float32(255)  # what becomes 0
+        self.fill = np.array(backbone.mean, np.float32)  # what becomes 0
         self.signature = f"{backbone.signature} {levels} {SIDE} {padding}"
-        self.request, self.layer = compile_batch(backbone, batch), SpatialPyramidPooling(levels)
+        model = backbone.graph.at(backbone.stages, backbone.output_stride)
+        self.run, self.levels = compile_graph(model, backbone.mean, backbone.std), levels
         # The last batch of an image is run whole, whatever is left in it.
         self.pixels = np.zeros((batch, SIDE, SIDE, 3), dtype=np.float32)
 
@@ -103,12 +88,11 @@ class WarpedFeatures:
                 for i, box in enumerate(part):
                     self.pixels[i] = warp(image, box, self.padding, self.fill)
             with timer("backbone"):
-                results = self.request.infer(self.pixels, share_inputs=True, share_outputs=True)
-                maps = torch.from_numpy(results[0]).permute(0, 3, 1, 2)[: len(part)]
+                maps = self.run(self.pixels)[0].transpose(0, 3, 1, 2)[: len(part)]
             with timer("pooling"):
-                parts.append(self.layer(maps))
+                parts.append(spatial_pyramid(maps, self.levels))
         with timer("pooling"):
-            return torch.cat(parts).numpy()
+            return np.concatenate(parts)
 
     def kept(self, path, boxes):
         """Return the features in half precision, from the disk where they are there."""
@@ -207,7 +191,7 @@ def check_warps(features, backbone, levels, image):
     theirs = features(square, np.repeat(whole, features.batch + 1, axis=0), StageTimer())
     features.padding = padding
     ours = WindowPooling((SIDE,), levels)(backbone.encode(square, (SIDE,)), whole)
-    difference, largest = float((theirs - ours).abs().max()), float(ours.abs().max())
+    difference, largest = float(np.abs(theirs - ours).max()), float(np.abs(ours).max())
     print(f"A whole image warped and pooled at {SIDE}: differ by {difference:.1e}, largest {largest:.1f}")
     if difference > 1e-4 * largest:
         raise SystemExit("found other features of a warped image, expected those of the detector")
