@@ -52,7 +52,7 @@ def network_of(backbone: Backbone) -> Any:
 
 def on_device(backbone: Backbone) -> Callable[[Pixels32], tuple[Tensor, ...]]:
     """Return what computes the maps of pixels on the backbone's device, (1, h, w, C) tensors there."""
-    run = _Runner(backbone)
+    run = Runner(backbone)
 
     def without_gradient(pixels: Pixels32) -> tuple[Tensor, ...]:
         with torch.inference_mode():
@@ -61,7 +61,7 @@ def on_device(backbone: Backbone) -> Callable[[Pixels32], tuple[Tensor, ...]]:
     return without_gradient
 
 
-class _Runner:
+class Runner:
     """The network of a backbone behind the standardisation of pixels, channels last on both sides."""
 
     def __init__(self, backbone: Backbone) -> None:
@@ -99,7 +99,7 @@ class TrainableBackbone:
     def __init__(self, backbone: Backbone, stage: str) -> None:
         backbone.graph.facts.check_tunable(stage)
         self.backbone = backbone
-        self._run = _Runner(backbone)
+        self._run = Runner(backbone)
         behind = _layers_after(self._run.network.model, stage)
         # Layers that no map needs are not in the file.
         self.learning = {name: p for name, p in behind.items() if name in backbone.parameters}
