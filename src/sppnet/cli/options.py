@@ -64,7 +64,6 @@ _BACKBONE = "efficientnet-lite0, or a file that sppnet backbone make wrote."
 BackboneName = Annotated[str, network("--backbone", help=_BACKBONE)]
 Stages = Annotated[str, network(help="Stages that feed the pyramid, between commas: 1 to 5, head.")]
 Stride = Annotated[int, network(help="Largest stride of the backbone: 32, or 16 for finer maps.")]
-Weights = Annotated[str | None, network(help="Weights: a file, or random; default: the installed ones.")]
 _SCALES = "Shorter sides of the image in pixels, between commas; each box takes the one that suits it."
 Scales = Annotated[str, network(help=_SCALES)]
 Levels = Annotated[str, network(help="Levels of the pyramid, between commas; 3,2,1 has 14 bins.")]
