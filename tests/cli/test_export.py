@@ -10,6 +10,7 @@ import onnx
 from commands import detections_of, fails, succeeds
 from processes import without_pytorch
 from sppnet.datasets import read_dataset
+from sppnet.detection.stream import LEAST_SCORE
 from sppnet.images import read_image
 
 
@@ -25,6 +26,7 @@ class TestExport:
             "d.onnx: image -> boxes, scores and labels of disc, square, triangle; windows from a grid"
             in outcome.out
         )
+        assert facts_of("d.onnx")["threshold"] == LEAST_SCORE
         session = graphs.opened("d.onnx")
         photos = read_dataset(data, "val")
         for name, expected in detections_of(model, photos).items():

@@ -10,6 +10,7 @@ from processes import without_pytorch
 from sppnet.classification.scorer import NetworkSettings, Scorer
 from sppnet.classification.views import probabilities
 from sppnet.detection.detector import Detector
+from sppnet.detection.stream import LEAST_SCORE
 from sppnet.errors import NotFittedError, SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.linear import Linear
@@ -70,7 +71,9 @@ class TestFeatures:
         assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
 
 
-def finds_what_predict_finds(session, detector, image, *, threshold=-1.5, scores_atol=1e-3, box_atol=0.5):
+def finds_what_predict_finds(
+    session, detector, image, *, threshold=LEAST_SCORE, scores_atol=1e-3, box_atol=0.5
+):
     """Compare a file with the library; of detections with nearly equal scores either may come first."""
     windows = None if detector.fitted_.objectness is not None else DenseWindows()(image).boxes
     expected = detector.predict(image, windows, threshold=threshold)
