@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def machine() -> str:
     """Return the name of the processor."""
@@ -27,6 +25,8 @@ def commit() -> str:
 
 def setting() -> str:
     """Return the machine, the number of threads and the version of PyTorch."""
+    import torch  # Here, as some scripts run where it is not installed.
+
     return f"{machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
 
 
