@@ -32,7 +32,7 @@ WITHOUT = (
 
 
 class Task(NamedTuple):
-    """A command: its title in the table, what follows the interpreter, whether it is to end in an error line."""
+    """A command: its title in the table, what follows the interpreter, whether it shall end in an error."""
 
     title: str
     words: tuple[str, ...]
