@@ -25,6 +25,7 @@ lint: .venv/test
 
 types: .venv/test
 	$(BIN)/mypy
+	$(BIN)/mypy examples
 	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks
 	$(BIN)/mypy --config-file tests/mypy.ini tests
 
