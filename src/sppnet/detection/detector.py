@@ -371,6 +371,11 @@ class Detector(Estimator):
         with timer("scoring"):
             return postprocess(boxes, scores, self.classes_, image.size, self.nms_iou, threshold, limit)
 
+    def prepare(self) -> None:
+        """Do now what the first image would wait for: compile the network."""
+        self._check_fitted()
+        self.fitted_.backbone(np.zeros((32, 32, 3), np.uint8), 32)
+
     def propose(self, image: Pixels | None, encoded: EncodedImage) -> Boxes:
         """Return the (R, 4) candidate windows that the detector takes of an image, best first.
 

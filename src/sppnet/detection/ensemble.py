@@ -66,6 +66,11 @@ class Ensemble:
         """Names of the classes, in the order of the first detector."""
         return self.detectors[0].classes_
 
+    def prepare(self) -> None:
+        """Do now what the first image would wait for; see `Detector.prepare`."""
+        for detector in self.detectors:
+            detector.prepare()
+
     def predict(
         self,
         image: Image,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,10 @@ class Predictor(Protocol):
     @property
     def classes_(self) -> tuple[str, ...]:
         """Names of the classes."""
+        ...
+
+    def prepare(self) -> None:
+        """Do now what the first image would wait for."""
         ...
 
     def predict(
@@ -73,15 +78,19 @@ def detect_each(
     (pixels, Detections), or the SppnetError or OSError that an image gave
         In the order of the images.
     """
-    for prepared in in_order(partial(_prepare, asked), images, 1):
-        if isinstance(prepared, Exception):
-            yield prepared
-            continue
-        pixels, windows = prepared
-        found = predictor.predict(
-            pixels, windows, regress=asked.regress, threshold=asked.threshold, timer=asked.timer
-        )
-        yield pixels, found
+    with ThreadPoolExecutor(1) as pool:
+        # While the first image is read and its windows are proposed.
+        ready = pool.submit(predictor.prepare)
+        for prepared in in_order(partial(_prepare, asked), images, 1):
+            if isinstance(prepared, Exception):
+                yield prepared
+                continue
+            ready.result()
+            pixels, windows = prepared
+            found = predictor.predict(
+                pixels, windows, regress=asked.regress, threshold=asked.threshold, timer=asked.timer
+            )
+            yield pixels, found
 
 
 def _prepare(asked: Asked, image: Image) -> tuple[Pixels, Boxes | None] | Exception:

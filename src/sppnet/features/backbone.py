@@ -22,7 +22,7 @@ from sppnet.arrays import FloatArray, Image, Pixels
 from sppnet.errors import SppnetError, check_extra
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.features.graph import HEAD, Graph, read_graph
-from sppnet.features.inference import Pixels32, compile_graph, size_rule
+from sppnet.features.inference import CompiledGraph, Pixels32, compile_graph, size_rule
 from sppnet.images import pixels_of, resize, whole_image_size
 from sppnet.models import model_path
 from sppnet.storage import digest_of
@@ -94,6 +94,7 @@ class Backbone:
         self.multiple = variant.multiple
         self.mean, self.std = (tuple(255 * v for v in values) for values in (facts.mean, facts.std))
         self.tuned: dict[str, Half] = {}
+        self._first = True
 
     @classmethod
     def shared(
@@ -145,6 +146,7 @@ class Backbone:
         other = copy.copy(self)
         for computed in ("_run", "parameters"):
             other.__dict__.pop(computed, None)
+        other._first = True
         return other
 
     def retuned(self, state: Mapping[str, FloatArray]) -> Backbone:
@@ -161,7 +163,7 @@ class Backbone:
         tuned = {**self.tuned, **{name: value.astype(np.float16) for name, value in state.items()}}
         other = self._copy()
         # In the network's order, which the signature depends on.
-        other.tuned = {name: tuned[name] for name in self.graph.parameters if name in tuned}
+        other.tuned = {name: tuned[name] for name in self.graph.names if name in tuned}
         return other
 
     def for_threads(self, count: int) -> Backbone:
@@ -250,7 +252,13 @@ class Backbone:
         pixels = pixels_of(image)
         height, width = pixels.shape[:2]
         other = self.encode(np.ascontiguousarray(pixels[:, ::-1]), scales) if flip else None
-        return EncodedImage((height, width), tuple(self(pixels, side) for side in scales), other)
+        # The largest first: its buffers serve the others, too.
+        maps = {side: self(pixels, side) for side in sorted(set(scales), reverse=True)}
+        if self._first and isinstance(self._run, CompiledGraph):
+            # It may be the only image: what follows need not pile up on hundreds of megabytes.
+            self._run.free_buffers()
+        self._first = False
+        return EncodedImage((height, width), tuple(maps[side] for side in scales), other)
 
     def compute(self, run: Callable[[Pixels32], tuple[Any, ...]], image: Pixels, side: int) -> FeatureMaps:
         """Compute maps as a call does, by another way of running the network.

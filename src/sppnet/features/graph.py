@@ -147,6 +147,11 @@ class Graph:
     facts: Facts
     model: onnx.ModelProto
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the weights, in the order of the network."""
+        return [i.name for i in self.model.graph.initializer]
+
     @cached_property
     def parameters(self) -> dict[str, FloatArray]:
         """The weights by name, in the order of the network, as float32."""

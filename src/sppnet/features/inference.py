@@ -6,6 +6,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -23,8 +24,6 @@ Pixels32 = npt.NDArray[np.float32]
 # Free bytes that the cache asks for, and graphs that it keeps at most.
 _SPACE, _KEPT = 100_000_000, 32
 
-Run = Callable[[Pixels32], tuple[Pixels32, ...]]
-
 
 def graph_cache() -> Path:
     """Return the folder of the user's caches for compiled graphs; it may not exist yet."""
@@ -33,7 +32,7 @@ def graph_cache() -> Path:
 
 def compile_graph(
     model: onnx.ModelProto, mean: tuple[float, ...], std: tuple[float, ...], streams: int = 1
-) -> Run:
+) -> CompiledGraph:
     """Compile a backbone's graph for this processor, with free batch size, height and width.
 
     Parameters
@@ -45,29 +44,38 @@ def compile_graph(
     streams : int
         How many threads are to run it at once, each on its share of the cores.
 
-    Returns
-    -------
-    callable
-        Takes (N, H, W, 3) float32 pixels, 0 to 255, and returns (N, h, w, C) float32 maps; any number of
-        threads may call it.
-
     Raises
     ------
     SppnetError
         If the runtime cannot run the graph.
     """
-    compiled = _compiled(_prepared(model, mean, std), streams)
-    count = len(compiled.outputs)
-    requests = threading.local()
+    return CompiledGraph(_compiled(_prepared(model, mean, std), streams))
 
-    def run(pixels: Pixels32) -> tuple[Pixels32, ...]:
+
+class CompiledGraph:
+    """A backbone's graph, compiled; any number of threads may call it.
+
+    Parameters
+    ----------
+    compiled : openvino.CompiledModel
+        What runs it.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled, self._requests = compiled, threading.local()
+
+    def __call__(self, pixels: Pixels32) -> tuple[Pixels32, ...]:
+        """Return the (N, h, w, C) float32 maps of (N, H, W, 3) float32 pixels, 0 to 255."""
         # A request serves one thread; those of several threads take turns.
-        if not hasattr(requests, "own"):
-            requests.own = compiled.create_infer_request()
-        results = requests.own.infer(pixels, share_inputs=True)
-        return tuple(results[i] for i in range(count))
+        if not hasattr(self._requests, "own"):
+            self._requests.own = self._compiled.create_infer_request()
+        results = self._requests.own.infer(pixels, share_inputs=True)
+        return tuple(results[i] for i in range(len(self._compiled.outputs)))
 
-    return run
+    def free_buffers(self) -> None:
+        """Give back the memory of maps inside the network, unless a thread is computing some."""
+        with suppress(RuntimeError):
+            self._compiled.release_memory()
 
 
 def size_rule(model: onnx.ModelProto) -> Callable[[int], tuple[int, ...]]:

@@ -71,6 +71,7 @@ class Runner:
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (backbone.mean, backbone.std))
 
     def __call__(self, pixels: Pixels32) -> tuple[Tensor, ...]:
+        """Return the (1, h, w, C) maps of (1, H, W, 3) pixels, 0 to 255."""
         standard = (torch.from_numpy(pixels).to(self.device) - self.mean) / self.std
         return tuple(m.permute(0, 2, 3, 1) for m in self.network(standard.permute(0, 3, 1, 2)))
 
