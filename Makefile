@@ -71,8 +71,10 @@ animals: .venv/test
 	mkdir -p out
 	$(BIN)/sppnet detect train $(DATA) --split train --classes cat,cow,dog,horse,person,sheep --scale-rule released \
 		--scales 240,360,540,810 --layer fc7 --tune-after 4 --out out/animals.safetensors
-	$(BIN)/sppnet detect compress out/animals.safetensors --fc6 80 --fc7 80 \
-		--out src/sppnet/models/animals.safetensors
+	$(BIN)/python -c 'from sppnet import Detector, read_dataset; \
+		animals = Detector.load("out/animals.safetensors").compressed((80, 80)); \
+		animals.learn_objectness(read_dataset("$(DATA)", "train"), cache="out/animals.cache"); \
+		animals.save("src/sppnet/models/animals.safetensors")'
 
 clean:
 	rm -rf .venv out build dist site

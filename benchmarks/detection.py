@@ -26,9 +26,7 @@ from sppnet.evaluation.detection import mean_average_precision, proposal_recall,
 from sppnet.images import read_image
 from sppnet.progress import StageTimer
 from sppnet.proposals import parse
-
-# The windows that a detector with objectness proposes itself.
-MAPS = "maps"
+from sppnet.proposals.maps import MAPS
 
 
 @dataclass
@@ -56,7 +54,7 @@ def measure(detector: Detector, dataset, scales, kinds) -> list[Variant]:
                 encoded = detector.encode(image)
             if MAPS in kinds:
                 with proposal_clock(f"{MAPS} {sides}"):
-                    windows[MAPS] = detector.propose(None, encoded)
+                    windows[MAPS] = detector.propose(None, encoded, MAPS)
             for v in variants:
                 if v.scales == sides:
                     v.windows.append(windows[v.proposals])

@@ -18,6 +18,7 @@ from sppnet.arrays import to_numpy
 from sppnet.boxes import Detections, Target, area, intersection, iou
 from sppnet.detection import fit as fitting
 from sppnet.detection.detector import Detector
+from sppnet.detection.ensemble import Ensemble
 from sppnet.detection.file import read_facts
 from sppnet.detection.network import HeadNetwork
 from sppnet.detection.postprocess import postprocess
@@ -916,7 +917,31 @@ def small_objectness():
 
 @pytest.fixture(scope="module")
 def proposing(backbone, training, cache):
-    return fit(Detector(**SETTINGS, objectness=small_objectness()), training, cache=cache)
+    settings = {**SETTINGS, "proposals": "maps", "objectness": small_objectness()}
+    return fit(Detector(**settings), training, cache=cache)
+
+
+def test_a_detector_learns_to_propose_after_its_fit(detector, training, cache, saved):
+    late, image = Detector.load(saved), trees.scene(104).image
+    with pytest.raises(SppnetError, match="found the proposals 'maps' for a detector without objectness"):
+        late.predict(image, proposals="maps")
+    images, _, targets = training
+    late.learn_objectness(trees.samples(images, targets), small_objectness(), cache=cache)
+    # Its own windows are the same as before, and so is what it finds in them.
+    assert late.proposals == detector.proposals
+    np.testing.assert_allclose(late.predict(image).scores, detector.predict(image).scores, atol=2e-2)
+    windows = late.fitted_.objectness.propose(late.encode(image)).boxes
+    found, expected = late.predict(image, proposals="maps"), late.predict(image, windows)
+    assert found.labels == expected.labels != ()
+    ((_, streamed),) = late.stream([image], proposals="maps")
+    for other in (found, streamed):
+        np.testing.assert_array_equal(other.boxes, expected.boxes)
+    np.testing.assert_array_equal(Ensemble([late]).predict(image, proposals="maps").boxes, expected.boxes)
+
+
+def test_maps_as_proposals_need_no_more_settings(monkeypatch):
+    assert Detector(proposals="maps").settings.objectness.get_params() == Objectness().get_params()
+    assert Detector().settings.objectness is None
 
 
 def test_a_detector_finds_shapes_in_windows_of_its_own(proposing, backbone):

@@ -57,7 +57,7 @@ def test_a_detector_is_fitted_used_kept_and_measured(tmp_path):
     assert 0 <= float(measured) <= 1
     assert refused == [
         f'training {what} needs PyTorch: pip install "sppnet[torch]"'
-        for what in ("fully connected layers", "objectness")
+        for what in ("layers", "objectness")
     ]
 
 
@@ -74,6 +74,7 @@ def test_what_was_trained_with_pytorch_runs_without(tmp_path):
         reference=160,
         layer="fc7",
         tuning=Tuning("4", batches=4, batch=16, width=8, windows=8, epochs=1),
+        proposals="maps",
         objectness=Objectness(sizes=(0.5, 1.0), reference=40, width=8, kernel=3, steps=4, limit=50),
     )
     detector.fit(trees.samples(images, targets), windows=windows).save(tmp_path / "headed.safetensors")

@@ -42,7 +42,7 @@ def proposing(drawn_detector):
 def test_windows_from_maps(proposing, scenes, name):
     detector, session = proposing
     image = scenes[name]
-    expected = detector.propose(None, detector.encode(image))
+    expected = detector.propose(None, detector.encode(image), "maps")
     found = run(session, image)
     assert len(expected) > 5
     # Of two windows that overlap by the limit, either may be dropped.
@@ -58,5 +58,5 @@ def test_windows_from_maps(proposing, scenes, name):
 def test_windows_from_maps_of_an_image_without_any(proposing):
     detector, session = proposing
     image = np.zeros((3, 3, 3), np.uint8)
-    assert len(detector.propose(None, detector.encode(image))) == 0
+    assert len(detector.propose(None, detector.encode(image), "maps")) == 0
     assert run(session, image).shape == (0, 4)

@@ -45,8 +45,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Detector file to write.")],
     split: opt.TrainingSplit = None,
     classes: opt.Classes = None,
-    proposals: opt.Proposals = opt.PROPOSALS,
-    objectness: Annotated[bool, opt.windows("--objectness", help="Learn to propose windows, too.")] = False,
+    proposals: opt.LearnedProposals = opt.PROPOSALS,
     negatives: Annotated[Literal["all", "released", "paper"], opt.windows(help=_NEGATIVES)] = "all",
     projection: Annotated[Rule, opt.windows(help="Whose rule says what a window covers.")] = "released",
     scale_rule: Annotated[Rule, opt.windows(help="Whose rule says which scale suits a window.")] = "paper",
@@ -79,12 +78,10 @@ def train(
     from sppnet.detection.detector import Detector
     from sppnet.detection.tuning import Tuning
     from sppnet.features.cache import remove_maps
-    from sppnet.proposals.maps import Objectness
 
     tunes = layer != "pool" or tune_after is not None
     settings = opt.settings_of(Detector, given) | {
         "tuning": Tuning(tune_after, batches, width=width, epochs=epochs) if tunes else None,
-        "objectness": Objectness() if objectness else None,
     }
     _fit(Detector(**settings), dataset, None if classes is None else opt.name_list(classes), folder, out)
     if cache is None:

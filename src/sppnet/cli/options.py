@@ -35,6 +35,11 @@ def methods(incomplete: str) -> list[str]:
     return [f"{before}{plus}{name}" for name in METHODS if name.startswith(begun)]
 
 
+def methods_and_maps(incomplete: str) -> list[str]:
+    """Complete the name of a proposal method, or of the maps."""
+    return [*methods(incomplete), *(["maps"] if "maps".startswith(incomplete) else [])]
+
+
 def models(incomplete: str) -> list[str]:
     """Complete the name of a model that comes with sppnet, or of a model file."""
     files = (path.name for path in Path().glob("*.safetensors"))
@@ -56,9 +61,12 @@ windows, network, training, machine = (
 )
 
 _WINDOWS = "Candidate windows: a method (see sppnet propose --help), or a file that propose wrote"
-_OTHERS = f"{_WINDOWS}; default: those that the detector was fitted with."
+_MAPS = "or maps, those that the detector itself"
+_OTHERS = f"{_WINDOWS}; {_MAPS} has learned to propose; default: the detector's own."
+_LEARNED = f"{_WINDOWS}; {_MAPS} learns to propose: the fastest."
 Proposals = Annotated[str, windows(help=f"{_WINDOWS}.", autocompletion=methods)]
-OtherProposals = Annotated[str | None, windows("--proposals", help=_OTHERS, autocompletion=methods)]
+LearnedProposals = Annotated[str, windows("--proposals", help=_LEARNED, autocompletion=methods_and_maps)]
+OtherProposals = Annotated[str | None, windows("--proposals", help=_OTHERS, autocompletion=methods_and_maps)]
 
 _BACKBONE = "efficientnet-lite0, or a file that sppnet backbone make wrote."
 BackboneName = Annotated[str, network("--backbone", help=_BACKBONE)]

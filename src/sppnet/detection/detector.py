@@ -32,7 +32,7 @@ from sppnet.detection.file import (
     with_prefix,
     write_detector,
 )
-from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_more
+from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_more, fit_objectness
 from sppnet.detection.head import LAYERS, Head, activate
 from sppnet.detection.postprocess import postprocess
 from sppnet.detection.sampling import Examples, SamplingRules
@@ -51,7 +51,7 @@ from sppnet.models import model_path
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.cache import cache_folder, propose_all
 from sppnet.proposals.choosing import parse
-from sppnet.proposals.maps import Objectness
+from sppnet.proposals.maps import MAPS, Objectness
 from sppnet.proposals.method import Proposer
 from sppnet.regression import BoxRegression, decode_deltas
 
@@ -90,15 +90,16 @@ class Detector(Estimator):
         Side in pixels that a window should have at its scale; by default the scale rule's own (released
         code: 208, paper: 224).
     proposals : str
-        The candidate windows: a method of `sppnet.proposals.parse`, or a file of windows.
+        The candidate windows: a method of `sppnet.proposals.parse`, a file of windows, or ``"maps"``, which
+        is faster: those that an objectness, fitted with the detector, finds on the maps.
     layer : {"pool", "fc6", "fc7"}
         What the SVMs stand on: the pooled features, or a fully connected layer above them.
     tuning : Tuning, optional
         How the fully connected layers are trained, and with them the backbone's last stages if it says so. By
         default nothing is, and only ``"pool"`` is possible.
     objectness : Objectness, optional
-        Fitted with the detector, it proposes windows from the maps: they join the candidate windows in the
-        fit, and `predict` needs no others.
+        Fitted with the detector, it proposes windows from the maps, which join the candidate windows in the
+        fit; `predict` takes them alone where `proposals` are ``"maps"``.
     mining : MiningSettings, optional
         How SVMs are trained and hard negatives found.
     negative_iou : float
@@ -195,7 +196,7 @@ class Detector(Estimator):
             self.pooling,
             self.layer,
             self.tuning,
-            self.objectness,
+            self.objectness or (Objectness() if self.proposals == MAPS else None),
             self.mining or MiningSettings(),
             SamplingRules(self.negative_iou, self.regression_iou, self.regression_windows, self.negatives),
             self.ridge,
@@ -250,7 +251,8 @@ class Detector(Estimator):
             kind.
         """
         settings, timer = self.settings, timer or StageTimer()
-        for learns, purpose in ((self.tuning, "training layers"), (self.objectness, "training objectness")):
+        learning = {"training layers": settings.tuning, "training objectness": settings.objectness}
+        for purpose, learns in learning.items():
             if learns is not None:
                 check_extra("torch", purpose)
         check_data(data)
@@ -289,6 +291,52 @@ class Detector(Estimator):
             self.fitted_ = fit_more(self.fitted_, examples, self.settings, Work(folder, track, timer))
         return self
 
+    def learn_objectness(
+        self,
+        data: Sequence[Sample],
+        objectness: Objectness | None = None,
+        *,
+        cache: str | Path | None = None,
+        track: Track = no_track,
+        timer: StageTimer | None = None,
+    ) -> Detector:
+        """Learn to propose windows from the maps, for ``proposals="maps"``; all else stays as it is.
+
+        Parameters
+        ----------
+        data : sequence of Sample
+            The annotated images; what is no class of the detector teaches nothing.
+        objectness : Objectness, optional
+            How it is fitted; stays as it is.
+        cache, track, timer
+            See `fit`.
+
+        Returns
+        -------
+        Detector
+            Itself.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        SppnetError
+            If PyTorch is not installed, or no image shows an object of its classes.
+        """
+        self._check_fitted()
+        check_extra("torch", "training objectness")
+        check_data(data)
+        settings = replace(self.settings, objectness=objectness or Objectness())
+        images, targets = [sample.image for sample in data], [sample.target for sample in data]
+        none = [np.zeros((0, 4), np.float32)] * len(images)
+        with _folder(cache) as folder:
+            work = Work(folder, track, timer or StageTimer())
+            learned = fit_objectness(
+                Examples(images, none, targets, self.classes_), settings, self.fitted_.backbone, work
+            )
+        self.objectness, self.fitted_ = settings.objectness, replace(self.fitted_, objectness=learned)
+        return self
+
     def _examples(
         self,
         data: Sequence[Sample],
@@ -299,7 +347,8 @@ class Detector(Estimator):
     ) -> Examples:
         images = [sample.image for sample in data]
         if windows is None:
-            method = parse(self.proposals)
+            # Maps propose nothing before an objectness is fitted, on what the default windows show.
+            method = parse(PROPOSALS if self.proposals == MAPS else self.proposals)
             with timer("proposals"):
                 found = propose_all(images, method, cache_folder())
                 windows = [next(found).boxes for _ in track(images, "Proposing windows")]
@@ -321,6 +370,7 @@ class Detector(Estimator):
         image: Image | EncodedImage,
         windows: Boxes | None = None,
         *,
+        proposals: str | None = None,
         regress: bool = True,
         threshold: float = LEAST_SCORE,
         limit: int = 100,
@@ -333,8 +383,9 @@ class Detector(Estimator):
         image : path, str, PIL.Image.Image, (H, W, 3) uint8 RGB, or EncodedImage
             See `sppnet.images.pixels_of`. Any number of sets of windows can be tried on what `encode` gave.
         windows : (R, 4) float32, optional
-            Candidate windows in pixels of the image; by default its maps propose them where the detector has
-            learned that, and else `proposals`.
+            Candidate windows in pixels of the image; by default those of `proposals`.
+        proposals : str, optional
+            Other candidate windows than the detector's own.
         regress : bool
             Whether boxes are moved by the box regression.
         threshold : float
@@ -354,8 +405,8 @@ class Detector(Estimator):
         NotFittedError
             If the detector is not fitted.
         SppnetError, FileNotFoundError
-            If the image cannot be read, or an encoded image comes without windows and its maps do not propose
-            any.
+            If the image cannot be read, or an encoded image comes without windows and its maps are not to
+            propose any.
         """
         self._check_fitted()
         timer = timer or StageTimer()
@@ -366,7 +417,7 @@ class Detector(Estimator):
                 image = self.encode(pixels)
         if windows is None:
             with timer("proposals"):
-                windows = self.propose(pixels, image)
+                windows = self.propose(pixels, image, proposals)
         boxes, scores = self.score(image, windows, regress=regress, timer=timer)
         with timer("scoring"):
             return postprocess(boxes, scores, self.classes_, image.size, self.nms_iou, threshold, limit)
@@ -376,22 +427,32 @@ class Detector(Estimator):
         self._check_fitted()
         self.fitted_.backbone(np.zeros((32, 32, 3), np.uint8), 32)
 
-    def propose(self, image: Pixels | None, encoded: EncodedImage) -> Boxes:
+    def propose(self, image: Pixels | None, encoded: EncodedImage, proposals: str | None = None) -> Boxes:
         """Return the (R, 4) candidate windows that the detector takes of an image, best first.
+
+        Parameters
+        ----------
+        image : (H, W, 3) uint8 RGB or None
+            The pixels, if the windows come from these.
+        encoded : EncodedImage
+            Its maps.
+        proposals : str, optional
+            Other candidate windows than the detector's own.
 
         Raises
         ------
         SppnetError
             If the windows come from the pixels, and there are none.
         """
-        objectness = self.fitted_.objectness
-        if objectness is not None:
-            return objectness.propose(encoded).boxes
+        method = self.proposer(proposals)
+        if method is None:
+            assert self.fitted_.objectness is not None
+            return self.fitted_.objectness.propose(encoded).boxes
         if image is None:
             raise SppnetError(
                 "found an encoded image without windows, expected some: this detector's come from the pixels"
             )
-        return parse(self.proposals)(image).boxes
+        return method(image).boxes
 
     def score(
         self,
@@ -479,10 +540,22 @@ class Detector(Estimator):
         yield from detect_each(self, images, asked)
 
     def proposer(self, proposals: str | None = None) -> Proposer | None:
-        """Return what proposes windows from pixels, by another method if asked; None where the maps do."""
-        if proposals is None and self.fitted_.objectness is not None:
-            return None
-        return parse(proposals or self.proposals)
+        """Return what proposes windows from pixels, by another method if asked; None where the maps do.
+
+        Raises
+        ------
+        SppnetError
+            If there is no such method, or the maps are to propose and no objectness was fitted.
+        """
+        name = proposals or self.proposals
+        if name != MAPS:
+            return parse(name)
+        if self.fitted_.objectness is None:
+            raise SppnetError(
+                "found the proposals 'maps' for a detector without objectness, expected a method, such as "
+                f"{self.proposals}"
+            )
+        return None
 
     def evaluate(
         self,
@@ -566,8 +639,8 @@ class Detector(Estimator):
         del settings["device"]
         for name in ("tuning", "mining"):
             settings[name] = None if settings[name] is None else asdict(settings[name])
-        if self.objectness is not None:
-            settings["objectness"] = self.objectness.get_params(deep=False)
+        objectness = fitted.objectness
+        settings["objectness"] = None if objectness is None else objectness.get_params(deep=False)
         facts = {
             "classes": fitted.classes,
             "feature_scale": fitted.feature_scale,

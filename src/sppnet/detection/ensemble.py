@@ -76,6 +76,7 @@ class Ensemble:
         image: Image,
         windows: Boxes | None = None,
         *,
+        proposals: str | None = None,
         regress: bool = True,
         threshold: float = LEAST_SCORE,
         limit: int = 100,
@@ -93,7 +94,7 @@ class Ensemble:
                 encoded = detector.encode(pixels)
             if windows is None:
                 with timer("proposals"):
-                    windows = detector.propose(pixels, encoded)
+                    windows = detector.propose(pixels, encoded, proposals)
             moved, margins = detector.score(encoded, windows, regress=regress, timer=timer)
             columns = [detector.classes_.index(name) for name in self.classes_]
             boxes.append(moved[:, columns])

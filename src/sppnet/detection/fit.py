@@ -135,17 +135,25 @@ def fit(examples: Examples, settings: FitSettings, backbone: Backbone, work: Wor
     if settings.tuning is not None:
         with work.timer("fine-tuning"):
             backbone, head, scale = _tune(examples, settings, settings.tuning, backbone, work)
+    objectness = fit_objectness(examples, settings, backbone, work)
     store = MapCache(work.folder, backbone, settings.pooling.scales)
-    objectness = None
-    if settings.objectness is not None:
-        with work.timer("objectness"):
-            objectness = Objectness(**settings.objectness.get_params(deep=False)).fit(
-                lambda i: store(examples.images[i], work.timer),
-                examples.targets,
-                examples.classes,
-                track=work.track,
-            )
     return _Learning(examples, settings, store, work).learn(plans, head, objectness, scale)
+
+
+def fit_objectness(
+    examples: Examples, settings: FitSettings, backbone: Backbone, work: Work
+) -> Objectness | None:
+    """Learn to propose windows from the maps of a backbone, if the settings ask for that."""
+    if settings.objectness is None:
+        return None
+    store = MapCache(work.folder, backbone, settings.pooling.scales)
+    with work.timer("objectness"):
+        return Objectness(**settings.objectness.get_params(deep=False)).fit(
+            lambda i: store(examples.images[i], work.timer),
+            examples.targets,
+            examples.classes,
+            track=work.track,
+        )
 
 
 def fit_more(fitted: Fitted, examples: Examples, settings: FitSettings, work: Work) -> Fitted:

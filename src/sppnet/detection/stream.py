@@ -17,6 +17,7 @@ from sppnet.evaluation.detection import DetectionReport, evaluate_detections
 from sppnet.images import pixels_of
 from sppnet.parallel import in_order
 from sppnet.progress import StageTimer, Track
+from sppnet.proposals.maps import MAPS
 from sppnet.proposals.method import Proposer
 
 # The least score of a detection, as in the released code; at 0 an SVM is undecided.
@@ -36,7 +37,14 @@ class Predictor(Protocol):
         ...
 
     def predict(
-        self, image: Pixels, windows: Boxes | None, *, regress: bool, threshold: float, timer: StageTimer
+        self,
+        image: Pixels,
+        windows: Boxes | None,
+        *,
+        proposals: str | None,
+        regress: bool,
+        threshold: float,
+        timer: StageTimer,
     ) -> Detections:
         """Detect objects in one image."""
         ...
@@ -88,7 +96,12 @@ def detect_each(
             ready.result()
             pixels, windows = prepared
             found = predictor.predict(
-                pixels, windows, regress=asked.regress, threshold=asked.threshold, timer=asked.timer
+                pixels,
+                windows,
+                proposals=MAPS if windows is None else None,
+                regress=asked.regress,
+                threshold=asked.threshold,
+                timer=asked.timer,
             )
             yield pixels, found
 

@@ -39,6 +39,9 @@ _TAUGHT_PER_IMAGE, _TAUGHT = 60, 30000
 _NORM = 20.0
 LEAST_SIDE = 4.0
 
+MAPS = "maps"
+"""What stands for an objectness where the name of a method is asked for."""
+
 
 class Objectness(Estimator, Proposer):
     """A proposal method that looks at feature maps: windows of objects of any class.
