@@ -18,7 +18,6 @@ from sppnet.detection.head import Head, activate
 from sppnet.detection.sampling import Examples, Plan, SamplingRules, plan_images
 from sppnet.detection.svm import LinearSVMs, MiningSettings, mine_hard_negatives
 from sppnet.detection.tuning import Tuning
-from sppnet.errors import check_extra
 from sppnet.features.backbone import Backbone
 from sppnet.features.cache import MapCache
 from sppnet.features.encoded import EncodedImage
@@ -179,7 +178,6 @@ def _tune(
 ) -> tuple[Backbone, Head | None, float]:
     """Train the head, and the backbone if so set; return both and the factor of pooled features."""
     # Imported late: most fits do without PyTorch.
-    check_extra("torch", "training fully connected layers")
     from sppnet.detection.finetune import FineTuner
 
     pooling = settings.pooling
