@@ -1,5 +1,6 @@
 """Python code in a process of its own, such as one in which PyTorch is not installed."""
 
+import os
 import subprocess
 import sys
 
@@ -26,6 +27,7 @@ sys.meta_path[:] = map(Barring, sys.meta_path)
 def without_pytorch(code, *arguments):
     """Run code where PyTorch and what builds on it cannot be imported; return what it printed."""
     command = [sys.executable, "-c", _BAR + code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

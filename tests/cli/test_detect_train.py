@@ -331,32 +331,15 @@ class TestBadOptions:
         says = [f"stages {stages or '(none)'}", "expected", "1, 2, 3, 4, 5, head"]
         fails("detect", "train", data, "--out", "m.safetensors", *QUICK, "--stages", stages, says=says)
 
-    def test_backbone(self, data):
+    def test_backbone(self, data, lite0):
         train = ("detect", "train", data, "--out", "m.safetensors", *QUICK, "--backbone")
-        fails(*train, "resnet5000", says=["'resnet5000'", "expected a timm model name"])
-        fails(*train, "resnet18", says=["'resnet18'", "give a weights file"])
-        fails(*train, "resnet18", "--weights", "missing.pth", says=["missing.pth", "not found"])
-        write(Path("text.pth"), "no weights")
-        fails(*train, "resnet18", "--weights", "text.pth", says=["text.pth", "state dict"])
-        write(Path("text.safetensors"), "no weights")
-        fails(*train, "resnet18", "--weights", "text.safetensors", says=["text.safetensors"])
-
-    def test_weights_of_another_network(self, data, model):
-        train = ("detect", "train", data, "--out", "m.safetensors", *QUICK, "--weights", model)
-        fails(*train, says=[model, "not weights of tf_efficientnet_lite0"])
-
-    def test_backbone_without_maps(self, data):
-        backbone = ("--backbone", "vit_tiny_patch16_224", "--weights", "random")
-        fails(
-            "detect",
-            "train",
-            data,
-            "--out",
-            "m.safetensors",
-            *QUICK,
-            *backbone,
-            says=["vit_tiny_patch16_224"],
-        )
+        fails(*train, "resnet18", says=["no backbone 'resnet18'", "sppnet backbone make NAME --out FILE"])
+        fails(*train, "missing.onnx", says=["missing.onnx: found no such file, expected a backbone file"])
+        write(Path("text.onnx"), "no graph")
+        fails(*train, "text.onnx", says=["text.onnx: found no"])
+        whole = lite0.graph.to_bytes()
+        Path("half.onnx").write_bytes(whole[: len(whole) // 2])
+        fails(*train, "half.onnx", says=["half.onnx: found no whole ONNX file"])
 
     @pytest.mark.parametrize("device", ["gpu", "cuda", "meta", "cuda:99"])
     def test_device(self, data, model, photos, device, monkeypatch):
