@@ -16,7 +16,7 @@ import torch
 from rich.progress import track
 
 from common import commit, setting
-from sppnet.boxes import iou
+from sppnet.boxes import Detections, iou
 from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
 from sppnet.evaluation.detection import evaluate_detections
@@ -65,7 +65,8 @@ def main():
     detector = Detector.load("animals")
     backbone = detector.fitted_.backbone
     run = single_precision(backbone)
-    found, apart, maps = ([], []), [], []
+    found: tuple[list[Detections], list[Detections]] = ([], [])
+    apart, maps = [], []
     for sample in track(samples, "Detecting twice"):
         pixels = read_image(sample.path)
         half = detector.encode(pixels)
