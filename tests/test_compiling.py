@@ -8,7 +8,7 @@ KERNEL = """
 import step
 from sppnet.compiling import compiled
 
-@compiled("i8()", inlined=step.__file__)
+@compiled("i8()", inlined=(step.__file__,))
 def number():
     return step.NUMBER
 """

@@ -15,7 +15,7 @@ announce: Callable[[str], None] | None = None
 """Called once, before a process first compiles instead of loading what was kept: it may tell who waits."""
 
 
-def compiled(*signatures: Any, inlined: str | None = None, **options: Any) -> Decorator:
+def compiled(*signatures: Any, inlined: tuple[str, ...] = (), **options: Any) -> Decorator:
     """Compile a function, or load it from the cache.
 
     Parameters
@@ -23,8 +23,8 @@ def compiled(*signatures: Any, inlined: str | None = None, **options: Any) -> De
     *signatures : str or numba signature
         For these it is compiled where it is defined; without any, at its first call with arguments of new
         types.
-    inlined : str, optional
-        Another file whose code the function takes in, so that a change of it is noticed, too.
+    inlined : tuple of str
+        Other files whose code the function takes in, so that a change of them is noticed, too.
     **options
         As for `numba.njit`.
     """
@@ -34,7 +34,7 @@ def compiled(*signatures: Any, inlined: str | None = None, **options: Any) -> De
 
         # Numba's cache knows a function by its name. It notices changes of its own file only, and to do so it
         # loads the old entry, which fails where that speaks of records that have got other names since.
-        files = [function.__code__.co_filename, *([] if inlined is None else [inlined])]
+        files = (function.__code__.co_filename, *inlined)
         content = b"".join(Path(file).read_bytes() for file in files)
         function.__qualname__ += f"_{crc32(content):08x}"
         _load_without_scipy()

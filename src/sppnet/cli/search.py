@@ -66,6 +66,8 @@ def search(
     device: opt.Device = "cpu",
 ) -> None:
     """Find the images with the regions most like a region of an image; --out draws them."""
+    corners = _corners(box) if box else None
+
     import numpy as np
 
     from sppnet.drawing import draw_hits
@@ -74,7 +76,7 @@ def search(
 
     console.check_places(json_file, out, [image], [] if out is None else [out / "search.png"])
     pixels = read_image(image)
-    region = np.array(_corners(box) if box else (0, 0, *pixels.shape[1::-1]), np.float32)
+    region = np.array(corners or (0, 0, *pixels.shape[1::-1]), np.float32)
     known = Index.open(store, backbone=backbone, device=device)
     encoded = known.embedder.encode(pixels)
     start = time.perf_counter()

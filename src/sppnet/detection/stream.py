@@ -16,6 +16,7 @@ from sppnet.errors import SppnetError
 from sppnet.evaluation.detection import DetectionReport, evaluate_detections
 from sppnet.images import pixels_of
 from sppnet.parallel import in_order
+from sppnet.pooling.regions import load_kernels
 from sppnet.progress import StageTimer, Track
 from sppnet.proposals.maps import MAPS
 from sppnet.proposals.method import Proposer
@@ -87,8 +88,9 @@ def detect_each(
         In the order of the images.
     """
     with ThreadPoolExecutor(1) as pool:
-        # While the first image is read and its windows are proposed.
+        # While the first image is read and its windows are proposed; and while its maps are computed.
         ready = pool.submit(predictor.prepare)
+        pool.submit(load_kernels)
         for prepared in in_order(partial(_prepare, asked), images, 1):
             if isinstance(prepared, Exception):
                 yield prepared

@@ -240,3 +240,8 @@ def _checked_output(out: Any, shape: tuple[int, int], maps: Any, dtype: Any) -> 
     import torch
 
     return torch.from_numpy(out)
+
+
+def load_kernels() -> None:
+    """Load the kernels for float32 maxima on the CPU now; else the first call waits for that."""
+    pool_regions(np.zeros((1, 1, 1), np.float32), np.array([[0, 0, 1, 1]]), (1,))

@@ -22,12 +22,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from sppnet.pooling.cpu import LANES, LINE, TILE
+
 # What it makes of a step takes one argument less than the step.
 inlined: Callable[[Callable[..., Any]], Callable[..., Any]] = cast(Any, intrinsic)
 
-LANES = 64
-TILE = 16
-LINE = 64
 INT32, INDEX = ir.IntType(32), ir.IntType(64)
 AREA = types.UniTuple(types.int64, 4)  # type: ignore[no-untyped-call]
 

@@ -22,8 +22,7 @@ import numpy.typing as npt
 from sppnet.arrays import FloatArray, IntArray, like
 from sppnet.parallel import thread_count
 from sppnet.pooling.bins import bounds_up_to
-from sppnet.pooling.cpu.intrinsics import LANES, LINE, TILE
-from sppnet.pooling.cpu.kernels import Block, Scratch, Windows, pool_part, scatter_part, spread_part
+from sppnet.pooling.cpu import LANES, LINE, TILE, Block, Scratch, Windows
 from sppnet.pooling.memory import at_line
 
 # Work below so many numbers read or written is done before other threads would have woken.
@@ -293,6 +292,9 @@ def pool(
     plan = _plan(work.channels, levels, mode == "max")
     skew = out.ctypes.data % LINE // out.itemsize if out.nbytes > LARGE else -1
 
+    # Loaded late: the compiler takes its time.
+    from sppnet.pooling.cpu.kernels import pool_part
+
     def worker() -> Callable[[_Task], None]:
         scratch = Scratch(*(at_line(shape, kind) for shape in ((work.rows,), work.bins, (work.page,))))
 
@@ -359,6 +361,8 @@ def pool_backward(
         # Tasks write the gradients of all images that have windows.
         for target in targets:
             target.flat.fill(0)
+
+    from sppnet.pooling.cpu.kernels import scatter_part, spread_part
 
     def worker() -> Callable[[_Task], None]:
         scratch = Scratch(*(at_line(shape, kind) for shape in ((work.rows,), work.bins, work.bins)))
