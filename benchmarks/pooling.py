@@ -7,7 +7,11 @@ take turns; medians are reported. Run as::
 
     python benchmarks/pooling.py --device cpu --json results.json --docs docs
 
-With `--docs` the tables and a plot are written there. `--device cuda` measures the GPU kernel.
+With `--docs` the tables and a plot are written there. `--device cuda` measures the GPU kernel. As a processor
+without AVX-512, whatever this one has::
+
+    NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES=+avx2,+fma,+bmi,+bmi2,+f16c,+sse4.2 \\
+        NUMBA_CACHE_DIR=$(mktemp -d) ATEN_CPU_CAPABILITY=avx2 python benchmarks/pooling.py --windows
 """
 
 import argparse
@@ -266,6 +270,7 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--windows", action="store_true", help="measure windows alone, and print their table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     parser.add_argument("--docs", type=Path, metavar="FOLDER", help="write pooling-speed.md and .png here")
     options = parser.parse_args()
@@ -276,6 +281,9 @@ def main():
 
     dtypes = (torch.float32, torch.float16) if device == "cuda" else (torch.float32,)
     regions = [compare_regions(*shape, kind, device, repeats) for shape in SHAPES for kind in dtypes]
+    if options.windows:
+        print(measured, "", *region_table(regions), sep="\n")
+        return
     layouts = ("contiguous", "channels last")
     layers = [compare_layers(shape, kind, device, repeats) for shape in BATCHES for kind in layouts]
     sizes, counts, first = curve_over_size(device, repeats), curve_over_count(device), first_call()
