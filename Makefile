@@ -7,8 +7,9 @@ BIN := .venv/bin
 # Tests run in a process for each core; each process keeps to one core (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
 
+# Python keeps the bytecode of what it loads here, whatever the environment says: the installation left it out.
 demo: .venv/run
-	$(BIN)/sppnet demo --out out
+	PYTHONDONTWRITEBYTECODE= $(BIN)/sppnet demo --out out
 
 test: .venv/test lint types docs
 	$(PYTEST)

@@ -97,8 +97,8 @@ def measured(command: Sequence[str], fails: bool, caches: Path) -> Measured | No
 
 
 def surroundings(caches: Path) -> Mapping[str, str]:
-    """Return the environment of a command: the user's, with these caches, and no path but Python's own."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    """Return the environment of a command: the user's with these caches, and nothing else about Python."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return kept | {"XDG_CACHE_HOME": str(caches), "NUMBA_CACHE_DIR": str(caches / "numba")}
 
 
