@@ -74,10 +74,10 @@ TASKS = (
 )
 
 
-def measured(command: Sequence[str], fails: bool, caches: Path) -> Measured | None:
+def measured(command: Sequence[str], fails: bool, caches: Path, photo: Path) -> Measured | None:
     """Run a command in a folder of its own; None if it does not end as it should."""
     with TemporaryDirectory() as folder, TemporaryDirectory() as said:
-        shutil.copy(PHOTO, Path(folder) / "photo.jpg")
+        shutil.copy(photo, Path(folder) / "photo.jpg")
         (Path(folder) / "photos").mkdir()
         error = Path(said) / "stderr"
         with error.open("w") as file:
@@ -111,15 +111,17 @@ def median(found: Sequence[Measured | None]) -> Measured | None:
     return Measured(statistics.median(seconds), statistics.median(megabytes))
 
 
-def rounds(task: Task, pythons: Mapping[str, str], caches: Path, runs: int) -> dict[str, Measured | None]:
+def rounds(
+    task: Task, pythons: Mapping[str, str], caches: Path, runs: int, photo: Path
+) -> dict[str, Measured | None]:
     """Return the medians of a task, by label."""
 
     def once(label: str) -> Measured | None:
         command = (pythons[label], *task.words)
         if not task.cold:
-            return measured(command, task.fails, caches / label)
+            return measured(command, task.fails, caches / label, photo)
         with TemporaryDirectory() as empty:
-            return measured(command, task.fails, Path(empty))
+            return measured(command, task.fails, Path(empty), photo)
 
     found: dict[str, list[Measured | None]] = {label: [] for label in pythons}
     if not task.cold:
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--python", type=labelled, action="append", required=True, metavar="LABEL=PATH")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="", help="measure tasks whose title holds this")
+    parser.add_argument("--photo", type=Path, default=PHOTO, help="what is looked at, but for the demo")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     pythons = dict(args.python)
@@ -165,7 +168,7 @@ def main() -> None:
     with TemporaryDirectory() as caches:
         for task in TASKS:
             if args.only in task.title:
-                found = rounds(task, pythons, Path(caches), args.runs)
+                found = rounds(task, pythons, Path(caches), args.runs, args.photo)
                 facts[task.title] = {label: one and one._asdict() for label, one in found.items()}
                 rows.append((task.title, *(figure(one) for one in found.values())))
     sizes = {label: installed_megabytes(python) for label, python in pythons.items()}
