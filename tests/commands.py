@@ -37,6 +37,9 @@ PROGRESS = (
     "Indexing",
     "Fitting SVMs",
     "Exporting",
+    "Building the network",
+    "Deriving where its cells lie",
+    "Writing the graph",
 )
 
 

@@ -1,8 +1,10 @@
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from processes import without_pytorch
 from sppnet.features import inference
 from sppnet.features.backbone import Backbone
 
@@ -81,3 +83,20 @@ def test_a_runtime_that_refuses_the_cache_works_without(maps, folder, monkeypatc
     monkeypatch.setattr(inference, "_core", Refusing)
     with pytest.warns(UserWarning, match="the cache is no good"):
         assert np.isfinite(maps()).all()
+
+
+def test_two_processes_may_fill_an_empty_cache_at_once(tmp_path):
+    code = """
+import sys
+import numpy as np
+from processes import without_pytorch
+from sppnet.features import inference
+from sppnet.features.backbone import Backbone
+from pathlib import Path
+inference.graph_cache = lambda: Path(sys.argv[1]) / "graphs"
+print(float(Backbone()(np.full((64, 64, 3), 90, np.uint8), 64).stages[0].sum()))
+"""
+    with ThreadPoolExecutor(3) as pool:
+        sums = set(pool.map(lambda _: without_pytorch(code, tmp_path), range(3)))
+    assert len(sums) == 1
+    assert len(list((tmp_path / "graphs").glob("*.blob"))) == 1

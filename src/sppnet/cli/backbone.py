@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import sppnet.cli.console as console
 import sppnet.cli.options as opt
 from sppnet.errors import SppnetError, check_extra
 
@@ -39,9 +40,11 @@ def make(
     check_writable(out)
     check_extra("torch", "making a backbone")
 
+    console.note("loading PyTorch takes some seconds")
+
     from sppnet.features.making import make_backbone
 
-    made = make_backbone(name, "pretrained" if pretrained else weights)
+    made = make_backbone(name, "pretrained" if pretrained else weights, track=console.track)
     made.save(out)
     facts = made.facts
     stages = ", ".join(f"{stage} of {count} channels" for stage, count in facts.channels.items())

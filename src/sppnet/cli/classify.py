@@ -86,6 +86,7 @@ def train(
     images, held = read_training_images(data, split, validation)
     for part in (images, *([] if held is None else [held])):
         console.notes_of(part)
+    console.note("loading PyTorch takes some seconds")
 
     from sppnet.classification.classifier import Classifier
 

@@ -261,6 +261,7 @@ class Detector(Estimator):
         if self.tuning is not None and self.tuning.stage is not None:
             # Said before any work.
             backbone.graph.facts.check_tunable(self.tuning.stage)
+        backbone.compile()  # A network that cannot run is an error now, too.
         examples = self._examples(data, names, windows, track, timer)
         with _folder(cache) as folder:
             self.fitted_ = fit(examples, settings, backbone, Work(folder, track, timer))

@@ -141,6 +141,10 @@ class Backbone:
 
         return on_device(self)
 
+    def compile(self) -> None:
+        """Compile the network now; an error says what the runtime lacks."""
+        self._run  # noqa: B018
+
     def _copy(self) -> Backbone:
         """Return the same backbone, to be changed or compiled anew."""
         other = copy.copy(self)

@@ -20,6 +20,7 @@ from sppnet.features.graph import HEAD, INPUT, Facts, Graph, Variant, make_graph
 from sppnet.features.timm import PREFIX, Stages, UnevenConv2d, create_timm, fix_same_padding
 from sppnet.features.tracing import derive_geometry
 from sppnet.features.weights import read_weights
+from sppnet.progress import Track, no_track
 
 _OPSET = 18
 # Output strides that timm is asked for.
@@ -39,7 +40,9 @@ class Origin(NamedTuple):
     source: str = ""
 
 
-def make_backbone(name: str, weights: str | None = None, *, called: str | None = None) -> Graph:
+def make_backbone(
+    name: str, weights: str | None = None, *, called: str | None = None, track: Track = no_track
+) -> Graph:
     """Make a backbone of a timm network.
 
     Parameters
@@ -53,6 +56,8 @@ def make_backbone(name: str, weights: str | None = None, *, called: str | None =
         are installed with ``sppnet[backbones]``.
     called : str, optional
         What the backbone is called; by default like the network.
+    track : callable
+        ``track(items, description)`` yields the items and may draw progress.
 
     Returns
     -------
@@ -69,7 +74,7 @@ def make_backbone(name: str, weights: str | None = None, *, called: str | None =
         model = create_timm(name)
     found = read_weights(model, name, weights)
     networks = {}
-    for stride in _STRIDES:
+    for stride in track(_STRIDES, "Building the network"):
         try:
             networks[stride] = _network(name, stride, found.state)
         except SppnetError:
@@ -77,7 +82,7 @@ def make_backbone(name: str, weights: str | None = None, *, called: str | None =
                 raise
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     origin = Origin(called or name, name, config["mean"], config["std"], found.licence, found.source)
-    return make(networks, origin, PREFIX)
+    return make(networks, origin, PREFIX, track)
 
 
 def _network(name: str, output_stride: int, state: dict[str, Tensor]) -> Stages:
@@ -90,7 +95,9 @@ def _network(name: str, output_stride: int, state: dict[str, Tensor]) -> Stages:
     return Stages(model, stages).eval().requires_grad_(False)
 
 
-def make(networks: Mapping[int, nn.Module], origin: Origin, prefix: str = "") -> Graph:
+def make(
+    networks: Mapping[int, nn.Module], origin: Origin, prefix: str = "", track: Track = no_track
+) -> Graph:
     """Make a backbone of a network, with its weights in half precision.
 
     Parameters
@@ -103,6 +110,8 @@ def make(networks: Mapping[int, nn.Module], origin: Origin, prefix: str = "") ->
         What the file says of it.
     prefix : str
         What the names of all parameters begin with, and should not in the file.
+    track : callable
+        ``track(items, description)`` yields the items and may draw progress.
 
     Raises
     ------
@@ -111,12 +120,14 @@ def make(networks: Mapping[int, nn.Module], origin: Origin, prefix: str = "") ->
         maps than the network.
     """
     first, network = next(iter(networks.items()))
-    places = {stride: derive_geometry(n) for stride, n in networks.items()}
+    found = track(list(networks), "Deriving where its cells lie")
+    places = {stride: derive_geometry(networks[stride]) for stride in found}
     channels = places[first][1]
     stages = (*(str(i + 1) for i in range(len(channels) - 1)), HEAD)
     model = _exported(network, stages)
     strides = {}
-    for stride, other in networks.items():
+    for stride in track(list(networks), "Writing the graph"):
+        other = networks[stride]
         changed = {} if stride == first else _changes(model, _exported(other, stages))
         if changed is not None:
             geometry = dict(zip(stages, places[stride][0], strict=True))

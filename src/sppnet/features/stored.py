@@ -26,6 +26,8 @@ def backbone_state(backbone: Backbone) -> tuple[dict[str, Any], Arrays]:
         "digest": backbone.digest,
         "stages": backbone.stages,
         "output_stride": backbone.output_stride,
+        "licence": backbone.graph.facts.licence,
+        "source": backbone.graph.facts.source,
     }
     arrays: Arrays = {f"{_TUNED}{name}": value for name, value in backbone.tuned.items()}
     if not _is_shipped(backbone):
