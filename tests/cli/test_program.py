@@ -17,10 +17,12 @@ from sppnet.cli.main import app
 from sppnet.detection.detector import Detector
 from sppnet.detection.head import LAYERS
 from sppnet.errors import ImageError
+from sppnet.features.backbone import Backbone
 from sppnet.models import model_path
+from sppnet.photos import demo_photo
 from sppnet.proposals import METHODS
 
-HEAVY = ("torch", "numpy", "numba", "cv2", "timm", "matplotlib", "openvino", "sklearn", "PIL")
+HEAVY = ("torch", "numpy", "numba", "cv2", "timm", "matplotlib", "openvino", "onnx", "sklearn", "PIL")
 PANELS = {
     "--proposals": "Windows",
     "--backbone": "Network",
@@ -275,3 +277,17 @@ def test_demo(tmp_path):
     assert outcome.out.count(" cow ") == 3
     assert "sppnet detect run animals PHOTO... --out found" in outcome.out
     assert (tmp_path / "out" / "cows.png").is_file()
+
+
+def test_what_a_user_is_warned_of_is_a_note(monkeypatch, tmp_path):
+    from sppnet.features import inference
+
+    inference._warn_of_cache.cache_clear()
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(inference, "graph_cache", lambda: tmp_path / "file" / "graphs")
+    monkeypatch.setattr(Backbone, "shared", lambda *arguments: Backbone(*arguments))
+    outcome = sppnet("embed", str(demo_photo()), "--out", "vectors.safetensors")
+    assert outcome.status == 0
+    (line,) = [line for line in outcome.err.splitlines() if "cannot keep compiled graphs there" in line]
+    assert line.startswith("note: ")
+    assert "warnings.warn" not in outcome.err

@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands, so that ``sppnet --help`` answer
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -84,7 +85,9 @@ def main() -> None:
     verbose = len(arguments) < len(sys.argv) - 1
     compiling.announce = note
     try:
-        status = app(arguments, prog_name="sppnet", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show
+            status = app(arguments, prog_name="sppnet", standalone_mode=False)
     except (SppnetError, OSError) as error:
         if verbose:
             raise
@@ -96,6 +99,12 @@ def main() -> None:
     if status == 130:  # what Typer makes of Ctrl-C
         _fail("interrupted", 130)
     raise SystemExit(status or 0)
+
+
+def _show(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
+    """Print what a user is warned of as a note; other warnings are for developers, who see them in tests."""
+    if issubclass(category, UserWarning):
+        note(str(message))
 
 
 def _usage(error: Any) -> str:
