@@ -30,8 +30,8 @@ class Service(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], detector: Detector, threshold: float = 0) -> None:
         self.detector, self.threshold, self.turn = detector, threshold, Lock()
-        detector.predict(demo_photo())  # Compiles, or loads what was compiled, before the first request.
         super().__init__(address, Handler)
+        detector.predict(demo_photo())  # Compiles, or loads what was compiled, before the first request.
 
     def find(self, photo: bytes) -> list[dict[str, Any]]:
         """Return label, score and box (x1, y1, x2, y2) of each object in the bytes of an image file."""
@@ -52,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with the classes, which also says that the service is up."""
+        if self.path != "/":
+            return self.answer(HTTPStatus.NOT_FOUND, {"error": f"found {self.path}, expected /"})
         self.answer(HTTPStatus.OK, {"classes": list(self.server.detector.classes_)})
 
     def do_POST(self) -> None:
@@ -87,7 +89,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--threshold", type=float, default=0.0, help="least score")
     args = parser.parse_args()
-    service = Service((args.host, args.port), Detector.load(args.model), args.threshold)
+    try:
+        service = Service((args.host, args.port), Detector.load(args.model), args.threshold)
+    except (SppnetError, OSError) as error:
+        raise SystemExit(f"service: {error}") from None
     print(f"http://{args.host}:{service.server_port}/", flush=True)
     service.serve_forever()
 

@@ -40,6 +40,7 @@ PROGRESS = (
     "Building the network",
     "Deriving where its cells lie",
     "Writing the graph",
+    "Learning the projection",
 )
 
 

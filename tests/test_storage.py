@@ -115,7 +115,7 @@ class TestTensors:
         ("expected", "version", "message"),
         [
             ("other", "3", "found kind 3, expected other 3"),
-            ("kind", "2", "found kind 3, expected kind 2"),
+            ("kind", "2", r"found kind 3, expected kind 2 \(made by another version of sppnet\)"),
         ],
     )
     def test_other_marks(self, path, expected, version, message):

@@ -143,7 +143,8 @@ def read_metadata(path: str | Path, expected: str, version: str) -> dict[str, st
         If it is no safetensors file, damaged, or of another format or version; says what was found.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: found no such file, expected an {expected} file")
+        found = "a folder" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: found {found}, expected an {expected} file")
     try:
         metadata = _metadata(path)
     except (SafetensorError, OSError) as error:
@@ -153,7 +154,8 @@ def read_metadata(path: str | Path, expected: str, version: str) -> dict[str, st
     mark = (metadata.get("format"), metadata.get("version"))
     if mark != (expected, version):
         found = " ".join(filter(None, mark)) or "a safetensors file without a format mark"
-        raise SppnetError(f"{path}: found {found}, expected {expected} {version}")
+        older = " (made by another version of sppnet)" if mark[0] == expected else ""
+        raise SppnetError(f"{path}: found {found}, expected {expected} {version}{older}")
     return metadata
 
 

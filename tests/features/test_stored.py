@@ -46,11 +46,13 @@ def test_a_shipped_name_with_other_weights_is_kept_whole(lite0):
 
 def test_what_does_not_fit_is_said_with_the_file(lite0, small):
     facts, arrays = backbone_state(small)
+    bias = small.parameters["bn2.bias"].astype(np.float16)
     cases = [
         ({**facts, "digest": "0" * 64}, arrays, f"weights {small.digest[:16]}, expected 0000"),
         (facts, {}, "damaged, found no graph of the backbone 'test_efficientnet'"),
         (facts, {"graph": arrays["graph"][:1000]}, "its backbone: found no whole ONNX file"),
         (facts, {**arrays, "backbone.none": np.zeros(3)}, "does not have, first none"),
+        (facts, {**arrays, "backbone.bn2.bias": bias}, "damaged, found other tuned weights of the backbone"),
         ({**facts, "name": "efficientnet-lite0"}, {}, f"expected {small.digest[:16]}"),
     ]
     for some, others, says in cases:

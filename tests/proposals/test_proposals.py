@@ -423,6 +423,20 @@ def test_damaged_cache_entries_are_computed_again(files, tmp_path, damage):
     assert method.calls == 2
 
 
+def test_a_cache_that_cannot_be_is_warned_of(files, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning, match=r"file/windows: cannot keep windows there \(Not a directory\)"):
+        found = list(propose_all(files[:1], METHODS["dense"], tmp_path / "file" / "windows"))
+    assert len(found[0].boxes)
+
+
+def test_windows_of_a_file_that_is_not_there():
+    with pytest.raises(
+        FileNotFoundError, match=r"none\.npz: found no such file, expected windows that sppnet"
+    ):
+        parse("none.npz")
+
+
 def test_failures_name_the_image(files, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     stream = propose_all([files[0], tmp_path / "broken.jpg", *files], EdgeBoxes())

@@ -135,4 +135,4 @@ def test_tells_how_far_it_is(photos, out):
         embedder=embedder(pca=3),
         track=lambda items, text: told.append((text, len(items))) or items,
     )
-    assert told == [("Sampling", 6), ("Embedding", 6)]
+    assert told == [("Sampling", 6), ("Learning the projection", 1), ("Embedding", 6)]

@@ -162,6 +162,11 @@ def evaluate(
             f"the detector was fitted on {seen} of these {len(dataset)} photos: on new ones it finds less"
         )
     unseen = sorted(set(dataset.classes) - set(detector.classes_))
+    if dataset.classes and len(unseen) == len(dataset.classes):
+        raise SppnetError(
+            f"{data}: found objects of {', '.join(unseen)}, expected some of the detector's classes: "
+            f"{', '.join(detector.classes_)}"
+        )
     if unseen:
         print(f"left out, the detector does not know them: {', '.join(unseen)}")
     report = detector.evaluate(

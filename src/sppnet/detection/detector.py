@@ -538,7 +538,7 @@ class Detector(Estimator):
         """
         self._check_fitted()
         asked = Asked(self.proposer(proposals), regress, threshold, timer or StageTimer())
-        yield from detect_each(self, images, asked)
+        return detect_each(self, images, asked)
 
     def proposer(self, proposals: str | None = None) -> Proposer | None:
         """Return what proposes windows from pixels, by another method if asked; None where the maps do.

@@ -114,7 +114,7 @@ class Ensemble:
     ) -> Iterator[tuple[Pixels, Detections] | Exception]:
         """Detect in many images; all is as in `Detector.stream`."""
         asked = Asked(self.proposer(proposals), regress, threshold, timer or StageTimer())
-        yield from detect_each(self, images, asked)
+        return detect_each(self, images, asked)
 
     def evaluate(
         self,

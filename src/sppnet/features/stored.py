@@ -13,6 +13,7 @@ from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.features.graph import graph_of
 from sppnet.models import shipped
+from sppnet.storage import digest_of
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -26,6 +27,7 @@ def backbone_state(backbone: Backbone) -> tuple[dict[str, Any], Arrays]:
         "digest": backbone.digest,
         "stages": backbone.stages,
         "output_stride": backbone.output_stride,
+        "tuned": digest_of(backbone.tuned),
         "licence": backbone.graph.facts.licence,
         "source": backbone.graph.facts.source,
     }
@@ -66,11 +68,18 @@ def backbone_of(
         raise SppnetError(
             f"{place}: found the backbone {name} with weights {backbone.digest[:16]}, expected {digest[:16]}"
         )
-    tuned = {n.removeprefix(_TUNED): v for n, v in arrays.items() if n.startswith(_TUNED)}
+    found = {n.removeprefix(_TUNED): v for n, v in arrays.items() if n.startswith(_TUNED)}
+    # In the network's order, in which they were when their digest was taken.
+    tuned = {n: found.pop(n) for n in backbone.graph.names if n in found}
+    if found:
+        raise SppnetError(f"{place}: found weights that {name} does not have, first {next(iter(found))}")
     try:
-        return backbone.retuned(tuned) if tuned else backbone
+        backbone = backbone.retuned(tuned) if tuned else backbone
     except SppnetError as error:
         raise SppnetError(f"{place}: {error}") from None
+    if digest_of(tuned) != facts["tuned"]:
+        raise SppnetError(f"{place}: damaged, found other tuned weights of the backbone than were written")
+    return backbone
 
 
 def _is_shipped(backbone: Backbone) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from platformdirs import user_cache_path
@@ -40,7 +42,8 @@ def propose_all(
         What proposes the windows, from the pixels alone.
     cache : path, optional
         Folder to keep windows in, made if missing. They are found again by the bytes of the image,
-        whatever its name, and the `Proposer.signature` of the method; a damaged entry is computed again.
+        whatever its name, and the `Proposer.signature` of the method; a damaged entry is computed again. A
+        folder that cannot be written to is warned of, and not used.
     workers : int, optional
         Number of threads; by default one for each core. OpenCV works without holding Python's lock.
 
@@ -55,7 +58,15 @@ def propose_all(
         From the first image that cannot be read or proposed for; the message names it.
     """
     if cache is not None:
-        Path(cache).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=cache):
+                pass
+        except OSError as error:
+            warnings.warn(
+                f"{cache}: cannot keep windows there ({error.strerror}); going on without", stacklevel=2
+            )
+            cache = None
     yield from in_order(lambda image: _propose(image, method, cache), images, workers or os.cpu_count() or 1)
 
 

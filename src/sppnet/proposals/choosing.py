@@ -66,7 +66,9 @@ def parse(text: str) -> Proposer:
     """
     if text.endswith(".npz"):
         path = Path(text)
-        return _from_file(text, path.stat().st_mtime_ns if path.is_file() else 0)
+        if not path.is_file():
+            raise FileNotFoundError(f"{text}: found no such file, expected windows that sppnet propose wrote")
+        return _from_file(text, path.stat().st_mtime_ns)
     names = text.split("+")
     if not set(names) <= METHODS.keys():
         raise SppnetError(

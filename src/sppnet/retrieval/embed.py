@@ -220,7 +220,9 @@ def _with_projection(
     rows = [found for found in results if not isinstance(found, Exception)]
     if not rows:
         raise next(found for found in results if isinstance(found, Exception))
-    learned = Embedder(**embedder.get_params()).fit_vectors(rows)
+    learned = Embedder(**embedder.get_params())
+    for _ in track(["projection"], "Learning the projection"):
+        learned.fit_vectors(rows)
     kept.parent.mkdir(exist_ok=True)
     learned.save(kept)
     return learned
