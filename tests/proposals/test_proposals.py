@@ -431,9 +431,7 @@ def test_a_cache_that_cannot_be_is_warned_of(files, tmp_path):
 
 
 def test_windows_of_a_file_that_is_not_there():
-    with pytest.raises(
-        FileNotFoundError, match=r"none\.npz: found no such file, expected windows that sppnet"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz: found no such file, expected windows"):
         parse("none.npz")
 
 
