@@ -56,7 +56,8 @@ def test_a_detector_is_fitted_used_kept_and_measured(tmp_path):
     measured, *refused = without_pytorch(FIT, tmp_path).splitlines()
     assert 0 <= float(measured) <= 1
     assert refused == [
-        f'training {what} needs PyTorch: pip install "sppnet[torch]"' for what in ("layers", "objectness")
+        f'{what} needs PyTorch: pip install "sppnet[torch]"'
+        for what in ("training layers", "learning to propose windows from maps")
     ]
 
 

@@ -368,6 +368,7 @@ def test_the_second_step_is_linear_in_the_pooled_windows(fitted):
 def test_training_without_pytorch_says_what_to_install(scenes, monkeypatch):
     monkeypatch.setattr("sppnet.errors.find_spec", lambda name: None)
     with pytest.raises(
-        SppnetError, match=r'training objectness needs PyTorch: pip install "sppnet\[torch\]"'
+        SppnetError,
+        match=r'learning to propose windows from maps needs PyTorch: pip install "sppnet\[torch\]"',
     ):
         small().fit(lambda i: scenes[i][0], [t for _, t in scenes])

@@ -251,7 +251,10 @@ class Detector(Estimator):
             kind.
         """
         settings, timer = self.settings, timer or StageTimer()
-        learning = {"training layers": settings.tuning, "training objectness": settings.objectness}
+        learning = {
+            "training layers": settings.tuning,
+            "learning to propose windows from maps": settings.objectness,
+        }
         for purpose, learns in learning.items():
             if learns is not None:
                 check_extra("torch", purpose)
@@ -325,7 +328,7 @@ class Detector(Estimator):
             If PyTorch is not installed, or no image shows an object of its classes.
         """
         self._check_fitted()
-        check_extra("torch", "training objectness")
+        check_extra("torch", "learning to propose windows from maps")
         check_data(data)
         settings = replace(self.settings, objectness=objectness or Objectness())
         images, targets = [sample.image for sample in data], [sample.target for sample in data]

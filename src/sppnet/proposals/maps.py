@@ -144,7 +144,7 @@ class Objectness(Estimator, Proposer):
                 f"found no object of {wanted} in {len(targets)} images, expected at least one; difficult and "
                 "crowd boxes do not count"
             )
-        check_extra("torch", "training objectness")
+        check_extra("torch", "learning to propose windows from maps")
         from sppnet.proposals.training import train
 
         network = train(self, read, truths, track)
