@@ -429,7 +429,7 @@ class Detector(Estimator):
     def prepare(self) -> None:
         """Do now what the first image would wait for: compile the network."""
         self._check_fitted()
-        self.fitted_.backbone(np.zeros((32, 32, 3), np.uint8), 32)
+        self.fitted_.backbone.compile()
 
     def propose(self, image: Pixels | None, encoded: EncodedImage, proposals: str | None = None) -> Boxes:
         """Return the (R, 4) candidate windows that the detector takes of an image, best first.

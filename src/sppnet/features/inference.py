@@ -138,9 +138,9 @@ def _compiled(network: Any, streams: int) -> Any:
         folder = str(_cache_folder())
         return _core().compile_model(network, "CPU", {**settings, "CACHE_DIR": folder})
     except OSError as error:
-        compiled, reason = None, str(error.strerror or error)
+        reason = str(error.strerror or error)
     except RuntimeError as error:
-        compiled, reason = None, _reason(error)
+        reason = _reason(error)
     try:
         compiled = _core().compile_model(network, "CPU", settings)
     except RuntimeError as error:
