@@ -59,6 +59,13 @@ def check_writable(path: str | Path) -> None:
     _new_sibling(Path(path)).unlink()
 
 
+def check_suffix(path: str | Path, suffix: str, purpose: str = "") -> None:
+    """Raise a `SppnetError` unless a path ends in a suffix; the error may go on with what it is for."""
+    found = Path(path).suffix
+    if found != suffix:
+        raise SppnetError(f"{path}: found the suffix {found!r}, expected {suffix}{purpose}")
+
+
 def check_folder(folder: Path) -> None:
     """Raise now, before long work, if there is a file where a folder is to be."""
     if folder.exists() and not folder.is_dir():

@@ -31,10 +31,9 @@ def make(
     pretrained: Annotated[bool, opt.network("--pretrained", help=_PRETRAINED)] = False,
 ) -> None:
     """Make a backbone of a timm network, for --backbone FILE. It needs PyTorch."""
-    from sppnet.storage import check_writable
+    from sppnet.storage import check_suffix, check_writable
 
-    if out.suffix != ".onnx":
-        raise SppnetError(f"{out}: found the suffix {out.suffix!r}, expected .onnx")
+    check_suffix(out, ".onnx")
     if pretrained and weights is not None:
         raise SppnetError(f"found --pretrained and --weights {weights}, expected one of them")
     check_writable(out)

@@ -49,8 +49,9 @@ def export(
     The file takes the pixels of an image as they are. A detector's returns boxes, scores and labels, after
     suppression; a classifier's returns probabilities; a backbone's returns its pyramid as one vector.
     """
-    if out.suffix != ".onnx":
-        raise SppnetError(f"{out}: found the suffix {out.suffix!r}, expected .onnx")
+    from sppnet.storage import check_suffix
+
+    check_suffix(out, ".onnx")
     pyramid, path = opt.integers("--levels", levels), _path(model)
     console.check_places(out, None, [path])
 

@@ -29,7 +29,7 @@ from sppnet.onnx.suppression import suppress
 from sppnet.onnx.windows import encode
 from sppnet.pooling.bins import LEVELS, valid_levels
 from sppnet.proposals.dense import DenseWindows
-from sppnet.storage import check_writable
+from sppnet.storage import check_suffix, check_writable
 
 if TYPE_CHECKING:
     from sppnet.classification.classifier import Classifier
@@ -253,8 +253,7 @@ def _export(
     facts: Mapping[str, Any],
 ) -> None:
     """Write the graph of what `build` adds to an image, on a backbone."""
-    if Path(path).suffix != ".onnx":
-        raise SppnetError(f"{path}: found the suffix {Path(path).suffix!r}, expected .onnx")
+    check_suffix(path, ".onnx")
     check_writable(path)
     about = backbone.graph.facts
     origin = {"backbone": backbone.signature, "licence": about.licence, "source": about.source}

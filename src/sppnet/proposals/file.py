@@ -15,7 +15,7 @@ from sppnet.boxes import Windows
 from sppnet.errors import SppnetError
 from sppnet.features.encoded import EncodedImage
 from sppnet.proposals.method import Proposer, ranked
-from sppnet.storage import atomic_path
+from sppnet.storage import atomic_path, check_suffix
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def write_windows(path: str | Path, entries: Iterable[tuple[str, str, Windows]])
     SppnetError
         If `path` does not end in ``.npz``.
     """
-    check_suffix(path)
+    check_name(path)
     rows = list(entries)
     with atomic_path(path) as temporary:
         np.savez_compressed(
@@ -93,11 +93,9 @@ def write_windows(path: str | Path, entries: Iterable[tuple[str, str, Windows]])
         )
 
 
-def check_suffix(path: str | Path) -> None:
+def check_name(path: str | Path) -> None:
     """Raise a `SppnetError` if a path is no name for a file of windows."""
-    suffix = Path(path).suffix
-    if suffix != ".npz":
-        raise SppnetError(f"{path}: found the suffix {suffix!r}, expected .npz for a file of windows")
+    check_suffix(path, ".npz", " for a file of windows")
 
 
 def read_windows(path: str | Path) -> WindowsFromFile:

@@ -11,7 +11,7 @@ from sppnet.errors import SppnetError
 from sppnet.images import image_files, read_image
 from sppnet.progress import Track, no_track
 from sppnet.proposals.choosing import parse
-from sppnet.proposals.file import check_suffix, image_key, write_windows
+from sppnet.proposals.file import check_name, image_key, write_windows
 from sppnet.proposals.method import Proposer, propose_for
 from sppnet.storage import check_writable
 
@@ -63,7 +63,7 @@ def propose(
     OSError
         If `out` cannot be written.
     """
-    check_suffix(out)
+    check_name(out)
     check_writable(out)
     if isinstance(images, str | Path):
         raise SppnetError(f"found the path {str(images)!r}, expected a list of them")

@@ -18,7 +18,7 @@ from sppnet.images import SUFFIXES, image_files, image_size
 from sppnet.progress import Track, no_track
 from sppnet.retrieval.embedder import SAMPLE, Embedder, check_same
 from sppnet.retrieval.vectors import VectorWriter, parts_folder
-from sppnet.storage import check_writable
+from sppnet.storage import check_suffix, check_writable
 
 _TABLES = (".csv", ".json", ".yaml", ".yml")
 
@@ -119,8 +119,7 @@ def embed(
         If the file cannot be written.
     """
     out, embedder = Path(out), Embedder() if embedder is None else embedder
-    if out.suffix != ".safetensors":
-        raise SppnetError(f"{out}: found the suffix {out.suffix!r}, expected .safetensors")
+    check_suffix(out, ".safetensors")
     check_writable(out)
     if parts_folder(out).is_file():
         raise OSError(f"{parts_folder(out)}: found a file, expected a folder, or nothing yet")
