@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import array_namespace
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -60,3 +61,8 @@ def placed(array: npt.NDArray[Any], device: str) -> Any:
     import torch
 
     return torch.from_numpy(array).to(device)
+
+
+def channels_first(maps: Any) -> Any:
+    """Return (..., h, w, C) maps as (..., C, h, w), on the same memory."""
+    return array_namespace(maps).moveaxis(maps, -1, -3)

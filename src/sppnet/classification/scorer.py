@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sppnet.arrays import FloatArray, IntArray, Pixels, to_numpy
+from sppnet.arrays import FloatArray, IntArray, Pixels, channels_first, to_numpy
 from sppnet.errors import SppnetError
 from sppnet.linear import Linear
 from sppnet.pooling.bins import LEVELS
@@ -101,7 +101,7 @@ class Scorer:
             If the images are too small for the network.
         """
         (maps,) = self.backbone.maps(images)
-        return maps.transpose(0, 3, 1, 2) if isinstance(maps, np.ndarray) else maps.permute(0, 3, 1, 2)
+        return channels_first(maps)
 
     def windows(self, maps: Any, cells: IntArray, index: IntArray) -> FloatArray:
         """Pool windows of maps that were computed once, as whole maps are pooled.

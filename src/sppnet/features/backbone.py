@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import onnx
-from sppnet.arrays import FloatArray, Image, Pixels
+from sppnet.arrays import FloatArray, Image, Pixels, channels_first
 from sppnet.errors import SppnetError, check_extra
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.features.graph import HEAD, Graph, read_graph
@@ -234,7 +234,7 @@ class Backbone:
     @cached_property
     def sides(self) -> Callable[[int], tuple[int, ...]]:
         """What tells the side of each stage's map of a square image without padding, 0 if it is too small."""
-        return size_rule(self.graph.at(self.stages, self.output_stride))
+        return size_rule(self.model)
 
     def encode(self, image: Image, scales: Sequence[int], *, flip: bool = False) -> EncodedImage:
         """Compute the maps of an image at every scale: the one expensive step (paper section 4.1).
@@ -278,8 +278,7 @@ class Backbone:
         h, w = whole_image_size(height, width, side)
         maps = run(self.padded(resize(image, h, w)))
         inside = tuple(
-            _channels_first(m[0, : g.cells(h), : g.cells(w)])
-            for m, g in zip(maps, self.geometry, strict=True)
+            channels_first(m[0, : g.cells(h), : g.cells(w)]) for m, g in zip(maps, self.geometry, strict=True)
         )
         return FeatureMaps(inside, self.geometry, (w / width, h / height), min(h, w))
 
@@ -313,8 +312,3 @@ def _shared(
     path: Path, _: tuple[int, int], stages: tuple[str, ...], output_stride: int, device: str
 ) -> Backbone:
     return Backbone(path, stages, output_stride, device)
-
-
-def _channels_first(cells: Any) -> Any:
-    """Return (h, w, C) cells as a (C, h, w) map, on the same memory."""
-    return cells.transpose(2, 0, 1) if isinstance(cells, np.ndarray) else cells.permute(2, 0, 1)

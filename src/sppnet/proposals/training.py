@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from array_api_compat import is_torch_array
 from torch import Tensor, nn
 
-from sppnet.arrays import to_numpy
+from sppnet.arrays import is_tensor, to_numpy
 from sppnet.errors import SppnetError
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.progress import Track
@@ -118,7 +117,7 @@ class _Network(nn.Module):
     def forward(self, maps: FeatureMaps) -> Tensor:
         """Return the (h * w * A, 5) answers for the last stage of maps."""
         stage = last_stage(maps, self.reduce.in_features)
-        cells: Tensor = stage if is_torch_array(stage) else torch.from_numpy(stage)
+        cells: Tensor = stage if is_tensor(stage) else torch.from_numpy(stage)
         hidden = F.relu(self.reduce(cells.permute(1, 2, 0))).permute(2, 0, 1)[None]
         answers: Tensor = self.answer(F.relu(self.spread(hidden))[0].permute(1, 2, 0))
         return answers.reshape(-1, 5)
