@@ -78,7 +78,7 @@ def succeeds(*arguments):
     return outcome
 
 
-def fails(*arguments, says, status=1):
+def fails(*arguments, says, status=2):
     """Run a command that must fail, say one line that holds each of `says`, and change no file."""
     before = content()
     outcome = sppnet(*arguments)

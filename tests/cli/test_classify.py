@@ -150,7 +150,7 @@ class TestTrain:
     def test_one_line_says_that_pytorch_is_missing(self, data, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", None)
         outcome = sppnet("classify", "train", "nowhere", "--out", "none/m.safetensors")
-        assert outcome.status == 1
+        assert outcome.status == 2
         assert outcome.said == ['sppnet: training a network needs PyTorch: pip install "sppnet[torch]"']
 
     def test_goes_on_after_a_kill(self, data, model):
@@ -338,7 +338,7 @@ class TestBadInput:
         for path in sorted(Path("mine").rglob("*.jpg"))[:11]:
             path.write_bytes(b"nothing")
         outcome = sppnet("classify", "train", "mine", "--out", "m.safetensors", *TINY)
-        assert outcome.status == 1
+        assert outcome.status == 2
         assert "could not be read" in outcome.said[0]
         assert not Path("m.safetensors").exists()
 

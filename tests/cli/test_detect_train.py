@@ -302,7 +302,7 @@ class TestBadData:
         for i in range(12):
             one_image_tree(Path("shapes"), "<html/>", name=f"{i}")
         outcome = sppnet("detect", "train", "shapes", "--out", "m.safetensors")
-        assert outcome.status == 1
+        assert outcome.status == 2
         assert outcome.said[0] == "sppnet: shapes: found 12 errors, expected none"
         assert len(outcome.said) == 12
         assert outcome.said[-1] == "and 2 more"

@@ -195,7 +195,7 @@ class TestEmbed:
         arguments = ("--boxes", "b.csv", "--out", "v.safetensors", *SMALL, "--append")
         before = content()["v.safetensors"]
         outcome = sppnet("embed", *arguments)
-        assert (outcome.status, content()["v.safetensors"]) == (1, before)
+        assert (outcome.status, content()["v.safetensors"]) == (2, before)
         assert "found other boxes of" in outcome.said[0]
 
     def test_like_stands_alone(self, photos):
@@ -207,7 +207,7 @@ class TestEmbed:
         for path in own.glob("*.png"):
             path.write_bytes(b"")
         before = content()
-        assert sppnet("embed", own, "--out", "v.safetensors", *SMALL).status == 1
+        assert sppnet("embed", own, "--out", "v.safetensors", *SMALL).status == 2
         assert content() == before
 
     def test_zero_area_and_duplicate_boxes(self, photos):

@@ -255,7 +255,7 @@ class TestErrors:
             "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
         )
         done = run_python("-c", code)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert done.stdout == "False\n"
         assert f"did you mean {near}?" in done.stderr
         assert done.stderr.count("\n") == 1
@@ -267,7 +267,7 @@ class TestErrors:
             "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
         )
         done = run_python("-c", code)
-        assert (done.returncode, done.stdout) == (1, "False\n")
+        assert (done.returncode, done.stdout) == (2, "False\n")
         assert done.stderr.startswith("sppnet: --scales 64,,96: expected positive integers")
         assert json.dumps(done.stderr).count("\\n") == 1
 

@@ -13,6 +13,8 @@ from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
     from sppnet.datasets import Dataset, LabelledImages
+    from sppnet.detection.detector import Detector
+    from sppnet.detection.ensemble import Ensemble
     from sppnet.evaluation.detection import DetectionReport
     from sppnet.evaluation.protocols import VocReport
     from sppnet.retrieval.embed import Embedded
@@ -41,6 +43,16 @@ def model_files(names: Iterable[str]) -> list[Path]:
     from sppnet.models import model_path
 
     return [model_path(name) for name in names]
+
+
+def together(detectors: Sequence[Detector], files: Sequence[Path]) -> Detector | Ensemble:
+    """Return the detector that was loaded from a file, or several as one that detects together."""
+    from sppnet.detection.ensemble import Ensemble
+
+    try:
+        return Ensemble(detectors) if len(detectors) > 1 else detectors[0]
+    except SppnetError as error:
+        raise SppnetError(f"{', '.join(map(str, files))}: {error}") from None
 
 
 def track(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
@@ -82,13 +94,13 @@ def warn(text: str) -> None:
 
 
 def end(failures: Sequence[str], total: int) -> None:
-    """Print what was wrong with each image that failed, and their number; end with status 1 then."""
+    """Print what was wrong with each image that failed, and their number; end with status 1 then, 2 if all."""
     for failure in failures:
         print(f"sppnet: {failure}", file=sys.stderr)
     if failures and total > 1:
         print(f"sppnet: {len(failures)} of {total} images failed", file=sys.stderr)
     if failures:
-        raise typer.Exit(1)
+        raise typer.Exit(2 if len(failures) == total else 1)
 
 
 def print_rows(

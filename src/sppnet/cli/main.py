@@ -17,14 +17,19 @@ from sppnet import compiling
 from sppnet.cli.backbone import backbone
 from sppnet.cli.classify import classify
 from sppnet.cli.console import note
-from sppnet.cli.detect import detect, run
+from sppnet.cli.detect import detect
 from sppnet.cli.embed import embed
+from sppnet.cli.evaluate import evaluate, score
 from sppnet.cli.protocol import protocol
+from sppnet.cli.run import run
 from sppnet.cli.search import index, search
 from sppnet.cli.single import export, propose
 from sppnet.errors import SppnetError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+detect.command()(run)
+detect.command()(evaluate)
+detect.command()(score)
 app.add_typer(detect, name="detect")
 app.add_typer(classify, name="classify")
 app.command()(embed)
@@ -78,8 +83,9 @@ def demo(
 def main() -> None:
     """Run the command line.
 
-    What the user can mend is one line on stderr, and exit status 1, or 2 where the options are wrong. Any
-    other exception is a bug, and shows its traceback.
+    What the user can mend, in the options or the data, is one line on stderr and exit status 2; status 1 says
+    that the work was done, but for images that could not be read. Any other exception is a bug, and shows its
+    traceback.
     """
     arguments = [text for text in sys.argv[1:] if text != _VERBOSE]
     verbose = len(arguments) < len(sys.argv) - 1
@@ -91,7 +97,7 @@ def main() -> None:
     except (SppnetError, OSError) as error:
         if verbose:
             raise
-        _fail(str(error), 1)
+        _fail(str(error), 2)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # It has shown the help.
             raise SystemExit(2) from None

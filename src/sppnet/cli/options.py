@@ -24,6 +24,8 @@ BACKBONE, STAGES = "efficientnet-lite0", "head"
 # Of an embedder.
 STRIDE, SCALES, LEVELS = 32, "224", "3,2,1"
 PROPOSALS = "selective-search+edge-boxes"
+# What is shown of an image scores at least this, as in the released demo; at 0 an SVM is undecided.
+SHOWN = -0.5
 # The names that `parse` and `model_path` know; tests hold them together.
 METHODS = ("selective-search", "selective-search-quality", "edge-boxes", "dense")
 SHIPPED = ("animals", "imagenet")
@@ -46,6 +48,12 @@ def models(incomplete: str) -> list[str]:
     return [name for name in (*SHIPPED, *sorted(files)) if name.startswith(incomplete)]
 
 
+_DETECTOR = "Detector file, or animals: the detector that comes with sppnet."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_DETECTOR, autocompletion=models)]
+_DATA = "VOC folder, COCO JSON or folder, YOLO folder, or CSV of boxes."
+Data = Annotated[Path, typer.Argument(metavar="DATA", help=_DATA)]
+_MORE = "Another detector of the same classes, to detect together, on the windows of MODEL; may be repeated."
+Ensemble = Annotated[list[str] | None, typer.Option("--ensemble", help=_MORE, autocompletion=models)]
 Images = Annotated[list[str], typer.Argument(metavar="PHOTO", help="Image files, folders or patterns.")]
 Json = Annotated[Path | None, typer.Option("--json", help="File for the results, as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for pictures; made if it is missing.")]
