@@ -21,7 +21,7 @@ TESTS = ROOT / "tests"
 # Rooms on one floor may know each other as long as no circle arises; none knows a room of a floor above.
 GROUND = (
     *("arrays", "boxes", "compiling", "errors", "estimator", "images", "linear", "models", "parallel"),
-    *("photos", "progress", "regression", "storage", "suppression"),
+    *("photos", "progress", "regression", "storage", "suppression", "walking"),
 )
 FLOORS = (
     GROUND,

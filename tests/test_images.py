@@ -10,7 +10,9 @@ from PIL import Image
 
 from sppnet.errors import ImageError, SppnetError
 from sppnet.images import (
+    SUFFIXES,
     image_files,
+    image_header,
     image_size,
     pixels_of,
     read_image,
@@ -143,6 +145,29 @@ class TestModes:
     @pytest.mark.parametrize("size", [(1, 1), (30_000, 20)])
     def test_extreme_sizes(self, tmp_path, size):
         assert self.read(tmp_path, Image.new("RGB", size, "red")).shape == (size[1], size[0], 3)
+
+
+class TestHeaders:
+    @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp", ".avif", ".mpo"])
+    @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+    def test_size_as_stored_and_as_seen(self, tmp_path, suffix, orientation):
+        if suffix not in SUFFIXES:
+            pytest.skip(f"Pillow was built without {suffix}")
+        path, exif = tmp_path / f"lying{suffix}", Image.Exif()
+        if orientation is not None:
+            exif[ORIENTATION] = orientation
+        Image.fromarray(COLOUR).save(path, exif=exif)
+        header = image_header(path)
+        assert header == (4, 6, orientation or 1)
+        assert header.size == read_image(path).shape[:2] == image_size(path)
+        assert header.size == ((6, 4) if header.orientation >= 5 else (4, 6))
+
+    def test_no_pixel_is_decoded(self, tmp_path):
+        path = tmp_path / "stub.jpg"
+        Image.new("RGB", (640, 480)).save(path)
+        content = path.read_bytes()
+        path.write_bytes(content[: content.index(b"\xff\xda") + 14])
+        assert image_header(path) == (480, 640, 1)
 
 
 class TestBadFiles:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 # Of each extra of the package's: what it is for people, and the packages that only it brings.
 _EXTRAS = {
+    "heic": ("pillow-heif", ("pillow_heif",)),
     "search": ("usearch", ("usearch",)),
     "torch": ("PyTorch", ("torch", "timm", "lightning_fabric", "onnxscript")),
 }
@@ -42,16 +43,20 @@ def check_choice(kind: str, value: object, choices: Collection[str]) -> None:
         raise SppnetError(f"found the {kind} {value!r}, expected one of {', '.join(choices)}")
 
 
+def has_extra(extra: str) -> bool:
+    """Tell whether an extra of the package's is installed; nothing is imported."""
+    return all(find_spec(package) is not None for package in _EXTRAS[extra][1])
+
+
 def check_extra(extra: str, purpose: str) -> None:
     """Raise a `SppnetError` unless an extra of the package's is installed; nothing is imported.
 
     Parameters
     ----------
-    extra : {"search", "torch"}
+    extra : {"heic", "search", "torch"}
         Its name in brackets, ``sppnet[torch]``.
     purpose : str
         What needs it, the beginning of the message: ``"training a network"``.
     """
-    title, packages = _EXTRAS[extra]
-    if any(find_spec(package) is None for package in packages):
-        raise SppnetError(f'{purpose} needs {title}: pip install "sppnet[{extra}]"')
+    if not has_extra(extra):
+        raise SppnetError(f'{purpose} needs {_EXTRAS[extra][0]}: pip install "sppnet[{extra}]"')

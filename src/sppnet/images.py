@@ -8,15 +8,18 @@ from __future__ import annotations
 import glob
 import hashlib
 import math
+import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     ExifTags,
     GifImagePlugin,
@@ -31,25 +34,40 @@ from PIL.ImageFile import ImageFile
 
 from sppnet.arrays import Image as AnyImage
 from sppnet.arrays import Pixels
-from sppnet.errors import ImageError, SppnetError
+from sppnet.errors import ImageError, SppnetError, check_extra, has_extra
 from sppnet.storage import atomic_path
 
 # Longer strips are shrunk to the area of one of this aspect, or a few rows of pixels would fill the memory.
 MAX_ASPECT = 16
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
+_HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+# Those of files that can be read: AVIF where Pillow was built with it, HEIC with the extra.
+SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+        *([".avif"] if AvifImagePlugin.SUPPORTED else []),
+        *(_HEIC_SUFFIXES if has_extra("heic") else []),
+    }
+)
+_WRITTEN = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 
 _FORMATS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
-    ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),
+    ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),  # also the first picture of an MPO
     ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
     ((b"BM",), BmpImagePlugin.BmpImageFile),
-    ((b"II*\0", b"MM\0*"), TiffImagePlugin.TiffImageFile),
+    (tuple(bytes([size, 0, 0, 0]) for size in (12, 40, 52, 56, 64, 108, 124)), BmpImagePlugin.DibImageFile),
+    (tuple(TiffImagePlugin.PREFIXES), TiffImagePlugin.TiffImageFile),
     ((b"RIFF",), WebPImagePlugin.WebPImageFile),
     ((b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
     ((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf"), PpmImagePlugin.PpmImageFile),
 )
-_EXPECTED = "a JPEG, PNG, BMP, TIFF, WebP, GIF or PPM image"
+_EXPECTED = "a JPEG, PNG, BMP, TIFF, WebP, GIF, PPM, AVIF or HEIC image"
 
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+# Where Pillow keeps metadata in which an orientation may stand.
+_ORIENTED = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -171,8 +189,31 @@ def readable_keys(paths: Iterable[Path]) -> npt.NDArray[np.uint64]:
     return np.concatenate([np.zeros(0, np.uint64), *map(keys, paths)])
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Return the height and width that `read_image` would give, from the header alone.
+class ImageHeader(NamedTuple):
+    """What the header of an image file says.
+
+    Attributes
+    ----------
+    height, width : int
+        Of the pixels as they are stored, before any turning.
+    orientation : int
+        EXIF orientation, 1 (upright) to 8; 5 and above swap height and width.
+    """
+
+    height: int
+    width: int
+    orientation: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the upright image, as `read_image` gives it."""
+        return (self.height, self.width) if self.orientation < 5 else (self.width, self.height)
+
+
+def image_header(path: str | Path) -> ImageHeader:
+    """Read the size and orientation of an image file; no pixel is decoded.
+
+    HEIC files turn their pixels themselves and are always upright here.
 
     Raises
     ------
@@ -183,7 +224,31 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with _opened(Path(path)) as image:
         width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        orientation = _orientation(image)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and orientation >= 5:
+            width, height = height, width  # Pillow has swapped them
+        return ImageHeader(height, width, orientation)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return the height and width that `read_image` would give, from the header alone.
+
+    Raises
+    ------
+    ImageError
+        If the header cannot be read.
+    FileNotFoundError
+        If there is no such file.
+    """
+    return image_header(path).size
+
+
+def unread_kind(name: bytes) -> str:
+    """Return in a word what a file is that is left out because its suffix is not one of `SUFFIXES`."""
+    suffix = os.path.splitext(name)[1].decode("utf-8", "backslashreplace").lower()
+    if suffix in _HEIC_SUFFIXES:
+        return f'{suffix} (pip install "sppnet[heic]")'
+    return suffix or "without a suffix"
 
 
 def image_files(sources: Sequence[str | Path]) -> list[Path]:
@@ -301,8 +366,8 @@ def write_image(path: str | Path, image: Pixels) -> None:
     OSError
         If the folder is missing or not writable.
     """
-    if Path(path).suffix.lower() not in SUFFIXES:
-        allowed = ", ".join(sorted(SUFFIXES))
+    if Path(path).suffix.lower() not in _WRITTEN:
+        allowed = ", ".join(sorted(_WRITTEN))
         raise SppnetError(f"{path}: found the suffix {Path(path).suffix!r}, expected one of {allowed}")
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, quality=95)
@@ -314,16 +379,14 @@ def _opened(path: Path) -> Iterator[ImageFile]:
 
     Pillow's own `Image.open` would warn about large images, or refuse them, by a limit that is global.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: found no such file, expected {_EXPECTED}")
-    if not path.is_file():
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: found no such file, expected {_EXPECTED}") from None
+    if not stat.S_ISREG(mode):
         raise ImageError(f"{path}: found a folder or a device, expected {_EXPECTED}")
     with path.open("rb") as file:
-        start = file.read(8)
-        plugin = next((plugin for magic, plugin in _FORMATS if start.startswith(magic)), None)
-        if plugin is None:
-            found = f"a file that starts with {start!r}" if start else "an empty file"
-            raise ImageError(f"{path}: found {found}, expected {_EXPECTED}")
+        plugin = _plugin(path, file.read(64))
         file.seek(0)
         try:
             yield plugin(file)
@@ -334,17 +397,44 @@ def _opened(path: Path) -> Iterator[ImageFile]:
             raise ImageError(f"{path}: found a damaged file ({reason}), expected {_EXPECTED}") from None
 
 
+def _plugin(path: Path, start: bytes) -> type[ImageFile]:
+    """Return Pillow's reader for a file that begins with `start`."""
+    for magic, plugin in _FORMATS:
+        if start.startswith(magic):
+            return plugin
+    if start[4:8] != b"ftyp":
+        found = f"a file that starts with {start[:8]!r}" if start else "an empty file"
+        raise ImageError(f"{path}: found {found}, expected {_EXPECTED}")
+    box = start[8 : int.from_bytes(start[:4], "big")]
+    brands = {box[i : i + 4] for i in range(0, len(box), 4)}
+    if brands & {b"avif", b"avis"}:
+        return AvifImagePlugin.AvifImageFile
+    if not brands & _HEIC_BRANDS:
+        found = f"a file of the kind {box[:4].decode('ascii', 'backslashreplace')!r}"
+        raise ImageError(f"{path}: found {found}, expected {_EXPECTED}")
+    try:
+        check_extra("heic", f"{path}: reading HEIC")
+    except SppnetError as error:
+        raise ImageError(str(error)) from None
+
+    from pillow_heif import HeifImageFile
+
+    reader: type[ImageFile] = HeifImageFile
+    return reader
+
+
 def _upright(image: Image.Image) -> Pixels:
     """Return the pixels of an image, turned as its EXIF orientation says, as (H, W, 3) uint8."""
-    orientation = _orientation(image)
+    # Pillow turns TIFF itself on loading.
+    orientation = 1 if isinstance(image, TiffImagePlugin.TiffImageFile) else _orientation(image)
     image.load()
     return _rgb(image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image)
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) to 8; 5 and above swap height and width."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns TIFF upright itself
+    if not image.info.keys() & _ORIENTED and not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1
     try:
         # Not image.getexif(): for PNG it would decode the pixels in search of late metadata.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)

@@ -80,8 +80,9 @@ class TestFolders:
         images = read_image_folder(tmp_path)
         assert names(images) == ["cat/1.jpg"]
         assert images.notes == (
-            "files that are no images, left out: 5 (first: README.md)",
-            "images outside the class folders, left out: 2 (first: 1.jpg)",
+            "7 files left out: 2 outside the class folders, first 1.jpg; 1 .md, first README.md; "
+            "1 .part, first cat/2.jpg.part; 1 .txt, first cat/b/list.txt; 1 .xml, first cat/a.xml; "
+            "1 without a suffix, first cat/jpg",
         )
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -89,7 +90,7 @@ class TestFolders:
         fill(tmp_path, "cat/1.jpg")
         os.mkfifo(tmp_path / "cat" / "2.jpg")
         notes = read_image_folder(tmp_path).notes
-        assert notes == ("neither files nor folders, left out: 1 (first: cat/2.jpg)",)
+        assert notes == ("1 file left out: 1 neither file nor folder, first cat/2.jpg",)
 
     def test_order_is_that_of_classes_then_bytes(self, tmp_path, monkeypatch):
         fill(tmp_path, "b/10.jpg", "b/2.jpg", "B/1.jpg", "é/1.jpg", "b c/1.jpg", "b/A.jpg", "b/a/1.jpg")
@@ -126,7 +127,7 @@ class TestFolders:
         assert os.fsencode(path) == folder + b"/\xff\xfe.jpg"
         assert path.read_bytes() == b"content"
         assert label == images.classes.index(os.fsdecode(b"caf\xe9"))
-        assert images.notes == (r"files that are no images, left out: 1 (first: caf\xe9/\xff.txt)",)
+        assert images.notes == (r"1 file left out: 1 .txt, first caf\xe9/\xff.txt",)
         os.remove(path)
         assert error(tmp_path) == rf"{tmp_path}/caf\xe9: found no image, expected some in each class folder"
 
@@ -179,7 +180,7 @@ class TestFolders:
 
     def test_parquet_beside_class_folders_is_left_out(self, tmp_path):
         images = read_image_folder(fill(tmp_path, "cat/1.jpg", "index.parquet"))
-        assert images.notes == ("files that are no images, left out: 1 (first: index.parquet)",)
+        assert images.notes == ("1 file left out: 1 .parquet, first index.parquet",)
 
     def test_unreadable_folder(self, tmp_path, monkeypatch):
         fill(tmp_path, "cat/1.jpg", "dog/1.jpg")
@@ -333,7 +334,7 @@ class TestLinks:
         (tmp_path / "dog").symlink_to("nothing")
         images = read_image_folder(tmp_path)
         assert (names(images), images.classes) == (["cat/1.jpg"], ("cat",))
-        assert images.notes == ("links that lead nowhere, left out: 3 (first: cat/a.jpg)",)
+        assert images.notes == ("3 files left out: 3 leading nowhere, first cat/a.jpg",)
 
     def test_class_of_nothing_else(self, tmp_path):
         fill(tmp_path, "cat/.keep")

@@ -94,7 +94,7 @@ def warn(text: str) -> None:
 
 
 def end(failures: Sequence[str], total: int) -> None:
-    """Print what was wrong with each image that failed, and their number; end with status 1 then, 2 if all."""
+    """Print what was wrong with each image that failed, and their number; status 1 then, 2 if all."""
     for failure in failures:
         print(f"sppnet: {failure}", file=sys.stderr)
     if failures and total > 1:

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from sppnet.datasets.csv import csv_rows, listed
 from sppnet.datasets.records import Contents, class_names, digest, file_size, packed
 from sppnet.errors import DatasetError, SppnetError
-from sppnet.images import SUFFIXES
+from sppnet.images import SUFFIXES, unread_kind
+from sppnet.walking import LeftOut, list_folder, shown, walk
 
 _SUFFIXES = frozenset(os.fsencode(suffix) for suffix in SUFFIXES)
 # Where ImageNet keeps its splits and Caltech101 its classes, below the folder that their archives unpack to.
@@ -217,7 +218,7 @@ def image_folder_splits(root: str | Path) -> tuple[str, ...]:
     """
     root = _existing(root)
     if root.is_dir():
-        return tuple(_split_folders(os.fsencode(_home(root))))
+        return tuple(_split_folders(_home(root)))
     return tuple(sorted({row.split for row in _listed_images(_csv_file(root)) if row.split is not None}))
 
 
@@ -241,31 +242,15 @@ def _csv_file(file: Path) -> Path:
     return file
 
 
-class _LeftOut:
-    """What was passed over: of each kind how many, and the first by name."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, tuple[int, bytes]] = {}
-
-    def add(self, kind: str, name: bytes) -> None:
-        count, first = self.found.get(kind, (0, name))
-        self.found[kind] = count + 1, min(first, name)
-
-    def notes(self) -> tuple[str, ...]:
-        return tuple(
-            f"{kind}, left out: {count} (first: {_shown(first)})"
-            for kind, (count, first) in sorted(self.found.items())
-        )
-
-
 def _from_folder(root: Path, split: str | None) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """Return the packed names of each class, relative to `root`, and what was left out."""
-    base, left = os.fsencode(root), _LeftOut()
-    prefix = _split_prefix(base, split)
-    place = _shown(base, prefix)
-    loose, folders = _scan(base, prefix, left)
+    base, left = os.fsencode(root), LeftOut()
+    prefix = _split_prefix(root, split)
+    place = shown(base, prefix)
+    files, folders = list_folder(root, prefix, left)
+    loose = _images(files, left)
     for name in loose:
-        left.add("images outside the class folders", name)
+        left.add("outside the class folders", name)
     if not folders:
         if not loose:
             raise DatasetError(f"{place}: found no class folder, expected <class>/*.jpg in it")
@@ -274,104 +259,74 @@ def _from_folder(root: Path, split: str | None) -> tuple[dict[str, bytes], tuple
         raise DatasetError(f"{place}: found {found}, expected <class>/*.jpg in it; {advice}")
     classes = {}
     for folder in sorted(folders):
-        names = _walk(base, folder, left)
+        names = _images(walk(root, left, folder), left)
         if not names:
-            raise DatasetError(f"{_shown(base, folder)}: found no image, expected some in each class folder")
+            raise DatasetError(f"{shown(base, folder)}: found no image, expected some in each class folder")
         classes[os.fsdecode(folder[len(prefix) : -1])] = _pack(names)
     return classes, left.notes()
 
 
-def _split_prefix(base: bytes, split: str | None) -> bytes:
+def _images(names: list[bytes], left: LeftOut) -> list[bytes]:
+    """Return those of the files that are images by their suffixes, and count the others."""
+    images = []
+    for name in names:
+        if name[name.rfind(b".") :].lower() in _SUFFIXES:
+            images.append(name)
+        else:
+            left.add(unread_kind(name), name)
+    return images
+
+
+def _split_prefix(root: Path, split: str | None) -> bytes:
     """Return the folder of a split as the beginning of names: ``train/``, or nothing without splits."""
-    folders = _folders(base)
+    folders = _folders(root)
     if split == ".":
         return b""
     if split is not None:
         if split not in folders:
             expected = f"one of {listed(folders)}"
-            raise DatasetError(f"{_shown(base)}: found no split {split!r}, expected {expected}")
+            raise DatasetError(f"{_place(root)}: found no split {split!r}, expected {expected}")
         return folders[split]
-    splits = _split_folders(base)
+    splits = _split_folders(root)
     if not splits:
         return b""
     if len(folders) == 1:
         return next(iter(folders.values()))
     expected = "split= to name one, or split='.' if these are classes"
-    raise DatasetError(f"{_shown(base)}: found the splits {listed(splits)}, none chosen; expected {expected}")
+    raise DatasetError(f"{_place(root)}: found the splits {listed(splits)}, none chosen; expected {expected}")
 
 
-def _folders(base: bytes) -> dict[str, bytes]:
-    """Return the folders in `base` by name, sorted, as the beginnings of names: ``train/``."""
-    folders = {os.fsdecode(name[:-1]): name for name in sorted(_scan(base, b"", _LeftOut())[1])}
-    if not folders.keys() - {"data"} and _parquet(base):
-        raise DatasetError(f"{_shown(base)}: found Parquet files, expected class folders of image files")
+def _place(root: Path) -> str:
+    return shown(os.fsencode(root))
+
+
+def _folders_in(root: Path, below: bytes = b"") -> list[bytes]:
+    return sorted(list_folder(root, below, LeftOut())[1])
+
+
+def _folders(root: Path) -> dict[str, bytes]:
+    """Return the folders in `root` by name, sorted, as the beginnings of names: ``train/``."""
+    folders = {os.fsdecode(name[:-1]): name for name in _folders_in(root)}
+    if not folders.keys() - {"data"} and _parquet(root):
+        raise DatasetError(f"{_place(root)}: found Parquet files, expected class folders of image files")
     return folders
 
 
-def _split_folders(base: bytes) -> list[str]:
+def _split_folders(root: Path) -> list[str]:
     """Return the names of the folders that hold folders, if one of them is named as splits are."""
-    folders = _folders(base)
+    folders = _folders(root)
     # Classes may be many, and are looked into only if there are splits.
-    if not any(_scan(base, folders[name], _LeftOut())[1] for name in _SPLITS & folders.keys()):
+    if not any(_folders_in(root, folders[name]) for name in _SPLITS & folders.keys()):
         return []
-    return [name for name, folder in folders.items() if _scan(base, folder, _LeftOut())[1]]
+    return [name for name, folder in folders.items() if _folders_in(root, folder)]
 
 
-def _parquet(base: bytes) -> bool:
-    folder = Path(os.fsdecode(base))
-    return any(path for pattern in ("*.parquet", "data/*.parquet") for path in folder.glob(pattern))
-
-
-def _scan(base: bytes, prefix: bytes, left: _LeftOut) -> tuple[list[bytes], list[bytes]]:
-    """Return the images and the folders (ending in ``/``) in the folder `prefix` of `base`, unsorted."""
-    images, folders = [], []
-    place = os.path.join(base, prefix)
-    try:
-        with os.scandir(place) as entries:
-            for entry in entries:
-                name = entry.name
-                if name.startswith(b"."):
-                    continue
-                try:
-                    is_file, is_folder = entry.is_file(), entry.is_dir()
-                except OSError:  # links in a circle, or into a folder that may not be entered
-                    is_file = is_folder = False
-                if is_folder:
-                    if entry.is_symlink() and _holds_itself(entry.path):
-                        expected = "no link to a folder that holds the link"
-                        raise DatasetError(f"{_shown(entry.path)}: found a circle, expected {expected}")
-                    folders.append(prefix + name + b"/")
-                elif not is_file:
-                    kind = "links that lead nowhere" if entry.is_symlink() else "neither files nor folders"
-                    left.add(kind, prefix + name)
-                elif name[name.rfind(b".") :].lower() in _SUFFIXES:
-                    images.append(prefix + name)
-                else:
-                    left.add("files that are no images", prefix + name)
-    except OSError as error:
-        reason = f"{_shown(place)}: cannot list ({error.strerror}), expected a readable folder"
-        raise type(error)(reason) from None
-    return images, folders
-
-
-def _holds_itself(link: bytes) -> bool:
-    """Tell whether a link leads to a folder on its own path, by which a walk would never end."""
-    return any(os.path.samefile(link, parent) for parent in Path(os.fsdecode(link)).absolute().parents)
-
-
-def _walk(base: bytes, prefix: bytes, left: _LeftOut) -> list[bytes]:
-    """Return the images at any depth below the folder `prefix` of `base`, unsorted."""
-    names: list[bytes] = []
-    waiting = [prefix]
-    while waiting:
-        images, folders = _scan(base, waiting.pop(), left)
-        names += images
-        waiting += folders
-    return names
+def _parquet(root: Path) -> bool:
+    return any(path for pattern in ("*.parquet", "data/*.parquet") for path in root.glob(pattern))
 
 
 def _pack(names: list[bytes]) -> bytes:
-    """Return sorted names as one string, each ended by NUL."""
+    """Return names as one string, sorted and each ended by NUL."""
     names.sort()
     return b"\0".join(names) + b"\0"
 
@@ -424,8 +379,3 @@ def _listed_images(file: Path) -> Iterator[_Row]:
         if split == "":
             raise DatasetError(f"{where}: found an empty split, expected a name")
         yield _Row(where, fields["path"], fields["label"].strip(), split)
-
-
-def _shown(*parts: bytes) -> str:
-    """Return a path as text that any terminal takes, whatever its bytes."""
-    return os.path.normpath(os.path.join(*parts)).decode("utf-8", "backslashreplace")
