@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision
 
-from sppnet.boxes import Detections, Target, area, batched_nms, clip, flip, intersection, iou, nms
+from sppnet.boxes import Detection, Detections, Target, area, batched_nms, clip, flip, intersection, iou, nms
 from sppnet.errors import SppnetError
 
 
@@ -218,3 +218,105 @@ def test_detections_above_a_threshold_include_it():
     none = detections.above(1)
     assert none.boxes.shape == (0, 4)
     assert none.labels == ()
+
+
+@pytest.fixture
+def found():
+    boxes = np.array([[10, 20, 50, 60.5], [0, 0, 30, 30], [5, 5, 9, 9]], np.float32)
+    return Detections(boxes, np.array([0.9, 0.25, -1.5], np.float32), ("<cow>", "dog", "<cow>"))
+
+
+class TestDetectionsAsASequence:
+    def test_items(self, found):
+        assert len(found) == 3
+        assert found[1] == Detection((0, 0, 30, 30), 0.25, "dog")
+        assert found[-1] == found[2] == list(found)[2]
+        assert [type(value) for value in found[0]] == [tuple, float, str]
+        box, score, label = found[0]
+        assert (box, label) == ((10, 20, 50, 60.5), "<cow>")
+        assert score == pytest.approx(0.9)
+        with pytest.raises(IndexError):
+            found[3]
+
+    @pytest.mark.parametrize(
+        "index",
+        [
+            slice(1, None),
+            slice(None, None, -1),
+            slice(5, 9),
+            [2, 0],
+            [-1],
+            [],
+            np.array([0, 0, 1]),
+            np.zeros(0, int),
+            np.array([True, False, True]),
+            [False, True, False],
+            [False] * 3,
+        ],
+        ids=str,
+    )
+    def test_parts(self, found, index):
+        numbers = (
+            range(3)[index] if isinstance(index, slice) else np.asarray(index, None if len(index) else int)
+        )
+        rows = np.flatnonzero(numbers) if np.asarray(numbers).dtype == bool else numbers
+        part = found[index]
+        assert isinstance(part, Detections)
+        assert list(part) == [list(found)[i] for i in rows]
+        assert part.boxes.shape == (len(rows), 4)
+        assert (part.boxes.dtype, part.scores.dtype) == (np.float32, np.float32)
+
+    def test_nothing(self):
+        none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), ())
+        assert (len(none), list(none), none.facts()) == (0, [], [])
+        assert not none
+        assert len(none[:1]) == 0
+        assert len(none.to_pandas()) == 0
+        assert len(none.to_supervision()) == 0
+        assert "0 detections" in none._repr_html_()
+
+    def test_a_mask_of_another_length(self, found):
+        with pytest.raises(IndexError):
+            found[np.array([True, False])]
+
+
+class TestDetectionsElsewhere:
+    def test_pandas(self, found):
+        table = found.to_pandas()
+        assert list(table.columns) == ["label", "score", "x1", "y1", "x2", "y2"]
+        np.testing.assert_array_equal(table[["x1", "y1", "x2", "y2"]].to_numpy(), found.boxes)
+        np.testing.assert_array_equal(table["score"].to_numpy(), found.scores)
+        assert table["label"].tolist() == list(found.labels)
+        assert table.groupby("label").size().to_dict() == {"<cow>": 2, "dog": 1}
+
+    def test_supervision(self, found):
+        supervision = pytest.importorskip("supervision")
+        theirs = found.to_supervision()
+        assert isinstance(theirs, supervision.Detections)
+        np.testing.assert_array_equal(theirs.xyxy, found.boxes)
+        np.testing.assert_array_equal(theirs.confidence, found.scores)
+        assert theirs.class_id.tolist() == [0, 1, 0]
+        assert theirs.data["class_name"].tolist() == list(found.labels)
+        assert theirs[theirs.class_id == 1].xyxy.tolist() == [[0, 0, 30, 30]]
+        assert found.to_supervision(("cat", "dog", "<cow>")).class_id.tolist() == [2, 1, 2]
+
+    def test_a_label_that_is_no_class(self, found):
+        pytest.importorskip("supervision")
+        with pytest.raises(SppnetError, match=r"^found the label '<cow>', expected one of cat, dog$"):
+            found.to_supervision(["cat", "dog"])
+
+    @pytest.mark.parametrize("package", ["pandas", "supervision"])
+    def test_what_is_not_installed_is_named(self, found, package, monkeypatch):
+        monkeypatch.setattr("sppnet.errors.find_spec", lambda name: None)
+        with pytest.raises(SppnetError, match=rf'needs {package}: pip install "sppnet\[{package}\]"$'):
+            getattr(found, f"to_{package}")()
+
+    def test_html(self, found):
+        page = found._repr_html_()
+        assert "<cow>" not in page
+        for text in ("3 detections", "&lt;cow&gt;", "90 %", "25 %", "-1.50", "10, 20, 50, 60"):
+            assert text in page
+        assert page.count("<tr>") == 4
+        many = Detections(np.zeros((60, 4), np.float32), np.zeros(60, np.float32), ("a",) * 60)
+        assert "and 10 more" in many._repr_html_()
+        assert "1 detection<" in found[:1]._repr_html_()

@@ -1,3 +1,4 @@
+from .boxes import Detection as Detection
 from .boxes import Detections as Detections
 from .boxes import Target as Target
 from .classification.classifier import Classifier as Classifier

@@ -7,17 +7,24 @@ and the box of a whole image is ``0, 0, width, height``. See docs/conventions.md
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from sppnet.arrays import Boxes, FloatArray, IntArray
-from sppnet.errors import SppnetError
+from sppnet.errors import SppnetError, check_extra
+
+if TYPE_CHECKING:
+    import pandas
+    import supervision
 
 Corners = TypeVar("Corners", Boxes, IntArray)
+
+_ROWS_SHOWN = 50  # of detections, where a notebook shows them
 
 
 class Windows(NamedTuple):
@@ -99,9 +106,30 @@ class Target:
         return self.difficult | self.crowd
 
 
+class Detection(NamedTuple):
+    """One object that was found.
+
+    Attributes
+    ----------
+    box : tuple of 4 float
+        x1, y1, x2, y2, 0-based half-open pixels of the original image.
+    score : float
+        As in `Detections`.
+    label : str
+        Class name.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    label: str
+
+
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, by falling score.
+    """What was found in one image, by falling score: a sequence of `Detection`.
+
+    ``len(found)`` is how many there are, ``found[0]`` is the best; a slice, an array of indices or a mask of
+    bools gives `Detections` again, in the order asked for.
 
     Attributes
     ----------
@@ -111,21 +139,123 @@ class Detections:
         Unbounded scores; comparable within a class.
     labels : tuple of D str
         Class names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> boxes = np.array([[10, 20, 50, 60], [0, 0, 30, 30]], np.float32)
+    >>> found = Detections(boxes, np.array([0.9, 0.4], np.float32), ("cow", "dog"))
+    >>> len(found), found[0].label
+    (2, 'cow')
+    >>> [label for box, score, label in found if box[0] == 0]
+    ['dog']
+    >>> found[found.scores > 0.5].labels
+    ('cow',)
     """
 
     boxes: Boxes
     scores: npt.NDArray[np.float32]
     labels: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[Detection]:
+        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels, strict=True)
+        return (Detection(tuple(box), score, label) for box, score, label in rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | Sequence[bool] | npt.NDArray[Any]) -> Detections: ...
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | Sequence[bool] | npt.NDArray[Any]
+    ) -> Detection | Detections:
+        rows = np.arange(len(self))[np.array([], int) if isinstance(index, list) and not index else index]
+        if rows.ndim == 0:
+            box, score = self.boxes[rows].tolist(), float(self.scores[rows])
+            return Detection(tuple(box), score, self.labels[int(rows)])
+        return Detections(self.boxes[rows], self.scores[rows], tuple(self.labels[i] for i in rows))
+
     def above(self, threshold: float) -> Detections:
         """Return the detections whose score is at least `threshold`."""
-        keep = np.flatnonzero(self.scores >= threshold)
-        return Detections(self.boxes[keep], self.scores[keep], tuple(self.labels[i] for i in keep))
+        return self[self.scores >= threshold]
 
     def facts(self) -> list[dict[str, Any]]:
         """Return the detections as JSON has them: label, score and box of each."""
-        rows = zip(self.labels, self.scores.tolist(), self.boxes.tolist(), strict=True)
-        return [{"label": label, "score": score, "box": box} for label, score, box in rows]
+        return [{"label": label, "score": score, "box": list(box)} for box, score, label in self]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the detections as a table of pandas, a row each, in their order.
+
+        Returns
+        -------
+        pandas.DataFrame
+            With the columns ``label`` (str), ``score``, ``x1``, ``y1``, ``x2``, ``y2`` (float32; corners in
+            pixels of the original image, 0-based and half-open). The index counts the rows from 0.
+
+        Raises
+        ------
+        SppnetError
+            If pandas is not installed.
+        """
+        check_extra("pandas", "a table of detections")
+        import pandas
+
+        corners = dict(zip(("x1", "y1", "x2", "y2"), self.boxes.T, strict=True))
+        return pandas.DataFrame({"label": list(self.labels), "score": self.scores, **corners})
+
+    def to_supervision(self, classes: Sequence[str] | None = None) -> supervision.Detections:
+        """Return the detections as the package supervision has them, for its annotators, trackers and zones.
+
+        Parameters
+        ----------
+        classes : sequence of str, optional
+            What ``class_id`` counts, from 0: such as ``detector.classes_``, so that ids are the same for all
+            images. By default the names met in these detections, sorted.
+
+        Returns
+        -------
+        supervision.Detections
+            ``xyxy`` are the boxes as they are, ``confidence`` the scores; ``data["class_name"]`` holds the
+            class names.
+
+        Raises
+        ------
+        SppnetError
+            If supervision is not installed, or a label is not among `classes`.
+        """
+        check_extra("supervision", "a conversion of detections")
+        import supervision
+
+        names = sorted(set(self.labels)) if classes is None else list(classes)
+        unknown = sorted(set(self.labels) - set(names))
+        if unknown:
+            raise SppnetError(f"found the label {unknown[0]!r}, expected one of {', '.join(names)}")
+        return supervision.Detections(
+            xyxy=self.boxes.reshape(-1, 4),
+            confidence=self.scores,
+            class_id=np.array([names.index(label) for label in self.labels], int),
+            data={"class_name": np.array(self.labels, str)},
+        )
+
+    def _repr_html_(self) -> str:
+        """Return a table of the best detections, for notebooks."""
+        rows = "".join(
+            f"<tr><td>{escape(label)}</td><td>{shown_score(score)}</td>"
+            f"<td>{', '.join(f'{edge:.0f}' for edge in box)}</td></tr>"
+            for box, score, label in self[:_ROWS_SHOWN]
+        )
+        rest = len(self) - _ROWS_SHOWN
+        more = f'<tr><td colspan="3">and {rest} more</td></tr>' if rest > 0 else ""
+        head = "<tr><th>class</th><th>score</th><th>box (x1, y1, x2, y2)</th></tr>"
+        many = f"{len(self)} detection{'s' * (len(self) != 1)}"
+        return f"<table><caption>{many}</caption><thead>{head}</thead><tbody>{rows}{more}</tbody></table>"
+
+
+def shown_score(score: float) -> str:
+    """Return a score as it is shown to people: 0.93 as ``93 %``; one outside 0 to 1 is no probability."""
+    return f"{100 * score:.0f} %" if 0 <= score <= 1 else f"{score:.2f}"
 
 
 def area(boxes: FloatArray) -> FloatArray:

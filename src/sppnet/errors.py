@@ -12,7 +12,9 @@ from importlib.util import find_spec
 # Of each extra of the package's: what it is for people, and the packages that only it brings.
 _EXTRAS = {
     "heic": ("pillow-heif", ("pillow_heif",)),
+    "pandas": ("pandas", ("pandas",)),
     "search": ("usearch", ("usearch",)),
+    "supervision": ("supervision", ("supervision",)),
     "torch": ("PyTorch", ("torch", "timm", "lightning_fabric", "onnxscript")),
 }
 
@@ -53,7 +55,8 @@ def check_extra(extra: str, purpose: str) -> None:
 
     Parameters
     ----------
-    extra : {"heic", "search", "torch"}
+    extra : {"heic", "pandas", "search", "supervision", "torch"}
+    extra : {"heic", "pandas", "search", "supervision", "torch"}
         Its name in brackets, ``sppnet[torch]``.
     purpose : str
         What needs it, the beginning of the message: ``"training a network"``.
