@@ -315,6 +315,7 @@ def test_facts_of_a_report():
     facts = evaluate_detections([found], [target], ["cat", "bird"]).facts()
     assert math.isnan(facts["AP"].pop("bird"))
     assert math.isnan(facts["AP_area"].pop("bird"))
+    assert set(facts.pop("at_threshold")) == {"cat", "bird"}
     coco = facts.pop("coco")
     assert coco["AP50"] == pytest.approx(51 / 101)
     assert json.loads(json.dumps(facts, allow_nan=False)) == {
@@ -323,6 +324,7 @@ def test_facts_of_a_report():
         "mAP_area": 0.5,
         "AP_area": {"cat": 0.5},
         "objects": {"cat": 2, "bird": 0},
+        "thresholds": "best F1 on these images",
         "images": 1,
         "seen": 0,
     }
@@ -400,3 +402,64 @@ def test_proposal_recall_of_nothing():
 
 def test_coco_ious_are_exact():
     assert COCO_IOUS == (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+# --- at a threshold -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_counts_are_those_of_a_detector_that_drops_the_rest(seed):
+    rng = np.random.default_rng(seed)
+    found, targets = scattered(rng)
+    found = [detections(d.boxes, rng.integers(0, 10, len(d.scores)) / 10, d.labels) for d in found]
+    for name, result in voc_detection(found, targets, ["a", "b"]).items():
+        thresholds, precision, recall, f1 = result.curve()
+        assert thresholds.tolist() == sorted(set(result.scores.tolist()), reverse=True)
+        for i, threshold in enumerate(thresholds):
+            alone = voc_detection([d.above(threshold) for d in found], targets, [name])[name]
+            counts = result.at(threshold)
+            assert counts.found == len(alone.scores)
+            assert counts.objects == alone.positives
+            assert counts.hits == round(alone.precision[-1] * len(alone.scores)) == alone.hits.sum()
+            assert counts.precision == pytest.approx(alone.precision[-1]) == precision[i]
+            assert counts.recall == pytest.approx(alone.recall[-1]) == recall[i]
+            mean = 2 * counts.precision * counts.recall / max(counts.precision + counts.recall, 1e-9)
+            assert counts.f1 == pytest.approx(mean) == f1[i]
+        assert result.at(result.best_threshold).f1 == max(result.at(t).f1 for t in thresholds)
+
+
+def test_counts_of_nothing():
+    results = voc_detection([detections([[0, 0, 9, 9]], [0.5], ["a"])], [NOTHING_THERE], ["a", "b"])
+    counts = results["a"].at(0.5)
+    assert (counts.hits, counts.false_alarms, counts.misses, counts.precision, counts.f1) == (0, 1, 0, 0, 0)
+    assert math.isnan(counts.recall)
+    assert results["a"].at(0.6).found == 0
+    assert math.isnan(results["a"].best_threshold)
+    assert math.isnan(results["b"].at(0).f1)
+    assert math.isnan(results["b"].best_threshold)
+    assert len(results["b"].curve()[0]) == 0
+
+
+def test_report_counts_at_stored_thresholds_or_at_the_best():
+    target = Target.of([[0, 0, 10, 10], [20, 0, 30, 10]], ["a", "a"])
+    found = detections([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], [0.9, 0.6, 0.3], ["a"] * 3)
+    best = evaluate_detections([found], [target], ["a", "b"])
+    assert best.thresholds["a"] == pytest.approx(0.6)
+    assert math.isnan(best.thresholds["b"])
+    assert best.total == best.counts["a"] == (2, 2, 2)
+    facts = best.facts()
+    assert facts["thresholds"] == "best F1 on these images"
+    assert facts["at_threshold"]["a"] == {
+        "threshold": pytest.approx(0.6),
+        "hits": 2,
+        "false_alarms": 0,
+        "misses": 0,
+        "precision": 1,
+        "recall": 1,
+        "f1": 1,
+    }
+    stored = evaluate_detections([found], [target], ["a", "b"], stored={"a": 0.7, "b": 0.1, "c": 0})
+    assert stored.thresholds == {"a": 0.7, "b": 0.1}
+    assert stored.total == (1, 1, 2)
+    assert stored.facts()["thresholds"] == "stored"
+    assert evaluate_detections([found], [target], []).total == (0, 0, 0)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,50 @@ _COCO_NAMES = {
     "AP": ("", "50", "75", "_small", "_medium", "_large"),
     "AR": ("_1", "_10", "_100", "_small", "_medium", "_large"),
 }
+
+
+class Counts(NamedTuple):
+    """How many of the objects were found, and how often the detector was wrong, at one threshold.
+
+    Attributes
+    ----------
+    hits : int
+        Detections that are right.
+    found : int
+        All detections that score enough, right or wrong.
+    objects : int
+        Objects to find.
+    """
+
+    hits: int
+    found: int
+    objects: int
+
+    @property
+    def false_alarms(self) -> int:
+        """Number of detections that are wrong."""
+        return self.found - self.hits
+
+    @property
+    def misses(self) -> int:
+        """Number of objects that were not found."""
+        return self.objects - self.hits
+
+    @property
+    def precision(self) -> float:
+        """Share of the detections that are right; nan if there is none."""
+        return self.hits / self.found if self.found else math.nan
+
+    @property
+    def recall(self) -> float:
+        """Share of the objects that were found; nan if there is none."""
+        return self.hits / self.objects if self.objects else math.nan
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; nan if there is no detection and no object."""
+        both = self.found + self.objects
+        return 2 * self.hits / both if both else math.nan
 
 
 @dataclass(frozen=True)
@@ -64,6 +108,41 @@ class ClassResult:
     scores: npt.NDArray[np.float32]
     positives: int
 
+    @property
+    def hits(self) -> npt.NDArray[np.bool_]:
+        """Whether each counted detection is right, (N,), by falling score."""
+        found = np.rint(self.precision * np.arange(1, len(self.precision) + 1)).astype(int)
+        return np.diff(found, prepend=0) > 0
+
+    def at(self, threshold: float) -> Counts:
+        """Count hits among the detections that score at least `threshold`.
+
+        What scores less takes no object from what scores more: these are the numbers that a detector shows
+        which drops all below the threshold.
+        """
+        found = int(np.count_nonzero(self.scores >= threshold))
+        return Counts(int(np.count_nonzero(self.hits[:found])), found, self.positives)
+
+    def curve(self) -> tuple[npt.NDArray[np.float32], Float64Array, Float64Array, Float64Array]:
+        """Return how precision, recall and F1 depend on the threshold.
+
+        Returns
+        -------
+        (T,) float32 and three (T,) float64
+            Each score that occurs, falling; and precision, recall and F1 of what scores at least as much.
+            Recall is nan if there are no positives.
+        """
+        last = np.flatnonzero(np.diff(self.scores, append=-np.inf) != 0)
+        hits = np.cumsum(self.hits)[last]
+        f1 = 2 * hits / (last + 1 + self.positives)
+        return self.scores[last], self.precision[last], self.recall[last], f1
+
+    @property
+    def best_threshold(self) -> float:
+        """The threshold of the best F1, of equals the highest; nan without a hit."""
+        thresholds, _, _, f1 = self.curve()
+        return float(thresholds[f1.argmax()]) if f1.any() else math.nan
+
 
 @dataclass(frozen=True)
 class DetectionReport:
@@ -80,12 +159,15 @@ class DetectionReport:
     seen : int
         Number of the images that are known to be among those the detector was fitted on: if there are any,
         the figures say little about new images.
+    stored : mapping of str to float, or None
+        From which score on the detector shows a detection of each class; None where that is not known.
     """
 
     classes: Mapping[str, ClassResult]
     detections: tuple[Detections, ...]
     coco: Mapping[str, float] | None
     seen: int = 0
+    stored: Mapping[str, float] | None = None
 
     @property
     def images(self) -> int:
@@ -107,14 +189,40 @@ class DetectionReport:
         """Number of objects to find, difficult ones and crowds aside."""
         return sum(result.positives for result in self.classes.values())
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """From which score on a detection of each class is shown: the stored ones, or else of the best F1.
+
+        Thresholds chosen on the images that are measured flatter a little; nan where nothing is right.
+        """
+        best = {name: result.best_threshold for name, result in self.classes.items()}
+        return best | {n: t for n, t in (self.stored or {}).items() if n in best}
+
+    @property
+    def counts(self) -> dict[str, Counts]:
+        """Hits, detections and objects of each class at its threshold."""
+        thresholds = self.thresholds
+        return {name: result.at(thresholds[name]) for name, result in self.classes.items()}
+
+    @property
+    def total(self) -> Counts:
+        """Hits, detections and objects of all classes at their thresholds."""
+        return Counts(*map(sum, zip(*self.counts.values(), strict=True))) if self.classes else Counts(0, 0, 0)
+
     def facts(self) -> dict[str, Any]:
         """Return the numbers as JSON has them, curves aside; those that are not known are nan."""
+        thresholds = self.thresholds
         facts: dict[str, Any] = {
             "mAP": self.mean_ap,
             "AP": {name: result.average_precision for name, result in self.classes.items()},
             "mAP_area": self.mean_ap_area,
             "AP_area": {name: result.area for name, result in self.classes.items()},
             "objects": {name: result.positives for name, result in self.classes.items()},
+            "at_threshold": {
+                name: {"threshold": thresholds[name], **_rates(counts)}
+                for name, counts in self.counts.items()
+            },
+            "thresholds": "best F1 on these images" if self.stored is None else "stored",
             "images": self.images,
             "seen": self.seen,
         }
@@ -221,7 +329,11 @@ def average_precision(recall: FloatArray, precision: FloatArray, method: Method 
 
 
 def evaluate_detections(
-    detections: Sequence[Detections], targets: Sequence[Target], classes: Sequence[str], seen: int = 0
+    detections: Sequence[Detections],
+    targets: Sequence[Target],
+    classes: Sequence[str],
+    seen: int = 0,
+    stored: Mapping[str, float] | None = None,
 ) -> DetectionReport:
     """Evaluate detections in every way there is: VOC's two average precisions, and COCO's metrics.
 
@@ -233,6 +345,8 @@ def evaluate_detections(
         The classes to evaluate; detections and boxes of others are passed over.
     seen : int
         Number of the images that the detector was fitted on, for the report.
+    stored : mapping of str to float, optional
+        From which score on the detector shows a detection of each class, for the report.
 
     Returns
     -------
@@ -254,7 +368,7 @@ def evaluate_detections(
     """
     results = voc_detection(detections, targets, classes)
     coco = coco_detection(detections, targets, classes) if find_spec("pycocotools") else None
-    return DetectionReport(results, tuple(detections), coco, seen)
+    return DetectionReport(results, tuple(detections), coco, seen, stored)
 
 
 def voc_detection(
@@ -286,7 +400,7 @@ def voc_detection(
     SppnetError
         If the two sequences differ in length.
     """
-    _check_lengths("detections", detections, targets)
+    check_lengths("detections", detections, targets)
     return {name: _evaluate_class(name, detections, targets, iou) for name in classes}
 
 
@@ -326,7 +440,7 @@ def coco_detection(
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise SppnetError('COCO evaluation needs pycocotools: pip install "sppnet[coco]"') from error
-    _check_lengths("detections", detections, targets)
+    check_lengths("detections", detections, targets)
     category = {name: i for i, name in enumerate(classes, start=1)}
 
     def annotations(columns: Iterable[tuple[int, str, Boxes, dict[str, Any]]]) -> COCO:
@@ -397,7 +511,7 @@ def proposal_recall(
         If there are not as many sets of windows as targets.
     """
     per_image = list(windows)
-    _check_lengths("windows", per_image, targets)
+    check_lengths("windows", per_image, targets)
     wanted = None if classes is None else frozenset(classes)
     best = [np.zeros(0)]
     for candidates, target in zip(per_image, targets, strict=True):
@@ -436,7 +550,7 @@ def image_f1(detections: Detections, target: Target, classes: Iterable[str], thr
     """
     hits = counted = objects = 0
     for name in classes:
-        _, boxes, truth = _of_class(name, detections, target)
+        _, boxes, truth = of_class(name, detections, target)
         verdict = match(boxes, truth, threshold)
         hits += int((verdict == TRUE_POSITIVE).sum())
         counted += int((verdict != IGNORED).sum())
@@ -444,8 +558,14 @@ def image_f1(detections: Detections, target: Target, classes: Iterable[str], thr
     return 2 * hits / (counted + objects) if counted + objects else 1.0
 
 
-def _of_class(name: str, detections: Detections, target: Target) -> tuple[FloatArray, FloatArray, Target]:
-    """Return scores and boxes of the detections of one class in an image, best first, and its objects."""
+def of_class(name: str, detections: Detections, target: Target) -> tuple[FloatArray, FloatArray, Target]:
+    """Return scores and boxes of the detections of one class in an image, best first, and its objects.
+
+    Returns
+    -------
+    (D,) float array, (D, 4) float array and Target
+        By falling score; equal scores keep their order.
+    """
     there = [i for i, label in enumerate(target.labels) if label == name]
     found = np.array([i for i, label in enumerate(detections.labels) if label == name], int)
     found = found[np.argsort(-detections.scores[found], kind="stable")]
@@ -461,7 +581,7 @@ def _evaluate_class(
 ) -> ClassResult:
     scores, verdicts, positives = [np.zeros(0, np.float32)], [np.zeros(0, np.int8)], 0
     for detection, target in zip(detections, targets, strict=True):
-        score, boxes, truth = _of_class(name, detection, target)
+        score, boxes, truth = of_class(name, detection, target)
         scores.append(score)
         verdicts.append(match(boxes, truth, threshold))
         positives += int((~truth.ignored).sum())
@@ -483,7 +603,14 @@ def mean_of_known(values: Iterable[float]) -> float:
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def _check_lengths(name: str, per_image: Sequence[object], targets: Sequence[Target]) -> None:
+def _rates(counts: Counts) -> dict[str, float]:
+    """Return counts, and the shares that follow, as JSON has them."""
+    rates = {"precision": counts.precision, "recall": counts.recall, "f1": counts.f1}
+    return {"hits": counts.hits, "false_alarms": counts.false_alarms, "misses": counts.misses, **rates}
+
+
+def check_lengths(name: str, per_image: Sequence[object], targets: Sequence[Target]) -> None:
+    """Raise an error unless there is something for each target."""
     if len(per_image) != len(targets):
         raise SppnetError(
             f"{name} and targets must be of one length, got {len(per_image)} and {len(targets)}"
