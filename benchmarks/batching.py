@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common import commit, write_json
-from sppnet.images import image_files, image_size
+from sppnet.images import find_images, image_size
 from sppnet.pooling.padded import SizeBucketSampler
 
 
@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     args = parser.parse_args()
 
-    sizes = np.array([image_size(path) for path in image_files(args.images)])
+    sizes = np.array([image_size(path) for path in find_images(args.images).paths])
     similar = list(SizeBucketSampler(sizes, args.batch_size))
     order = np.random.default_rng(0).permutation(len(sizes))
     random = [order[i : i + args.batch_size] for i in range(0, len(order), args.batch_size)]

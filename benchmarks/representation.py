@@ -11,7 +11,6 @@ files to vectors, against the bare backbone, run by as many threads on images th
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from sppnet import Embedder, read_image
 from sppnet.datasets.image_folder import read_image_folder
 from sppnet.evaluation.protocols import caltech101_results, gram_matrix
 from sppnet.features.encoded import EncodedImage
-from sppnet.images import image_files
+from sppnet.images import find_images
 from sppnet.parallel import thread_count
 from sppnet.storage import atomic_path
 
@@ -134,7 +133,7 @@ def one_stage(encoded: EncodedImage, place: int) -> EncodedImage:
 
 
 def throughput(arguments) -> dict:
-    paths = image_files([f"{glob.escape(str(arguments.data))}/**/*"])[: arguments.images]
+    paths = find_images([arguments.data]).paths[: arguments.images]
     embedder, threads = Embedder(), thread_count()
     backbone = embedder.network.for_threads(threads)
     pictures = [read_image(path) for path in paths]

@@ -12,7 +12,6 @@ the images, and compares its answers with a search through all of them.
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from rich.progress import track
 from common import commit, machine
 from sppnet import Embedder, Index, read_dataset, read_image
 from sppnet.evaluation.detection import average_precision
-from sppnet.images import image_files
+from sppnet.images import find_images
 from sppnet.progress import peak_memory
 from sppnet.proposals import parse
 from sppnet.storage import atomic_path
@@ -143,7 +142,7 @@ def mean_precision(scores: np.ndarray, shown: np.ndarray, own: np.ndarray) -> fl
 
 def speed(arguments) -> dict:
     rng = np.random.default_rng(0)
-    paths = image_files([f"{glob.escape(str(arguments.data))}/**/*"])
+    paths = find_images([arguments.data]).paths
     share = -(-arguments.regions // len(paths))
     known = {"2,1": embedders(arguments)["2,1"]}
     learn(known, paths, lambda pixels: random_boxes(pixels, 60, rng))

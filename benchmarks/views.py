@@ -27,7 +27,7 @@ from sppnet.classification.augment import resize_shorter
 from sppnet.classification.network import build, scorer_of
 from sppnet.classification.scorer import NetworkSettings
 from sppnet.classification.views import SCALES, probabilities
-from sppnet.images import image_files, read_image, view_windows
+from sppnet.images import find_images, read_image, view_windows
 
 
 def cropped(scorer, image, scales, sides) -> np.ndarray:
@@ -65,7 +65,7 @@ def main() -> None:
         "one": partial(probabilities, scorer, views="one"),
         "full": partial(probabilities, scorer, views="full"),
     }
-    files = image_files([arguments.data])
+    files = find_images([arguments.data]).paths
     chosen = files[:: max(1, len(files) // arguments.images)][: arguments.images]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for path in track(chosen, description="Timing"):

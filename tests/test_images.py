@@ -1,5 +1,7 @@
 import os
+import re
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -8,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.errors import ImageError, SppnetError
+from sppnet.errors import DatasetError, ImageError, SppnetError
 from sppnet.images import (
     SUFFIXES,
-    image_files,
+    find_images,
     image_header,
     image_size,
     pixels_of,
@@ -231,43 +233,101 @@ class TestBadFiles:
             read_image(small, max_pixels=5)
 
 
-class TestImageFiles:
+class TestFindImages:
     @pytest.fixture
     def folder(self, tmp_path):
-        (tmp_path / "deep").mkdir()
-        for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "x[1].webp", "deep/c.gif"):
+        for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "x[1].webp", "deep/c.gif", "deep/.d.jpg"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
         return tmp_path
 
-    def test_folder(self, folder):
-        assert [path.name for path in image_files([folder])] == ["a.png", "b.JPG", "x[1].webp"]
+    def names(self, folder, *sources):
+        found = find_images(sources)
+        return [path.relative_to(folder).as_posix() for path in found.paths], found.notes
+
+    def test_folder_at_any_depth(self, folder):
+        note = f"{folder}: 1 file left out: 1 .txt, first notes.txt"
+        assert self.names(folder, folder) == (["a.png", "b.JPG", "deep/c.gif", "x[1].webp"], (note,))
+        assert self.names(folder, folder, folder) == self.names(folder, folder)
 
     def test_file_of_any_suffix(self, folder):
-        assert image_files([folder / "notes.txt", folder / "x[1].webp"]) == [
-            folder / "notes.txt",
-            folder / "x[1].webp",
-        ]
+        expected = ["notes.txt", "x[1].webp", ".hidden.png"]
+        assert self.names(folder, *(folder / name for name in expected)) == (expected, ())
 
     def test_patterns(self, folder):
-        assert image_files([f"{folder}/*.p*"]) == [folder / "a.png"]
-        assert image_files([f"{folder}/**/*"])[-1] == folder / "x[1].webp"
-        assert folder / "deep/c.gif" in image_files([f"{folder}/**/*"])
+        assert self.names(folder, f"{folder}/*.p*") == (["a.png"], ())
+        assert self.names(folder, f"{folder}/d*") == (["deep/c.gif"], ())
+        note = f"1 file left out: 1 .txt, first {folder}/notes.txt"
+        for pattern in (f"{folder}/*", f"{folder}/**/*", f"{folder}/**"):
+            found, notes = self.names(folder, pattern)
+            assert found == ["a.png", "b.JPG", "deep/c.gif", "x[1].webp"]
+            assert notes[0].startswith(f"{pattern}: 1 file left out: 1 .txt, first ")
+        assert self.names(folder, f"{folder}/*")[1] == (f"{folder}/*: {note}",)
 
     def test_order_of_the_sources_and_each_once(self, folder):
-        found = image_files([folder / "b.JPG", folder, f"{folder}/a*"])
-        assert [path.name for path in found] == ["b.JPG", "a.png", "x[1].webp"]
+        found, _ = self.names(folder, folder / "b.JPG", folder, f"{folder}/a*")
+        assert found == ["b.JPG", "a.png", "deep/c.gif", "x[1].webp"]
+
+    @pytest.mark.parametrize("place", ["", "/**/*", "/*"])
+    def test_circles_are_refused(self, folder, place):
+        for name in ("one", "two"):
+            (folder / "deep" / name).symlink_to("..")
+        with pytest.raises(DatasetError, match=r"deep/(one|two): found a circle"):
+            find_images([f"{folder}{place}"])
+
+    def test_links_that_lead_nowhere_are_counted(self, folder):
+        (folder / "z.jpg").symlink_to("gone")
+        for source in (folder, f"{folder}/*"):
+            assert "; 1 leading nowhere, first " in find_images([source]).notes[0]
+
+    @pytest.mark.parametrize("suffix", sorted(SUFFIXES - {".heic", ".heif", ".hif", ".pfm"}))
+    def test_what_ends_so_can_be_read(self, tmp_path, suffix):
+        mode = {".pgm": "L", ".pbm": "1"}.get(suffix, "RGB")
+        kind = {".jif": "JPEG"}.get(suffix)
+        path = tmp_path / f"picture{suffix.upper()}"
+        Image.fromarray(COLOUR).convert(mode).save(path, kind)
+        assert find_images([tmp_path]).paths == [path]
+        assert read_image(path).shape == (4, 6, 3)
+
+    def test_float_maps(self, tmp_path):
+        Image.fromarray((RAMP / 255).astype(np.float32)).save(tmp_path / "picture.pfm")
+        np.testing.assert_array_equal(read_image(find_images([tmp_path]).paths[0]), grey(RAMP))
 
     @pytest.mark.parametrize("kind", [str, Path])
     def test_one_path_is_no_list(self, folder, kind):
         with pytest.raises(SppnetError, match=r"^found the path '.*', expected a list .* \['.*'\]$"):
-            image_files(kind(folder))
+            find_images(kind(folder))
 
-    @pytest.mark.parametrize("source", ["gone.jpg", "*.bmp", "none"])
-    def test_nothing_matched(self, folder, source):
+    @pytest.mark.parametrize(
+        ("source", "found"),
+        [
+            ("gone.jpg", "no such file or folder, expected an image file, a folder or a pattern"),
+            ("gone", "no such file or folder, expected"),
+            ("*.bmp", "no image, expected"),
+            ("none", "no image, expected .*; 1 file left out: 1 .md, first a.md"),
+            ("n*", "no image, expected .*; 2 files left out: 1 .md, first a.md; 1 .txt, first .*notes.txt"),
+            ("pipe", "neither a file nor a folder, expected"),
+        ],
+    )
+    def test_nothing_matched(self, folder, source, found):
         (folder / "none").mkdir()
-        with pytest.raises(ValueError, match="found no image") as caught:
-            image_files([folder, folder / source])
-        assert str(folder / source) in str(caught.value)
+        (folder / "none" / "a.md").touch()
+        os.mkfifo(folder / "pipe")
+        with pytest.raises(SppnetError, match=f"^{re.escape(str(folder / source))}: found {found}"):
+            find_images([folder, folder / source])
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+    def test_names_that_are_not_utf8(self, tmp_path):
+        place = os.fsencode(tmp_path) + b"/caf\xe9"
+        os.mkdir(place)
+        for name in (b"\xff.jpg", b"\xff.t\xfft"):
+            with open(place + b"/" + name, "wb"):
+                pass
+        for source in (tmp_path, f"{tmp_path}/*/*"):
+            paths, notes = find_images([source])
+            assert [os.fsencode(path) for path in paths] == [place + b"/\xff.jpg"]
+            assert r"1 .t\xfft, first " in notes[0]
+            assert r"caf\xe9/\xff.t\xfft" in notes[0]
 
 
 class TestSizes:

@@ -36,6 +36,7 @@ from sppnet.arrays import Image as AnyImage
 from sppnet.arrays import Pixels
 from sppnet.errors import ImageError, SppnetError, check_extra, has_extra
 from sppnet.storage import atomic_path
+from sppnet.walking import NOWHERE, LeftOut, matches, walk
 
 # Longer strips are shrunk to the area of one of this aspect, or a few rows of pixels would fill the memory.
 MAX_ASPECT = 16
@@ -50,6 +51,7 @@ SUFFIXES = frozenset(
         *(_HEIC_SUFFIXES if has_extra("heic") else []),
     }
 )
+_SUFFIXES = frozenset(map(os.fsencode, SUFFIXES))
 _WRITTEN = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 
 _FORMATS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
@@ -64,6 +66,7 @@ _FORMATS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
 )
 _EXPECTED = "a JPEG, PNG, BMP, TIFF, WebP, GIF, PPM, AVIF or HEIC image"
 
+_EXPECTED_SOURCE = "expected an image file, a folder or a pattern"
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 # Where Pillow keeps metadata in which an orientation may stand.
@@ -243,40 +246,67 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return image_header(path).size
 
 
-def unread_kind(name: bytes) -> str:
-    """Return in a word what a file is that is left out because its suffix is not one of `SUFFIXES`."""
-    suffix = os.path.splitext(name)[1].decode("utf-8", "backslashreplace").lower()
-    if suffix in _HEIC_SUFFIXES:
-        return f'{suffix} (pip install "sppnet[heic]")'
-    return suffix or "without a suffix"
+def images_among(names: Iterable[bytes], left: LeftOut) -> list[bytes]:
+    """Return those of the names of files that end as images do, in `SUFFIXES`, and count the others."""
+    images = []
+    for name in names:
+        if name[name.rfind(b".") :].lower() in _SUFFIXES:
+            images.append(name)
+        else:
+            left.add(_unread_kind(name), name)
+    return images
 
 
-def image_files(sources: Sequence[str | Path]) -> list[Path]:
+class Found(NamedTuple):
+    """Image files, and what lies beside them.
+
+    Attributes
+    ----------
+    paths : list of Path
+        The image files.
+    notes : tuple of str
+        A line for each source in which files were left out: how many of each kind, and the first by name.
+    """
+
+    paths: list[Path]
+    notes: tuple[str, ...]
+
+
+def find_images(sources: Sequence[str | Path]) -> Found:
     """List the image files that `sources` name, in their order and each once.
 
     Parameters
     ----------
     sources : sequence of paths
-        A file is taken whatever its suffix. A folder gives the images directly inside it, a pattern (``*``,
-        ``?``, ``[ab]``, and ``**`` for folders at any depth) the images that match, both sorted and without
-        hidden files; there an image is a file with one of the suffixes jpg, jpeg, png, bmp, tif, tiff, webp,
-        gif.
+        A file is taken whatever its suffix. A folder gives the images in it at any depth, a pattern (``*``,
+        ``?``, ``[ab]``, and ``**`` for folders at any depth) the images that match, and those in folders that
+        match, both sorted and without hidden files; there an image is a file with one of the `SUFFIXES`, and
+        the others are counted in the notes.
 
     Raises
     ------
     SppnetError
-        If a source gives no image, or `sources` is one path and no list of them.
+        If a source is not there or gives no image, or `sources` is one path and no list of them.
+    DatasetError
+        If a link leads back to a folder that holds it.
+    OSError
+        If a folder cannot be listed.
     """
     if isinstance(sources, str | Path):
         expected = f"a list of paths, such as [{str(sources)!r}]"
         raise SppnetError(f"found the path {str(sources)!r}, expected {expected}")
     found: dict[Path, None] = {}
+    notes: dict[str, None] = {}
     for source in sources:
-        matches = _matches(source)
-        if not matches:
-            raise SppnetError(f"{source}: found no image, expected an image file, a folder or a pattern")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        left = LeftOut()
+        images = _images_of(source, left)
+        said = left.notes()
+        if not images:
+            beside = "".join(f"; {note}" for note in said)
+            raise SppnetError(f"{source}: found no image, {_EXPECTED_SOURCE}{beside}")
+        found.update(dict.fromkeys(images))
+        notes.update(dict.fromkeys(f"{source}: {note}" for note in said))
+    return Found(list(found), tuple(notes))
 
 
 def resize(image: Pixels, height: int, width: int) -> Pixels:
@@ -465,10 +495,38 @@ def _eight_bit(values: npt.NDArray[Any]) -> Pixels:
     return np.round((values.astype(np.float64) - low) * scale).astype(np.uint8)
 
 
-def _matches(source: str | Path) -> list[Path]:
+def _images_of(source: str | Path, left: LeftOut) -> list[Path]:
+    """Return the image files that a file, a folder or a pattern names; count what is left out."""
     path = Path(source)
     if path.is_file():
         return [path]
-    names = path.iterdir() if path.is_dir() else map(Path, glob.glob(str(source), recursive=True))
-    shown = (p for p in names if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    return sorted(p for p in shown if p.is_file())
+    if path.is_dir():
+        return _images_below(path, left)
+    if not glob.has_magic(str(source)):
+        found = "neither a file nor a folder" if path.exists() else "no such file or folder"
+        raise SppnetError(f"{source}: found {found}, {_EXPECTED_SOURCE}")
+    images: list[Path] = []
+    walked: set[Path] = set()
+    for match in sorted(matches(str(source))):  # a folder comes before what is in it
+        if not walked.isdisjoint(match.parents):
+            continue
+        if match.is_dir():
+            walked.add(match)
+            images += _images_below(match, left)
+        elif match.is_file():
+            images += [match for _ in images_among([os.fsencode(match)], left)]
+        else:
+            left.add(NOWHERE, os.fsencode(match))
+    return images
+
+
+def _images_below(folder: Path, left: LeftOut) -> list[Path]:
+    return [folder / os.fsdecode(name) for name in images_among(walk(folder, left), left)]
+
+
+def _unread_kind(name: bytes) -> str:
+    """Return in a word what a file is that is left out because its suffix is not one of `SUFFIXES`."""
+    suffix = os.path.splitext(name)[1].decode("utf-8", "backslashreplace").lower()
+    if suffix in _HEIC_SUFFIXES:
+        return f'{suffix} (pip install "sppnet[heic]")'
+    return suffix or "without a suffix"

@@ -6,10 +6,14 @@ between folders.
 
 from __future__ import annotations
 
+import glob
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from sppnet.errors import DatasetError
+
+NOWHERE = "leading nowhere"  # of links
 
 
 class LeftOut:
@@ -93,14 +97,12 @@ def list_folder(root: Path, below: bytes, left: LeftOut) -> tuple[list[bytes], l
                 except OSError:  # links in a circle, or into a folder that may not be entered
                     is_file = is_folder = False
                 if is_folder:
-                    if entry.is_symlink() and _holds_itself(entry.path):
-                        expected = "no link to a folder that holds the link"
-                        raise DatasetError(f"{shown(entry.path)}: found a circle, expected {expected}")
+                    _check_link(Path(os.fsdecode(entry.path)))
                     folders.append(below + name + b"/")
                 elif is_file:
                     files.append(below + name)
                 else:
-                    kind = "leading nowhere" if entry.is_symlink() else "neither file nor folder"
+                    kind = NOWHERE if entry.is_symlink() else "neither file nor folder"
                     left.add(kind, below + name)
     except OSError as error:
         reason = f"{shown(place)}: cannot list ({error.strerror}), expected a readable folder"
@@ -108,11 +110,37 @@ def list_folder(root: Path, below: bytes, left: LeftOut) -> tuple[list[bytes], l
     return files, folders
 
 
+def matches(pattern: str) -> Iterator[Path]:
+    """Yield the files and folders that a pattern finds, in any order, but for hidden ones.
+
+    Parameters
+    ----------
+    pattern : str
+        With ``*``, ``?``, ``[ab]``, and ``**`` for folders at any depth.
+
+    Raises
+    ------
+    DatasetError
+        If a link leads back to a folder that holds it.
+    """
+    checked: set[Path] = set()
+    for name in glob.iglob(pattern, recursive=True):
+        path = Path(name)
+        # One by one and at once: a circle would have as many names as the system allows links in one.
+        for folder in {path, *path.parents} - checked:
+            checked.add(folder)
+            _check_link(folder)
+        if not path.name.startswith("."):
+            yield path
+
+
 def shown(*parts: bytes) -> str:
     """Return a path as text that any terminal takes, whatever its bytes."""
     return os.path.normpath(os.path.join(*parts)).decode("utf-8", "backslashreplace")
 
 
-def _holds_itself(link: bytes) -> bool:
-    """Tell whether a link leads to a folder on its own path, by which a walk would never end."""
-    return any(os.path.samefile(link, parent) for parent in Path(os.fsdecode(link)).absolute().parents)
+def _check_link(path: Path) -> None:
+    """Raise an error if a link leads to a folder on its own path, by which a walk would never end."""
+    if path.is_symlink() and path.is_dir() and any(map(path.samefile, path.absolute().parents)):
+        expected = "no link to a folder that holds the link"
+        raise DatasetError(f"{shown(os.fsencode(path))}: found a circle, expected {expected}")

@@ -166,8 +166,8 @@ class TestBadImages:
 
     def test_missing(self, model):
         Path("nothing").mkdir()
-        for source in ("missing.jpg", "nothing", "*.jpg"):
-            says = [source, "found no image", "expected"]
+        for source, found in (("missing.jpg", "such file"), ("nothing", "image"), ("*.jpg", "image")):
+            says = [source, f"found no {found}", "expected"]
             fails("detect", "run", model, source, "--json", "found.json", "--out", "found", says=says)
             fails("propose", source, "--out", "windows.npz", says=says)
 

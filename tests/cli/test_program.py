@@ -208,31 +208,31 @@ class TestErrors:
         fails(*arguments, says=says, status=2)
 
     def test_what_the_user_can_mend_is_one_line(self):
-        with mock.patch("sppnet.images.image_files", side_effect=ImageError("a.jpg: found nothing")):
+        with mock.patch("sppnet.images.find_images", side_effect=ImageError("a.jpg: found nothing")):
             fails("detect", "run", "animals", "a.jpg", says=["sppnet: a.jpg: found nothing"])
 
     @pytest.mark.parametrize("arguments", [["--verbose", "detect"], ["detect", "--verbose"]])
     @pytest.mark.parametrize("error", [ImageError, FileNotFoundError])
     def test_verbose_shows_where_it_comes_from(self, arguments, error):
-        with mock.patch("sppnet.images.image_files", side_effect=error("a.jpg")), pytest.raises(error):
+        with mock.patch("sppnet.images.find_images", side_effect=error("a.jpg")), pytest.raises(error):
             sppnet(*arguments, "run", "animals", "a.jpg")
 
     def test_verbose_after_the_command(self):
         done = run_python("-m", "sppnet", "detect", "run", "animals", "none.jpg", "--verbose")
         assert done.returncode == 1
         assert done.stderr.startswith("Traceback")
-        assert "none.jpg: found no image" in done.stderr.splitlines()[-1]
+        assert "none.jpg: found no such file or folder" in done.stderr.splitlines()[-1]
 
     @pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError])
     def test_a_bug_shows_its_traceback(self, error):
-        with mock.patch("sppnet.images.image_files", side_effect=error("zip")), pytest.raises(error):
+        with mock.patch("sppnet.images.find_images", side_effect=error("zip")), pytest.raises(error):
             sppnet("detect", "run", "animals", "a.jpg")
 
     def test_a_bug_in_a_process(self):
         code = (
             "import sys\nfrom unittest import mock\nfrom sppnet.cli import main\n"
             "sys.argv = ['sppnet', 'detect', 'run', 'animals', 'a.jpg']\n"
-            "with mock.patch('sppnet.images.image_files', side_effect=ValueError('zip')):\n    main()"
+            "with mock.patch('sppnet.images.find_images', side_effect=ValueError('zip')):\n    main()"
         )
         done = run_python("-c", code)
         assert done.returncode == 1

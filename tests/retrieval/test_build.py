@@ -46,7 +46,7 @@ NAMES = (*(f"{n}.png" for n in range(1, 7)), *(os.path.join("more", f"{n}.png") 
 
 class TestBuild:
     def test_holds_all_images_with_the_whole_and_their_best_windows(self, built, photos):
-        assert built.update == Update(8, NAMES, (), (), ())
+        assert built.update == Update(8, NAMES, (), (), (), ())
         assert set(built.images) == set(NAMES)
         assert (built.source, built.regions) == (str(photos.resolve()), "edge-boxes, at most 6")
         opened, propose = Index.open(built.folder), parse("edge-boxes")
@@ -89,7 +89,7 @@ class TestBuild:
         trees.save(own / "2.png", trees.scene(20).image)
         trees.save(own / "9.png", trees.scene(21).image)
         again = build(str(own), str(tmp_path / "index"))
-        assert again.update == Update(8, ("9.png",), ("2.png",), ("1.png",), ())
+        assert again.update == Update(8, ("9.png",), ("2.png",), ("1.png",), (), ())
         assert set(Index.open(tmp_path / "index").images) == {*NAMES[1:], "9.png"}
         assert again.search(own / "9.png", top=1)[0].image == "9.png"
         assert again.search(own / "2.png", top=1)[0].image == "2.png"
@@ -132,7 +132,7 @@ class TestBuild:
         assert len(build(photos, tmp_path / "index", proposals="none", windows=9)) == 8
 
     def test_bad_places(self, photos, tmp_path):
-        with pytest.raises(SppnetError, match="found no image"):
+        with pytest.raises(SppnetError, match="found no such file or folder"):
             build(tmp_path / "nowhere", tmp_path / "index")
         (tmp_path / "file").write_text("")
         with pytest.raises(OSError, match="found a file, expected a folder"):

@@ -115,9 +115,9 @@ def run(
     console.model_files([model])
 
     from sppnet.classification.classifier import Classifier
-    from sppnet.images import image_files
+    from sppnet.images import find_images
 
-    paths = image_files(images)
+    paths = console.notes_of(find_images(images)).paths
     console.check_places(json_file, None, [*paths, model])
     classifier = Classifier.load(model, device=device)
     found: list[dict[str, Any]] = []

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from sppnet.detection.ensemble import Ensemble
     from sppnet.evaluation.detection import DetectionReport
     from sppnet.evaluation.protocols import VocReport
+    from sppnet.images import Found
+    from sppnet.proposals.writing import Proposed
     from sppnet.retrieval.embed import Embedded
+    from sppnet.retrieval.index import Update
 
-Read = TypeVar("Read", bound="Dataset | LabelledImages | Embedded")
+Read = TypeVar("Read", bound="Dataset | Embedded | Found | LabelledImages | Proposed | Update")
 
 
 def check_places(

@@ -25,9 +25,9 @@ def run(
 
     from sppnet.detection.detector import Detector
     from sppnet.drawing import draw_detections, picture_paths
-    from sppnet.images import image_files, write_image
+    from sppnet.images import find_images, write_image
 
-    paths = image_files(images)
+    paths = console.notes_of(find_images(images)).paths
     pictures = [] if out is None else picture_paths(out, paths)
     console.check_places(json_file, out, [*paths, *files], pictures)
     detector = console.together([Detector.load(file, device=device) for file in files], files)

@@ -45,7 +45,7 @@ def index(
         folder, out, embedder=embedder, proposals=proposals, windows=windows, track=console.track
     )
     assert built.update is not None
-    update = built.update
+    update = console.notes_of(built.update)
     if built.images:
         print(
             f"{out}: {len(built)} regions of {len(built.images)} images; "

@@ -30,7 +30,7 @@ def propose(
     """
     from sppnet.proposals import writing
 
-    proposed = writing.propose(images, proposals, out, track=console.track)
+    proposed = console.notes_of(writing.propose(images, proposals, out, track=console.track))
     if proposed.images:
         print(f"{out}: {proposed.windows} windows of {proposed.images} images")
     console.end(proposed.failures, proposed.images + len(proposed.failures))

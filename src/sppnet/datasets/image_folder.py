@@ -19,10 +19,9 @@ import numpy.typing as npt
 from sppnet.datasets.csv import csv_rows, listed
 from sppnet.datasets.records import Contents, class_names, digest, file_size, packed
 from sppnet.errors import DatasetError, SppnetError
-from sppnet.images import SUFFIXES, unread_kind
+from sppnet.images import images_among
 from sppnet.walking import LeftOut, list_folder, shown, walk
 
-_SUFFIXES = frozenset(os.fsencode(suffix) for suffix in SUFFIXES)
 # Where ImageNet keeps its splits and Caltech101 its classes, below the folder that their archives unpack to.
 _PUBLISHED = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "101_ObjectCategories")
 # A folder of such a name that holds folders is taken for a split until the caller says otherwise.
@@ -144,8 +143,8 @@ def read_image_folder(
 
     - A folder with a folder for each class, in which images lie at any depth: ``<root>/<class>/**/*.jpg``, or
       ``<root>/<split>/<class>/**/*.jpg``. ImageNet as it is published is such a folder, as are those above
-      its ``ILSVRC/Data/CLS-LOC``, which is then the `root` of the result. An image is a file with one of the
-      suffixes jpg, jpeg, png, bmp, tif, tiff, webp, gif; hidden files and folders are not looked at, and
+      its ``ILSVRC/Data/CLS-LOC``, which is then the `root` of the result. An image is a file with one of
+      `sppnet.images.SUFFIXES`; hidden files and folders are not looked at, and
       whatever else is there is counted in `LabelledImages.notes`. Links are followed.
     - A CSV file with the columns ``path`` (absolute, or relative to the folder of the file) and ``label`` (a
       class name), and possibly ``split``; further columns are ignored. Files count whatever their suffix.
@@ -248,7 +247,7 @@ def _from_folder(root: Path, split: str | None) -> tuple[dict[str, bytes], tuple
     prefix = _split_prefix(root, split)
     place = shown(base, prefix)
     files, folders = list_folder(root, prefix, left)
-    loose = _images(files, left)
+    loose = images_among(files, left)
     for name in loose:
         left.add("outside the class folders", name)
     if not folders:
@@ -259,22 +258,11 @@ def _from_folder(root: Path, split: str | None) -> tuple[dict[str, bytes], tuple
         raise DatasetError(f"{place}: found {found}, expected <class>/*.jpg in it; {advice}")
     classes = {}
     for folder in sorted(folders):
-        names = _images(walk(root, left, folder), left)
+        names = images_among(walk(root, left, folder), left)
         if not names:
             raise DatasetError(f"{shown(base, folder)}: found no image, expected some in each class folder")
         classes[os.fsdecode(folder[len(prefix) : -1])] = _pack(names)
     return classes, left.notes()
-
-
-def _images(names: list[bytes], left: LeftOut) -> list[bytes]:
-    """Return those of the files that are images by their suffixes, and count the others."""
-    images = []
-    for name in names:
-        if name[name.rfind(b".") :].lower() in _SUFFIXES:
-            images.append(name)
-        else:
-            left.add(unread_kind(name), name)
-    return images
 
 
 def _split_prefix(root: Path, split: str | None) -> bytes:

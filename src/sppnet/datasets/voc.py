@@ -26,7 +26,7 @@ from sppnet.datasets.findings import (
 from sppnet.datasets.records import Dataset, Sample, class_names
 from sppnet.datasets.splits import pick_split
 from sppnet.errors import DatasetError, SppnetError
-from sppnet.images import image_files, image_size
+from sppnet.images import find_images, image_size
 from sppnet.storage import atomic_path, numbered_lines
 
 
@@ -60,7 +60,7 @@ def read_voc(root: Path, split: str | None) -> Dataset:
     findings = Findings()
     images: dict[str, list[Path]] = {}
     with as_dataset_error():
-        paths = image_files([home / "JPEGImages"])
+        paths = find_images([home / "JPEGImages"]).paths
     for path in paths:
         images.setdefault(path.stem, []).append(path)
     if split is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from sppnet.datasets.findings import Annotation, Findings, as_dataset_error
 from sppnet.datasets.records import Dataset, Sample
 from sppnet.datasets.splits import pick_split
 from sppnet.errors import DatasetError
-from sppnet.images import image_files, image_size
+from sppnet.images import find_images, image_size
 from sppnet.storage import numbered_lines
 
 _TOLERANCE = 1e-3  # by which a relative coordinate may pass 0 or 1
@@ -120,7 +119,7 @@ def _images(source: Path) -> Iterator[tuple[str, Path]]:
     """Yield the place that names an image, and its path."""
     if source.is_dir():
         with as_dataset_error():
-            yield from ((str(path), path) for path in image_files([glob.escape(str(source)) + "/**/*"]))
+            yield from ((str(path), path) for path in find_images([source]).paths)
     else:
         yield from ((where, source.parent / line) for where, line in numbered_lines(source))
 

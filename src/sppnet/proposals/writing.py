@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sppnet.boxes import Windows
 from sppnet.errors import SppnetError
-from sppnet.images import image_files, read_image
+from sppnet.images import find_images, read_image
 from sppnet.progress import Track, no_track
 from sppnet.proposals.choosing import parse
 from sppnet.proposals.file import check_name, image_key, write_windows
@@ -28,11 +28,14 @@ class Proposed:
         Number of their windows.
     failures : tuple of str
         What was wrong with the other images, a line for each.
+    notes : tuple of str
+        What was left out beside the images, with its count.
     """
 
     images: int
     windows: int
     failures: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def propose(
@@ -43,7 +46,7 @@ def propose(
     Parameters
     ----------
     images : sequence of path
-        Image files, folders or patterns; see `sppnet.images.image_files`.
+        Image files, folders or patterns; see `sppnet.images.find_images`.
     method : str or Proposer
         A method, or its name as `parse` takes it.
     out : path
@@ -65,9 +68,8 @@ def propose(
     """
     check_name(out)
     check_writable(out)
-    if isinstance(images, str | Path):
-        raise SppnetError(f"found the path {str(images)!r}, expected a list of them")
-    paths, proposer = image_files(images), parse(method) if isinstance(method, str) else method
+    proposer = parse(method) if isinstance(method, str) else method
+    paths, notes = find_images(images)
     entries: list[tuple[str, str, Windows]] = []
     failures: list[str] = []
     for path in track(paths, "Proposing windows"):
@@ -78,4 +80,4 @@ def propose(
             failures.append(str(error))
     if entries:
         write_windows(out, entries)
-    return Proposed(len(entries), sum(len(w.boxes) for _, _, w in entries), tuple(failures))
+    return Proposed(len(entries), sum(len(w.boxes) for _, _, w in entries), tuple(failures), notes)

@@ -14,7 +14,7 @@ from sppnet.arrays import Boxes
 from sppnet.datasets.image_folder import read_image_folder
 from sppnet.datasets.reading import read_dataset
 from sppnet.errors import DatasetError, SppnetError
-from sppnet.images import SUFFIXES, image_files, image_size
+from sppnet.images import SUFFIXES, find_images, image_size
 from sppnet.progress import Track, no_track
 from sppnet.retrieval.embedder import SAMPLE, Embedder, check_same
 from sppnet.retrieval.vectors import VectorWriter, parts_folder
@@ -85,7 +85,7 @@ def embed(
     Parameters
     ----------
     sources : path or sequence of paths
-        Image files, folders of images and patterns, see `sppnet.images.image_files`; or one data set, whose
+        Image files, folders of images and patterns, see `sppnet.images.find_images`; or one data set, whose
         images get the names of their class folders as labels where they have some. With `boxes` they say
         which of its images are embedded, and may be empty for all.
     out : path
@@ -158,7 +158,8 @@ def _whole_images(sources: Sequence[str | Path], split: str | None) -> tuple[lis
         raise SppnetError("found no image, expected image files, folders or patterns, or boxes")
     place = Path(sources[0])
     if len(sources) > 1 or not _is_dataset(place):
-        return [_Job(path, None, ("",)) for path in _distinct(image_files(sources))], ()
+        paths, notes = find_images(sources)
+        return [_Job(path, None, ("",)) for path in _distinct(paths)], notes
     try:
         return [_Job(sample.path, None, ("",)) for sample in read_dataset(place, split)], ()
     except DatasetError:
@@ -180,11 +181,11 @@ def _boxes(
     dataset = read_dataset(place, split)
     own = _distinct([sample.path for sample in dataset])
     targets = {sample.path.resolve(): sample.target for sample in dataset if sample.target.labels}
-    paths = _distinct(image_files(sources)) if sources else own
-    found = [(path, targets[path.resolve()]) for path in paths if path.resolve() in targets]
+    paths, beside = find_images(sources) if sources else (own, ())
+    found = [(path, targets[path.resolve()]) for path in _distinct(paths) if path.resolve() in targets]
     if not found:
         raise SppnetError(f"{place}: found no box of the {len(paths)} images, expected some")
-    notes = dataset.notes
+    notes = (*dataset.notes, *beside)
     if len(found) < len(paths):
         notes = (*notes, f"images without boxes, left out: {len(paths) - len(found)}")
     return [_Job(path, target.boxes, target.labels) for path, target in found], notes

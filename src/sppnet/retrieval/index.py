@@ -67,6 +67,8 @@ class Update:
         Names of the images that were to be added, done again, and removed.
     failures : tuple of str
         A line for each image that could not be read; it is not in the index.
+    notes : tuple of str
+        What was left out of the folder, with its count.
     """
 
     found: int
@@ -74,6 +76,7 @@ class Update:
     changed: tuple[str, ...]
     gone: tuple[str, ...]
     failures: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass
@@ -170,7 +173,7 @@ class Index:
         photos, folder = Path(photos), Path(folder)
         if folder.exists() and not folder.is_dir():
             raise OSError(f"{folder}: found a file, expected a folder, or nothing yet")
-        found, regions = image_stamps(photos), Regions(proposals, windows)
+        (found, notes), regions = image_stamps(photos), Regions(proposals, windows)
         check_count(len(found) * (1 if regions.method is None else windows))
         asked = Embedder(**SETTINGS) if embedder is None else embedder
         if (folder / MANIFEST).exists():
@@ -188,7 +191,7 @@ class Index:
             # What was done stays, also when it is stopped.
             if index.images:
                 index.save()
-        index.update = Update(len(found), tuple(new), tuple(changed), tuple(gone), tuple(failures))
+        index.update = Update(len(found), tuple(new), tuple(changed), tuple(gone), tuple(failures), notes)
         return index
 
     def _check(self, embedder: Embedder, regions: str, photos: Path, found: Mapping[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ import numpy as np
 
 from sppnet.arrays import Boxes, Pixels
 from sppnet.errors import SppnetError
-from sppnet.images import image_files, read_image
+from sppnet.images import find_images, read_image
 from sppnet.parallel import in_order
 from sppnet.progress import Track
 from sppnet.proposals.choosing import parse
@@ -55,19 +54,24 @@ class Regions:
         return self.method(image).boxes[: self.windows]
 
 
-def image_stamps(folder: Path) -> dict[str, str]:
+def image_stamps(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the names of the images in a folder, at any depth, each with a text that changes when it does.
+
+    What is left out is told by the notes that come with them.
 
     Raises
     ------
     SppnetError
-        If there is none.
+        If there is no such folder, or no image in it.
     """
+    if folder.is_file():
+        raise SppnetError(f"{folder}: found a file, expected a folder of images")
     stamps = {}
-    for path in image_files([f"{glob.escape(str(folder))}/**/*"]):
+    paths, notes = find_images([folder])
+    for path in paths:
         facts = path.stat()
         stamps[str(path.relative_to(folder))] = f"{facts.st_size} {facts.st_mtime_ns}"
-    return stamps
+    return stamps, notes
 
 
 def changes(
