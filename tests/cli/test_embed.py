@@ -53,9 +53,10 @@ def index(photos, tmp_path_factory):
 class TestEmbed:
     def test_images(self, photos):
         outcome = succeeds("embed", photos, "--out", "v.safetensors", *SMALL)
-        assert "6 vectors of 1280 numbers" in outcome.out
+        assert "8 vectors of 1280 numbers" in outcome.out
         found, embed = read_vectors("v.safetensors"), Embedder.load("v.safetensors")
-        assert found.names == tuple(str(photos / f"{n}.png") for n in range(1, 7))
+        names = [*(f"{n}.png" for n in range(1, 7)), "more/7.png", "more/8.png"]
+        assert found.names == tuple(str(photos / name) for name in names)
         for name, vector, box in zip(found.names, found.vectors, found.boxes, strict=True):
             assert np.array_equal(vector, embed(read_image(name)))
             assert box.tolist() == [0, 0, 128, 96]
@@ -90,9 +91,9 @@ class TestEmbed:
 
     def test_appending_does_what_is_missing(self, photos):
         plain = ("--out", "v.safetensors", *SMALL, "--pca", "3")
-        succeeds("embed", photos, *plain)
+        succeeds("embed", f"{photos}/*.png", *plain)
         before = read_vectors("v.safetensors")
-        outcome = succeeds("embed", photos, photos / "more", *plain, "--append")
+        outcome = succeeds("embed", photos, *plain, "--append")
         assert "note: 6 of 8 images are there already" in outcome.err
         after = read_vectors("v.safetensors")
         assert len(after) == 8
@@ -112,8 +113,8 @@ class TestEmbed:
         outcome = sppnet("embed", own, "--out", "v.safetensors", *SMALL)
         assert outcome.status == 1
         assert "3.png" in outcome.said[0]
-        assert outcome.said[1] == "sppnet: 1 of 6 images failed"
-        assert len(read_vectors("v.safetensors")) == 5
+        assert outcome.said[1] == "sppnet: 1 of 8 images failed"
+        assert len(read_vectors("v.safetensors")) == 7
 
     def test_a_stopped_run_goes_on(self, photos, monkeypatch):
         from sppnet.retrieval import vectors
@@ -131,8 +132,8 @@ class TestEmbed:
             patch.setattr(vectors.VectorWriter, "add", stopped)
             assert sppnet(*arguments).status == 130
         outcome = succeeds(*arguments)
-        assert "note: 4 of 6 images are there already" in outcome.err
-        assert len(read_vectors("v.safetensors")) == 6
+        assert "note: 4 of 8 images are there already" in outcome.err
+        assert len(read_vectors("v.safetensors")) == 8
         assert not os.path.exists("v.safetensors.parts")
 
     @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ class TestEmbed:
         [
             (("--out", "v.npz"), ["v.npz", "expected .safetensors"]),
             (("--out", "nowhere/v.safetensors"), ["nowhere"]),
-            (("--out", "v.safetensors", "--pca", "50"), ["found 6 vectors to learn 50 components"]),
+            (("--out", "v.safetensors", "--pca", "50"), ["found 8 vectors to learn 50 components"]),
             (("--out", "v.safetensors", "--backbone", "nonsense"), ["nonsense"]),
             (("--out", "v.safetensors", "--boxes", "none"), ["none"]),
             (("--out", "v.safetensors", "--like", "none.safetensors"), ["none.safetensors"]),
@@ -204,7 +205,7 @@ class TestEmbed:
         fails("embed", photos, *arguments, says=["--like", "expected it alone"])
 
     def test_nothing_stays_where_nothing_could_be_read(self, own):
-        for path in own.glob("*.png"):
+        for path in own.rglob("*.png"):
             path.write_bytes(b"")
         before = content()
         assert sppnet("embed", own, "--out", "v.safetensors", *SMALL).status == 2
