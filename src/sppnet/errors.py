@@ -56,7 +56,6 @@ def check_extra(extra: str, purpose: str) -> None:
     Parameters
     ----------
     extra : {"heic", "pandas", "search", "supervision", "torch"}
-    extra : {"heic", "pandas", "search", "supervision", "torch"}
         Its name in brackets, ``sppnet[torch]``.
     purpose : str
         What needs it, the beginning of the message: ``"training a network"``.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -70,6 +71,47 @@ def check_folder(folder: Path) -> None:
     """Raise now, before long work, if there is a file where a folder is to be."""
     if folder.exists() and not folder.is_dir():
         raise OSError(f"{folder}: found a file, expected a folder, or nothing yet")
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise now, before long work, if a folder that is to be made is there already and holds something."""
+    check_folder(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise OSError(f"{folder}: found a folder with files in it, expected an empty one, or nothing yet")
+    if not folder.exists():
+        check_writable(folder)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Lend a temporary folder beside `folder`, which takes its place when the ``with`` block ends well.
+
+    Parameters
+    ----------
+    folder : Path
+        To be made, or empty; the folder that it lies in must exist.
+
+    Yields
+    ------
+    Path
+        An empty folder, removed with all that is in it if the block raises.
+
+    Raises
+    ------
+    OSError
+        If `folder` holds something, or cannot be made.
+    """
+    check_new_folder(folder)
+    temporary = folder.absolute().with_name(f".{folder.absolute().name[:100]}-{secrets.token_hex(4)}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _new_sibling(path: Path) -> Path:
@@ -209,7 +251,12 @@ def read_checkpoint(
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, with null for numbers that are not finite; the file appears whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", "utf-8")
+        temporary.write_text(json_text(content), "utf-8")
+
+
+def json_text(content: Any) -> str:
+    """Return JSON in ASCII, with null for numbers that are not finite."""
+    return json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
 
 
 def _plain(content: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sppnet.boxes import Detections
+from sppnet.datasets.entries import DEFAULT_SPLIT, Entry, by_split, decimals, rounded
 from sppnet.datasets.findings import (
     Annotation,
     Findings,
@@ -21,7 +22,7 @@ from sppnet.datasets.records import Dataset, Sample
 from sppnet.datasets.splits import pick_split
 from sppnet.errors import DatasetError, SppnetError
 from sppnet.images import image_size
-from sppnet.storage import atomic_path, read_json
+from sppnet.storage import atomic_path, read_json, write_json
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -237,3 +238,64 @@ def _known(where: str, value: Any, key: str, known: Mapping[int | str, str]) -> 
     if not isinstance(value, int | str) or value not in known:
         raise SppnetError(f"{where}: found the unknown {key} {value!r}, expected one of the dataset")
     return known[value]
+
+
+def write_coco(folder: Path, entries: Sequence[Entry], classes: Sequence[str]) -> list[Path]:
+    """Write ``annotations/instances_<split>.json`` of a COCO folder.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing folder.
+    entries : sequence of Entry
+        The images.
+    classes : sequence of str
+        All class names; their ids count from 1 in this order.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
+    files = []
+    (folder / "annotations").mkdir(exist_ok=True)
+    for split, part in by_split(entries).items():
+        files.append(folder / "annotations" / f"instances_{split or DEFAULT_SPLIT}.json")
+        write_json(files[-1], coco_content(part, classes))
+    return files
+
+
+def coco_content(entries: Sequence[Entry], classes: Sequence[str]) -> dict[str, Any]:
+    """Return what a COCO file holds of images: numbers count from 1, ``ignore`` marks difficult objects."""
+    numbers = {name: number for number, name in enumerate(classes, 1)}
+    images = [
+        {"id": i, "file_name": entry.name, "width": entry.width, "height": entry.height}
+        for i, entry in enumerate(entries, 1)
+    ]
+    annotations: list[dict[str, Any]] = []
+    for i, entry in enumerate(entries, 1):
+        target = entry.target
+        scores = [] if entry.scores is None else decimals(entry.scores)
+        for k, label in enumerate(target.labels):
+            x1, y1, x2, y2 = decimals(target.boxes[k])
+            width, height = rounded(x2 - x1), rounded(y2 - y1)
+            annotations.append(
+                {
+                    **{"id": len(annotations) + 1, "image_id": i, "category_id": numbers[label]},
+                    **{"bbox": [x1, y1, width, height], "area": rounded(width * height)},
+                    **{"segmentation": [], "iscrowd": int(target.crowd[k])},
+                    **({"ignore": 1} if target.difficult[k] else {}),
+                    **({"score": scores[k]} if scores else {}),
+                }
+            )
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    # The COCO tools expect info and licenses, empty or not.
+    return {
+        **{"info": {}, "licenses": [], "categories": categories},
+        **{"images": images, "annotations": annotations},
+    }

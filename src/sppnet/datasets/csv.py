@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from sppnet.datasets.entries import Entry
 from sppnet.datasets.findings import Annotation, Findings
 from sppnet.datasets.records import Dataset, Sample
 from sppnet.errors import DatasetError
 from sppnet.images import image_size
+from sppnet.storage import atomic_path
 
 _CORNERS = ("x1", "y1", "x2", "y2")
 _UNNAMED = "box"  # the label of boxes without one
 _SHOWN = 10
+# What a spreadsheet computes instead of showing it, and such names that were made safe.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def csv_rows(
@@ -119,3 +127,79 @@ def _annotation(where: str, fields: Mapping[str, str]) -> Annotation:
         ) from None
     label = fields.get("label", "").strip() or _UNNAMED
     return Annotation((x1, y1, x2, y2), label, f"{where}: box {', '.join(texts)} of {label!r}")
+
+
+def write_csv(file: Path, entries: Sequence[Entry]) -> list[Path]:
+    """Write a CSV file of boxes, as `csv_text` has it."""
+    with atomic_path(file) as temporary:
+        temporary.write_bytes(csv_bytes(csv_text(entries)))
+    return [file]
+
+
+def csv_text(entries: Sequence[Entry]) -> str:
+    """Return the boxes of images as a table, a row each; an image without boxes has a row without box.
+
+    The columns are ``path, x1, y1, x2, y2, label``, ``score`` where the boxes were detected, ``width`` and
+    ``height`` of the image, ``split`` where there are splits, ``frame`` and ``seconds`` where there are
+    videos, and ``difficult`` and ``crowd`` where a box is marked so. Numbers are the shortest that come back
+    equal.
+    """
+    scored = any(entry.scores is not None for entry in entries)
+    optional = {
+        "score": scored,
+        "width": True,
+        "height": True,
+        "split": any(entry.split for entry in entries),
+        "frame": any(entry.frame is not None for entry in entries),
+        "seconds": any(entry.seconds is not None for entry in entries),
+        "difficult": any(entry.target.difficult.any() for entry in entries),
+        "crowd": any(entry.target.crowd.any() for entry in entries),
+    }
+    columns = ["path", *_CORNERS, "label", *(name for name, used in optional.items() if used)]
+    rows = []
+    for entry in entries:
+        shared: dict[str, object] = {"path": _path(entry.place), "width": entry.width, "height": entry.height}
+        shared |= {"split": entry.split, "frame": entry.frame, "seconds": entry.seconds}
+        target = entry.target
+        for k, label in enumerate(target.labels):
+            flags = {"difficult": int(target.difficult[k]), "crowd": int(target.crowd[k])}
+            corners = dict(zip(_CORNERS, map(_shortest, target.boxes[k]), strict=True))
+            score = {} if entry.scores is None else {"score": _shortest(entry.scores[k])}
+            rows.append({**shared, **corners, **flags, **score, "label": label})
+        if not target.labels:
+            rows.append(shared)
+    return table_text(columns, ([row.get(name, "") for name in columns] for row in rows))
+
+
+def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as CSV text whose cells a spreadsheet takes as they are, and none as a formula."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_cell(name) for name in columns)
+    writer.writerows([_cell(value) if isinstance(value, str) else value for value in row] for row in rows)
+    return text.getvalue()
+
+
+def csv_bytes(text: str) -> bytes:
+    """Return CSV text as bytes: UTF-8, with the mark by which spreadsheets tell it where it is not ASCII."""
+    return text.encode("utf-8" if text.isascii() else "utf-8-sig", "surrogateescape")
+
+
+def _shortest(value: np.float32) -> str:
+    """Return a number with as few digits as come back equal, a whole one without a point."""
+    return np.format_float_positional(value, trim="-")
+
+
+def _path(place: str) -> str:
+    """Return a path that no spreadsheet computes and no reader strips, and that leads to the same file."""
+    return f"./{place}" if _FORMULA.match(place) or place[:1] in (" ", "'") else place
+
+
+def _cell(text: str) -> str:
+    """Return a name as a cell: one that a spreadsheet would compute gets an apostrophe in front."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _name(cell: str) -> str:
+    """Return the name in a cell, without the apostrophe that `_cell` puts in front."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -7,13 +7,24 @@ convention ends in this file, in `_from_corners` and `_to_corners`.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element, TreeBuilder
+from xml.etree.ElementTree import Element, SubElement, TreeBuilder, indent, tostring
 from xml.parsers import expat
 
 from sppnet.boxes import Detections
+from sppnet.datasets.entries import (
+    DEFAULT_SPLIT,
+    Entry,
+    by_split,
+    check_lines,
+    check_stems,
+    check_xml,
+    decimals,
+    rounded,
+)
 from sppnet.datasets.findings import (
     Annotation,
     Corners,
@@ -260,3 +271,76 @@ def read_voc_results(folder: Path, dataset: Dataset, names: Collection[str]) -> 
             score, *corners = finite_numbers(where, columns, 5)
             found[image].append(Scored(_from_corners(*corners), score, label))
     return found
+
+
+def write_voc(folder: Path, entries: Sequence[Entry]) -> list[Path]:
+    """Write ``Annotations`` and ``ImageSets/Main`` of a VOC folder.
+
+    Boxes come back equal: corners are decimals where boxes are. A photo in folders has its annotation in
+    folders of the same names. Crowds cannot be held.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing folder.
+    entries : sequence of Entry
+        The images; their names must differ in more than their suffix.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    SppnetError
+        If VOC cannot hold a name: one that XML has no characters for, or two that differ in their suffix.
+    OSError
+        If a file cannot be written.
+    """
+    check_stems((entry.name for entry in entries), "VOC")
+    check_lines((entry.stem for entry in entries), "VOC")
+    for entry in entries:
+        check_xml((entry.place, *entry.target.labels), "VOC")
+    files = []
+    for entry in entries:
+        files.append(folder / "Annotations" / f"{entry.stem}.xml")
+        top = _annotation(entry)
+        indent(top)
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(files[-1]) as temporary:
+            temporary.write_text(tostring(top, "unicode") + "\n", "utf-8")
+    sets = folder / "ImageSets" / "Main"
+    sets.mkdir(parents=True, exist_ok=True)
+    for split, part in by_split(entries).items():
+        files.append(sets / f"{split or DEFAULT_SPLIT}.txt")
+        with atomic_path(files[-1]) as temporary:
+            temporary.write_text("".join(f"{entry.stem}\n" for entry in part), "utf-8", "surrogateescape")
+    return files
+
+
+def _annotation(entry: Entry) -> Element:
+    """Return an image as VOC annotates it; the absolute path is that of LabelImg."""
+    top = Element("annotation")
+    folder, name = os.path.split(entry.place)
+    about = {"folder": os.path.basename(folder), "filename": name}
+    about |= {"path": entry.place} if os.path.isabs(entry.place) else {}
+    _add(top, about)
+    _add(SubElement(top, "size"), {"width": entry.width, "height": entry.height, "depth": 3})
+    _add(top, {"segmented": 0})
+    target = entry.target
+    for box, label, difficult in zip(target.boxes, target.labels, target.difficult, strict=True):
+        element = SubElement(top, "object")
+        _add(element, {"name": label, "pose": "Unspecified", "truncated": 0, "difficult": int(difficult)})
+        corners = map(rounded, _to_corners(*decimals(box)))
+        sides = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+        _add(
+            SubElement(element, "bndbox"),
+            {side: f"{value:.9f}".rstrip("0").rstrip(".") for side, value in sides},
+        )
+    return top
+
+
+def _add(parent: Element, texts: Mapping[str, object]) -> None:
+    for tag, text in texts.items():
+        SubElement(parent, tag).text = str(text)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sppnet.datasets.entries import Entry, by_split, check_lines, check_stems, decimals
 from sppnet.datasets.findings import Annotation, Findings, as_dataset_error
 from sppnet.datasets.records import Dataset, Sample
 from sppnet.datasets.splits import pick_split
 from sppnet.errors import DatasetError
 from sppnet.images import find_images, image_size
-from sppnet.storage import numbered_lines
+from sppnet.storage import atomic_path, numbered_lines
 
+_SPLITS = ("train", "val", "test")
 _TOLERANCE = 1e-3  # by which a relative coordinate may pass 0 or 1
 _UNLABELLED = "images without a label file, taken as negatives"
 
@@ -80,7 +82,7 @@ def _description(file: Path) -> dict[Any, Any]:
 
 def _named(content: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the splits that a YAML file names, and what it says of them."""
-    return {key: content[key] for key in ("train", "val", "test") if content.get(key)}
+    return {key: content[key] for key in _SPLITS if content.get(key)}
 
 
 def _folders(root: Path) -> dict[str, Path]:
@@ -170,3 +172,73 @@ def _orphans(labels: Mapping[Path, Path]) -> list[Path]:
     folders = {label.parent for label, image in labels.items() if label.parent != image.parent}
     found = {path for folder in folders for path in folder.glob("*.txt") if path.name != "classes.txt"}
     return sorted(found - labels.keys())
+
+
+def write_yolo(folder: Path, entries: Sequence[Entry], classes: Sequence[str]) -> list[Path]:
+    """Write ``data.yaml``, and in ``labels`` a text file for each image and the ``classes.txt`` of LabelImg.
+
+    Boxes are written with all digits. Difficult objects and crowds cannot be held, nor can scores.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing folder.
+    entries : sequence of Entry
+        The images, whose places begin with ``images/``; names must differ in more than their suffix.
+    classes : sequence of str
+        All class names; their numbers count from 0 in this order.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    SppnetError
+        If a class name has more than one line, or two names of images differ in their suffix.
+    OSError
+        If a file cannot be written.
+    """
+    check_lines(classes, "YOLO")
+    sources: dict[str, str] = {}
+    files = [folder / "data.yaml"]
+    for split, part in by_split(entries).items():
+        check_stems((entry.name for entry in part), "YOLO")
+        sources[split or "train"] = "/".join(filter(None, ["images", split]))
+        labels = folder / "/".join(filter(None, ["labels", split]))
+        texts = {labels / "classes.txt": "".join(f"{name}\n" for name in classes)}
+        texts |= {folder / _label_path(Path(entry.place)): _label_text(entry, classes) for entry in part}
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, "utf-8", "surrogateescape")
+        files += texts
+    keys = _keys(sources)
+    description = {
+        **{keys[split]: source for split, source in sources.items()},
+        "names": dict(enumerate(classes)),
+    }
+    with atomic_path(files[0]) as temporary:
+        temporary.write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), "utf-8")
+    return files
+
+
+def _keys(splits: Collection[str]) -> dict[str, str]:
+    """Return the key of each split in a YAML file: train, val or test where its name begins so."""
+    keys = {split: split for split in _SPLITS if split in splits}
+    for split in splits:
+        free = (key for key in _SPLITS if split.startswith(key) and key not in keys.values())
+        keys.setdefault(split, next(free, split))
+    return keys
+
+
+def _label_text(entry: Entry, classes: Sequence[str]) -> str:
+    """Return the boxes of an image, a line each: class, centre, width and height as shares of the image."""
+    lines = []
+    for box, label in zip(entry.target.boxes, entry.target.labels, strict=True):
+        x1, y1, x2, y2 = decimals(box)
+        x, y = (x1 + x2) / 2 / entry.width, (y1 + y2) / 2 / entry.height
+        w, h = (x2 - x1) / entry.width, (y2 - y1) / entry.height
+        lines.append(f"{classes.index(label)} {x!r} {y!r} {w!r} {h!r}\n")
+    return "".join(lines)
