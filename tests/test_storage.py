@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from sppnet.errors import SppnetError
 from sppnet.storage import (
+    atomic_folder,
     atomic_path,
     check_writable,
     digest_of,
@@ -148,3 +150,37 @@ class TestTensors:
                 read(tmp_path / "gone", "kind", "3")
         assert file_format(tmp_path / "gone") is None
         assert file_format(tmp_path) is None
+
+
+class TestAtomicFolder:
+    @pytest.mark.parametrize("made", [False, True])
+    def test_it_appears_when_all_is_written(self, made, tmp_path):
+        folder = tmp_path / "out"
+        if made:
+            folder.mkdir()
+        with atomic_folder(folder) as temporary:
+            (temporary / "a").write_text("a")
+            assert list(folder.glob("*")) == []
+        assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["out", "out/a"]
+
+    def test_an_error_leaves_nothing(self, tmp_path):
+        with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "out") as temporary:
+            (temporary / "a").write_text(str(1 / 0))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_in_the_working_directory(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with atomic_folder(Path("out")) as temporary:
+            (temporary / "a").touch()
+        assert Path("out/a").exists()
+
+    def test_what_is_in_the_way(self, tmp_path):
+        (tmp_path / "file").touch()
+        for name, says in (
+            ("", "found a folder with files in it, expected an empty one"),
+            ("file", "found a file, expected a folder"),
+            ("gone/out", "cannot write"),
+        ):
+            with pytest.raises(OSError, match=says), atomic_folder(tmp_path / name):
+                pass
+        assert [p.name for p in tmp_path.iterdir()] == ["file"]
