@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import math
+import re
 import secrets
 import shutil
 import stat
@@ -19,6 +21,9 @@ from safetensors import SafetensorError, safe_open
 
 from sppnet.arrays import to_numpy
 from sppnet.errors import SppnetError
+
+# Not str.splitlines, which would cut names at rare characters that are no ends of lines.
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @contextmanager
@@ -284,8 +289,50 @@ def read_json(path: Path) -> Any:
         raise SppnetError(f"{path}: found bytes that are no text ({error.reason}), expected JSON") from None
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ``path:line`` and the stripped text of each line of a text file that is not blank."""
-    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
+def encoding_of(path: Path) -> str:
+    """Return the encoding that a text file must be in by how it begins: ``"utf-16"`` or ``"utf-8-sig"``."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def read_text(path: Path, names: bool = False) -> str:
+    """Return the content of a text file: UTF-8, with or without a byte order mark, or UTF-16 with one.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    names : bool
+        Whether it holds names of files, which may be of any bytes: those that are no UTF-8 come as
+        surrogates, which `os.fsencode` turns back into their bytes.
+
+    Raises
+    ------
+    SppnetError
+        If it is text in another encoding, or no text: names file and line.
+    """
+    content, encoding = path.read_bytes(), encoding_of(path)
+    wide = encoding == "utf-16"
+    try:
+        text = content.decode(encoding, "surrogateescape" if names and not wide else "strict")
+        wrong = text.find("\0")
+        found = "a byte of 0"
+    except UnicodeDecodeError as error:
+        text = content[: error.start].decode(encoding, "replace")
+        wrong = len(text)
+        found = f"bytes that are no text in {'UTF-16' if wide else 'UTF-8'}"
+    if wrong >= 0:
+        line = len(_LINE_END.findall(text, 0, wrong)) + 1
+        raise SppnetError(f"{path}:{line}: found {found}, expected text in UTF-8, or in UTF-16 with its mark")
+    return text
+
+
+def numbered_lines(path: Path, names: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield ``path:line`` and the stripped text of each line of a text file that is not blank.
+
+    The parameters and errors are those of `read_text`.
+    """
+    for number, line in enumerate(_LINE_END.split(read_text(path, names)), 1):
         if line.strip():
             yield f"{path}:{number}", line.strip()

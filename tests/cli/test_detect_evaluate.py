@@ -57,7 +57,9 @@ class TestEvaluate:
         ]
         assert all(read_image(path).std() > 1 for path in Path("report").iterdir())
 
-    @pytest.mark.parametrize(("options", "seen", "of"), [(("--split", "train"), 6, 6), ((), 6, 10)])
+    @pytest.mark.parametrize(
+        ("options", "seen", "of"), [(("--split", "train"), 6, 6), (("--split", "all"), 6, 10)]
+    )
     def test_photos_of_the_fit_are_told_first(self, model, data, options, seen, of):
         outcome = succeeds("detect", "evaluate", model, data, *options, "--json", "report.json")
         warning = (
@@ -215,7 +217,7 @@ class TestTogether:
     def refused(self, model, others, data, says):
         more = [text for other in others for text in ("--ensemble", other)]
         fails("detect", "run", model, data / "JPEGImages", *more, "--out", "found", says=says)
-        fails("detect", "evaluate", model, data, *more, "--json", "report.json", says=says)
+        fails("detect", "evaluate", model, data, "--split", "val", *more, "--json", "report.json", says=says)
 
     def test_the_same_twice(self, model, second, data):
         says = ["are the same, expected different ones"]

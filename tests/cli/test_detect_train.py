@@ -261,10 +261,10 @@ class TestBadData:
     def test_no_dataset(self, photos, model):
         Path("empty").mkdir()
         write(Path("notes.txt"), "no dataset")
-        known = ["Annotations/*.xml", "data.yaml"]
+        known = ["XML files of <annotation>", "data.yaml"]
         found = {
             "empty": ["found no dataset", *known],
-            "notes.txt": ["found no dataset", *known],
+            "notes.txt": ["found a .txt file of none of the formats known here", *known],
             "photos": ["found 3 images and no annotations known here", *known, "annotate them with a tool"],
         }
         for folder, told in found.items():
@@ -310,7 +310,7 @@ class TestBadData:
     def test_missing_image(self):
         voc_tree(Path("shapes"), SPLITS)
         Path("shapes/JPEGImages/000003.jpg").unlink()
-        says = ["train.txt:3", "no image for '000003'"]
+        says = ["shapes/Annotations/000003.xml: found no image '000003' in shapes, expected one"]
         fails("detect", "train", "shapes", "--split", "train", "--out", "m.safetensors", says=says)
 
     def test_clipped_box_is_told(self):

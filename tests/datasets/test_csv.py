@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from sppnet.datasets import dataset_splits, read_dataset
@@ -12,7 +14,7 @@ class TestCsv:
 
     def test_boxes_as_they_are(self, tmp_path):
         rows = ("1.png,10,5.5,20,40,cat,train", '"2.png",0,0,128,96,dog,val', "1.png,1,2,3,4,dog,train")
-        data = read_dataset(self.table(tmp_path, *rows))
+        data = read_dataset(self.table(tmp_path, *rows), "all")
         assert data.classes == ("cat", "dog")
         assert [sample.name for sample in data] == ["1.png", "2.png"]
         assert data[0].target.boxes.tolist() == [[10, 5.5, 20, 40], [1, 2, 3, 4]]
@@ -35,7 +37,7 @@ class TestCsv:
             ("1.png,5,5,5,9,cat,", ":2: box 5, 5, 5, 9 of 'cat' is inverted or empty"),
             ("1.png,x,5,5,9,cat,", ":2: found x, 5, 5, 9, expected the numbers"),
             ("1.png,5,5", ":2: found a row of length 3, expected 7 as in line 1"),
-            ("3.png,1,1,5,9,cat,", ":2: found no image file"),
+            ("3.png,1,1,5,9,cat,", ":2: found no image '3.png'"),
             ("1.png,nan,1,5,9,cat,", "is inverted or empty"),
         ],
     )
@@ -44,12 +46,9 @@ class TestCsv:
 
     def test_bad_files(self, tmp_path):
         file = self.table(tmp_path, "1.png,1,2", header="path,x1,y1")
-        assert (
-            "boxes.csv:1: found the columns 'path', 'x1', 'y1', expected path, x1, y1, x2 and y2 once"
-            in only_error(file)
-        )
+        assert "found a .csv file of none of the formats known here" in only_error(file)
         file = self.table(tmp_path, "1.png,1,2,30,40,cat,train")
-        assert "found no split 'test', expected one of: train" in only_error(file, "test")
+        assert "found no single split 'test', expected one of: train; or all" in only_error(file, "test")
         assert "found no image, expected at least one" in only_error(self.table(tmp_path))
 
     def test_splits(self, tmp_path):
@@ -75,6 +74,15 @@ class TestCsv:
     def test_bytes_that_are_no_text(self, tmp_path):
         file = self.table(tmp_path)
         file.write_bytes(b"path,x1,y1,x2,y2,label\n1.png,1,2,30,40,caf\xe9\n")
-        assert read_dataset(file).classes == ("caf\udce9",)
-        file.write_bytes("path,x1,y1,x2,y2\n1.png,1,2,30,40\n".encode("utf-16"))
-        assert "boxes.csv:1: found the columns" in only_error(file)
+        assert only_error(file).startswith(f"{file}:2: found bytes that are no text in UTF-8")
+        os.rename(tmp_path / "1.png", os.fsencode(tmp_path) + b"/\xe9.png")
+        file.write_bytes(b"path,x1,y1,x2,y2\n\xe9.png,1,2,30,40\n")
+        assert read_dataset(file)[0].target.boxes.tolist() == [[1, 2, 30, 40]]
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_encodings(self, tmp_path, encoding):
+        file = self.table(tmp_path)
+        os.rename(tmp_path / "1.png", tmp_path / "ü (1).png")
+        file.write_bytes("path,x1,y1,x2,y2,label\r\nü (1).png,1,2,30,40,猫\r\n".encode(encoding))
+        (sample,) = read_dataset(file)
+        assert (sample.target.labels, sample.target.boxes.tolist()) == (("猫",), [[1, 2, 30, 40]])

@@ -31,7 +31,7 @@ class TestEveryFormat:
     def test_unknown_split_lists_the_others(self, tmp_path, format):
         TREES[format](tmp_path)
         assert only_error(tmp_path, "test").endswith(
-            "found no single split 'test', expected one of: train, val"
+            "found no single split 'test', expected one of: train, val; or all"
         )
 
     @pytest.mark.parametrize("format", TREES)
@@ -40,21 +40,26 @@ class TestEveryFormat:
         next(tmp_path.rglob("000002.jpg")).unlink()
         assert "000002" in only_error(tmp_path)
 
-    @pytest.mark.parametrize("format", ["coco", "yolo"])
+    @pytest.mark.parametrize("format", TREES)
     def test_a_split_must_be_chosen(self, tmp_path, format):
         TREES[format](tmp_path)
-        assert only_error(tmp_path).endswith("found 2 splits and none chosen, expected one of: train, val")
+        assert only_error(tmp_path).endswith(
+            "found 2 splits and none chosen, expected one of: train, val; or all"
+        )
 
     def test_unrecognised(self, tmp_path):
         message = only_error(tmp_path)
-        for part in (str(tmp_path), "Annotations/*.xml", "instances_*.json", "data.yaml", "classes.txt"):
+        for part in (str(tmp_path), "<annotation>", "a .json file of images", "data.yaml", "classes.txt"):
             assert part in message
         assert "data.yaml" not in only_error(tmp_path, format="voc")
 
     def test_two_formats_at_once(self, tmp_path):
         voc_tree(tmp_path, {"train": 2})
         yolo_tree(tmp_path, {"train": 3})
-        assert "found voc and yolo data, expected format=" in only_error(tmp_path)
+        assert (
+            "found voc data (Annotations/000001.xml) and yolo data (data.yaml), expected format="
+            in only_error(tmp_path)
+        )
         assert len(read_dataset(tmp_path, format="voc")) == 2
         assert len(read_dataset(tmp_path, format="yolo")) == 3
 

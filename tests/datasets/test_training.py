@@ -1,5 +1,7 @@
 """What is learned from where no split is named."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -25,8 +27,17 @@ def test_everything_is_learned_from_without_one(tmp_path):
     voc_tree(tmp_path, {"val": 3})
     data = read_training_data(tmp_path)
     assert data.fingerprint == read_dataset(tmp_path).fingerprint
-    expected = f"{tmp_path}: learning from everything, as there is no split for training: 3 photos"
-    assert data.notes[0] == expected
+    assert data.notes[0] == f"{tmp_path}: learning from the split val: 3 photos"
+    voc_tree(tmp_path, {"val": 3, "test": 1})
+    with pytest.raises(
+        DatasetError, match="found 2 splits and none chosen, expected one of: test, val; or all"
+    ):
+        read_training_data(tmp_path)
+    shutil.rmtree(tmp_path / "ImageSets")
+    assert (
+        read_training_data(tmp_path).notes[0]
+        == f"{tmp_path}: learning from everything, as there is no split for training: 4 photos"
+    )
     with pytest.raises(DatasetError, match="'test'"):
         read_training_data(tmp_path, "test")
 

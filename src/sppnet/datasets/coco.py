@@ -3,159 +3,222 @@
 from __future__ import annotations
 
 import json
+import mmap
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from sppnet.boxes import Detections
 from sppnet.datasets.entries import DEFAULT_SPLIT, Entry, by_split, decimals, rounded
 from sppnet.datasets.findings import (
     Annotation,
+    Corners,
     Findings,
+    Record,
     Scored,
-    as_dataset_error,
     expected_classes,
     finite_numbers,
 )
-from sppnet.datasets.records import Dataset, Sample
-from sppnet.datasets.splits import pick_split
+from sppnet.datasets.records import Dataset
+from sppnet.datasets.runs import run_lengths
+from sppnet.datasets.sizes import Size
+from sppnet.datasets.splits import split_of_folders, split_of_stem
+from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError, SppnetError
-from sppnet.images import image_size
 from sppnet.storage import atomic_path, read_json, write_json
 
-K = TypeVar("K")
-T = TypeVar("T")
+_NAME = re.compile(r"(instances_.*|.*[._]coco)\.json", re.IGNORECASE)
+_KEYS = tuple(re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories"))
+_INSTANCES = "instances_"
 
 
-def coco_files(root: Path) -> dict[str, Path]:
-    """Return the annotation files by split."""
-    if root.is_file():
-        return {root.stem: root} if root.suffix.lower() == ".json" else {}
-    instances = {p.stem.removeprefix("instances_"): p for p in root.glob("annotations/instances_*.json")}
-    exports = [*root.glob("_annotations.coco.json"), *root.glob("*/_annotations.coco.json")]
-    return instances | {path.absolute().parent.name: path for path in exports}
+class _Part(NamedTuple):
+    """Files of annotations, each with the split that it is."""
+
+    files: Sequence[tuple[str, str | None]]
 
 
-def coco_splits(root: Path) -> tuple[str, ...]:
-    """Return the names of the splits, sorted: those with a file of annotations; none of a file."""
-    return () if root.is_file() else tuple(sorted(coco_files(root)))
+def _fits(path: Path, head: bytes) -> bool:
+    if _NAME.fullmatch(path.name):
+        return True
+    if b'"shapes"' in head or not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return all(key.search(content) for key in _KEYS)
 
 
-def read_coco(root: Path, split: str | None) -> Dataset:
-    """Read a COCO file or folder, as `read_dataset` says."""
-    if root.is_file():
-        split, file = split or root.stem.removeprefix("instances_"), root
-    else:
-        split, file = pick_split(root, coco_files(root), split)
-    with as_dataset_error():
-        content = read_json(file)
-    findings = Findings()
-    classes: dict[int, str] = {}
-    for where, record in _records(file, content, "categories"):
+def _locate(tree: Tree, names: Sequence[str]) -> Layout:
+    """Understand JSON files in any folders; see `sppnet.datasets.tree.Format`."""
+    # COCO's own folder also has the same images with keypoints and captions.
+    official = [name for name in names if _stem(name).startswith(_INSTANCES)]
+    for name in () if not official else names:
+        if name not in official:
+            tree.left.add("beside instances_*.json", name)
+    files = [(name, _split_of(name)) for name in official or names]
+    if len(files) > 1:
+        files = [(name, split or _stem(name)) for name, split in files]
+    splits: dict[str, list[tuple[str, str | None]]] = {}
+    for name, split in files:
+        if split is not None:
+            splits.setdefault(split, []).append((name, split))
+    return Layout(
+        {split: _Part(held) for split, held in splits.items()},
+        _Part(files),
+        partial(_read, tree),
+        files[0][0],
+    )
+
+
+def _split_of(name: str) -> str | None:
+    """Return the split that a file is named after, or the folder that it lies in."""
+    stem = _stem(name)
+    if stem.startswith(_INSTANCES):
+        return stem.removeprefix(_INSTANCES)
+    return split_of_folders(name) or split_of_stem(stem)
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem
+
+
+def _read(tree: Tree, part: _Part, findings: Findings) -> Iterator[Record]:
+    """Yield the images of files of annotations."""
+    for name, split in part.files:
+        yield from _records(tree.path(name), split, findings)
+
+
+def _records(file: Path, split: str | None, findings: Findings) -> Iterator[Record]:
+    """Yield the images of a file of annotations."""
+    content = read_json(file)
+    classes: dict[str, tuple[int | str, str]] = {}
+    for i, record in _listed(file, content, "categories"):
         with findings.collect():
-            _add(classes, _field(where, record, "id", int), _field(where, record, "name", str), where)
-    images: dict[str, dict[str, Any]] = {}
-    for where, record in _records(file, content, "images"):
+            number = _field(file, "categories", i, record, "id", int, str)
+            label = "name" if "name" in record else "supercategory"
+            name = _field(file, "categories", i, record, label, str)
+            _add(classes, str(number), (number, name), (file, "categories", i, record))
+    images: dict[str, tuple[int, dict[str, Any]]] = {}
+    for i, record in _listed(file, content, "images"):
         with findings.collect():
-            _field(where, record, "file_name", str)
-            _add(images, str(_field(where, record, "id", int, str)), record, where)
+            _field(file, "images", i, record, "file_name", str)
+            number = _field(file, "images", i, record, "id", int, str)
+            _add(images, str(number), (i, record), (file, "images", i, record))
     rows: dict[str, list[Annotation]] = {name: [] for name in images}
-    met: set[int] = set()
-    for where, record in _records(file, content, "annotations"):
+    met: set[str] = set()
+    for i, record in _listed(file, content, "annotations"):
         with findings.collect():
-            name, row = _row(where, record, classes)
-            if name not in rows:
-                raise DatasetError(f"{where}: found the image_id {name}, expected that of an image")
-            rows[name].append(row)
-            met.add(record["category_id"])
-    folder = _folder(file, split, [record["file_name"] for record in images.values()])
-    samples = []
-    for name, record in images.items():
-        with findings.collect():
-            path = folder / record["file_name"]
-            if not path.is_file():
-                raise DatasetError(f"{file}: found no image file {path} of image {name}, expected one")
-            samples.append(Sample(name, path, findings.target(rows[name], *_size(record, path))))
-    image_ids = {name: record["id"] for name, record in images.items()}
-    category_ids: dict[str, int] = {}
+            image = str(_field(file, "annotations", i, record, "image_id", int, str))
+            if image not in rows:
+                where = _at(file, "annotations", i, record)
+                raise DatasetError(f"{where}: found the image_id {image}, expected that of an image")
+            rows[image].append(_row(file, i, record, classes))
+            met.add(str(record["category_id"]))
     with findings.collect():
-        category_ids = _category_ids(file, classes, met)
-    return findings.dataset(root, split, samples, category_ids, image_ids)
+        findings.number(_category_ids(file, classes, met), str(file))
+    del content
+    for image, (i, record) in images.items():
+        where = _at(file, "images", i, record)
+        yield Record(
+            image, record["file_name"], file, where, _size(record), rows.pop(image), record["id"], split
+        )
 
 
-def _category_ids(file: Path, classes: Mapping[int, str], met: Collection[int]) -> dict[str, int]:
-    """Invert `classes`; of two categories of one name (a parent may carry its child's) the one met counts."""
-    numbers: dict[str, int] = {}
-    for number, name in sorted(classes.items(), key=lambda item: item[0] in met):
-        if numbers.get(name) in met:
+def _category_ids(
+    file: Path, classes: Mapping[str, tuple[int | str, str]], met: Collection[str]
+) -> dict[str, int | str]:
+    """Return the numbers of classes; of two of one name (parents may have a child's) the one met counts."""
+    numbers: dict[str, int | str] = {}
+    for number, name in sorted(classes.values(), key=lambda item: str(item[0]) in met):
+        if str(numbers.get(name)) in met:
             same = f"{numbers[name]} and {number}"
             raise DatasetError(f"{file}: found the categories {same} both named {name!r}, expected one")
         numbers[name] = number
     return numbers
 
 
-def _add(known: dict[K, T], key: K, value: T, where: str) -> None:
+def _add(known: dict[str, Any], key: str, value: Any, place: tuple[Path, str, int, dict[str, Any]]) -> None:
     """Add what an id stands for, which nothing did before."""
     if key in known:
-        raise DatasetError(f"{where}: found the id {key} again, expected it once")
+        raise DatasetError(f"{_at(*place)}: found the id {key} again, expected it once")
     known[key] = value
 
 
-def _row(where: str, record: dict[str, Any], classes: Mapping[int, str]) -> tuple[str, Annotation]:
-    """Return an annotation as the id of its image and its box."""
-    name = str(_field(where, record, "image_id", int, str))
-    number = _field(where, record, "category_id", int)
-    if number not in classes:
+def _row(
+    file: Path, index: int, record: dict[str, Any], classes: Mapping[str, tuple[int | str, str]]
+) -> Annotation:
+    """Return the box of an annotation: its own, or that around its segmentation."""
+    number = _field(file, "annotations", index, record, "category_id", int, str)
+    if str(number) not in classes:
+        where = _at(file, "annotations", index, record)
         raise DatasetError(f"{where}: found the category_id {number}, expected that of a category")
-    box = _field(where, record, "bbox", list)
+    label = classes[str(number)][1]
+    if not record.get("bbox") and record.get("segmentation"):
+        box, kind = _around(file, index, record), "segmentation"
+    else:
+        written = _field(file, "annotations", index, record, "bbox", list)
+        try:
+            x, y, width, height = map(float, written)
+        except (TypeError, ValueError, OverflowError):
+            found = f"found the bbox {written}, expected 4 numbers: x, y, width, height"
+            raise DatasetError(f"{_at(file, 'annotations', index, record)}: {found}") from None
+        box, kind = (x, y, x + width, y + height), f"bbox {written}"
+    place = partial(_place, file, index, record.get("id"), f"{kind} of {label!r}")
+    return Annotation(box, label, place, crowd=bool(record.get("iscrowd", 0)))
+
+
+def _place(file: Path, index: int, number: Any, what: str) -> str:
+    return f"{file}: annotations[{index}] (id {number}): {what}"
+
+
+def _around(file: Path, index: int, record: dict[str, Any]) -> Corners:
+    """Return the box around a segmentation: polygons, or run lengths over the columns of the image."""
+    segmentation = record["segmentation"]
     try:
-        x, y, width, height = map(float, box)
-    except (TypeError, ValueError, OverflowError):
-        raise DatasetError(
-            f"{where}: found the bbox {box}, expected 4 numbers: x, y, width, height"
-        ) from None
-    label = classes[number]
-    place = f"{where}: bbox {box} of {label!r}"
-    return name, Annotation((x, y, x + width, y + height), label, place, crowd=bool(record.get("iscrowd", 0)))
+        if isinstance(segmentation, dict):
+            return run_lengths(segmentation["counts"], *map(int, segmentation["size"]))
+        numbers = [float(value) for polygon in segmentation for value in polygon]
+        if not numbers or len(numbers) % 2:
+            raise ValueError
+    except (TypeError, ValueError, KeyError, OverflowError):
+        found = (
+            "found no bbox, and a segmentation that is neither polygons nor run lengths; expected one of them"
+        )
+        raise DatasetError(f"{_at(file, 'annotations', index, record)}: {found}") from None
+    x, y = numbers[::2], numbers[1::2]
+    return min(x), min(y), max(x), max(y)
 
 
-def _size(record: dict[str, Any], path: Path) -> tuple[int, int]:
-    """Return the height and width of an image: those annotated, or those of its header."""
+def _size(record: dict[str, Any]) -> Size | None:
+    """Return the annotated height and width of an image."""
     height, width = record.get("height"), record.get("width")
     if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
         return height, width
-    return image_size(path)
+    return None
 
 
-def _folder(file: Path, split: str, names: Sequence[str]) -> Path:
-    """Find the folder to which the file names of an annotation file are relative, by the first 20 of them."""
-    part = file.stem.removeprefix("instances_")
-    below = dict.fromkeys(("", "images", split, f"images/{split}", part, f"images/{part}"))
-    folders = [base / folder for base in (file.parent, file.parent.parent) for folder in below]
-    held = [sum((folder / name).is_file() for name in names[:20]) for folder in folders]
-    if names and not any(held):
-        places = ", ".join(map(str, folders))
-        raise DatasetError(f"{file}: found none of its images ({names[0]}, ...), expected them in {places}")
-    return folders[held.index(max(held))]
-
-
-def _records(file: Path, content: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield place and content of the objects in one of the lists of a COCO file."""
+def _listed(file: Path, content: Any, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and content of the objects in one of the lists of a COCO file."""
     records = content.get(key) if isinstance(content, dict) else None
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise DatasetError(f"{file}: found no list of {key}, expected images, annotations and categories")
-    for i, record in enumerate(records):
-        yield f"{file}: {key}[{i}] (id {record.get('id')})", record
+    yield from enumerate(records)
 
 
-def _field(where: str, record: Mapping[str, Any], key: str, *kinds: type) -> Any:
-    """Return a value of a record, which must be of one of some types."""
-    value = record.get(key)
-    if not isinstance(value, kinds):
-        found = repr(value) if key in record else "nothing"
+def _at(file: Path, key: str, index: int, record: Mapping[str, Any]) -> str:
+    """Return the place of an object in one of the lists of a COCO file."""
+    return f"{file}: {key}[{index}] (id {record.get('id')})"
+
+
+def _field(file: Path, key: str, index: int, record: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    """Return a value of an object in one of the lists, which must be of one of some types."""
+    value = record.get(name)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        found = repr(value) if name in record else "nothing"
         expected = " or ".join(kind.__name__ for kind in kinds)
-        raise DatasetError(f"{where}: found {found} as {key!r}, expected {expected}")
+        raise DatasetError(f"{_at(file, key, index, record)}: found {found} as {name!r}, expected {expected}")
     return value
 
 
@@ -210,11 +273,7 @@ def read_coco_results(path: Path, dataset: Dataset, names: Collection[str]) -> d
     dict from str to list of Scored
         For every sample, by its name, in the order of the file.
     """
-    stems = [(sample.image.stem, sample.name) for sample in dataset if isinstance(sample.image, Path)]
-    times = Counter(stem for stem, _ in stems)
-    images: dict[int | str, str] = {stem: name for stem, name in stems if times[stem] == 1}
-    for sample in dataset:
-        images |= {sample.name: sample.name, dataset.image_ids[sample.name]: sample.name}
+    images = _known_images(dataset)
     labels: dict[int | str, str] = {name: name for name in names}
     labels |= {number: name for name, number in dataset.category_ids.items()}
     entries = read_json(path)
@@ -231,6 +290,28 @@ def read_coco_results(path: Path, dataset: Dataset, names: Collection[str]) -> d
         x, y, width, height, score = finite_numbers(where, [*box, entry["score"]], 5)
         found[image].append(Scored((x, y, x + width, y + height), score, label))
     return found
+
+
+def _known_images(dataset: Dataset) -> dict[int | str, str]:
+    """Return the samples by all that a result may call them: id, name, stem of the file, number in it."""
+    known: dict[int | str, str] = {}
+    for keys in (_number_of, _stem_of):
+        named = [(keys(sample.name, sample.image), sample.name) for sample in dataset]
+        times = Counter(key for key, _ in named)
+        known |= {key: name for key, name in named if key is not None and times[key] == 1}
+    for sample in dataset:
+        known |= {sample.name: sample.name, dataset.image_ids[sample.name]: sample.name}
+    return known
+
+
+def _stem_of(name: str, image: object) -> str | None:
+    return image.stem if isinstance(image, Path) else None
+
+
+def _number_of(name: str, image: object) -> int | None:
+    """Return the number that a stem is, such as 139 of 000000000139."""
+    stem = _stem_of(name, image) or name
+    return int(stem) if stem.isdecimal() else None
 
 
 def _known(where: str, value: Any, key: str, known: Mapping[int | str, str]) -> str:
@@ -299,3 +380,6 @@ def coco_content(entries: Sequence[Entry], classes: Sequence[str]) -> dict[str, 
         **{"info": {}, "licenses": [], "categories": categories},
         **{"images": images, "annotations": annotations},
     }
+
+
+COCO = Format((".json",), _fits, _locate, "a .json file of images, annotations and categories")

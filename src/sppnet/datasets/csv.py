@@ -6,16 +6,16 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from sppnet.datasets.entries import Entry
-from sppnet.datasets.findings import Annotation, Findings
-from sppnet.datasets.records import Dataset, Sample
+from sppnet.datasets.findings import Annotation, Findings, Record
+from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError
-from sppnet.images import image_size
-from sppnet.storage import atomic_path
+from sppnet.storage import atomic_path, encoding_of
 
 _CORNERS = ("x1", "y1", "x2", "y2")
 _UNNAMED = "box"  # the label of boxes without one
@@ -29,75 +29,98 @@ def csv_rows(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield place (``file:line``) and fields of each row of a CSV file that is not blank.
 
-    Names that are not UTF-8 come as surrogates, which `os.fsencode` turns back into their bytes.
+    Names of files that are no UTF-8 come as surrogates, which `os.fsencode` turns back into their bytes.
 
     Parameters
     ----------
     file : Path
-        UTF-8, with or without a byte order mark; its first line names the columns.
+        UTF-8, with or without a byte order mark, or UTF-16 with one; its first line names the columns.
     required, optional : sequence of str
         Columns that must come once, and at most once; there may be others.
 
     Raises
     ------
     DatasetError
-        If columns are missing or come twice, a row has another length than the first line, or it is no CSV.
+        If columns are missing or come twice, a row has another length than the first line, it is no CSV, or
+        there are bytes that are neither text in the encoding nor the name of a file.
     """
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+    encoding = encoding_of(file)
+    with file.open(encoding=encoding, errors="surrogateescape", newline="") as text:
         reader = csv.reader(text, skipinitialspace=True, strict=True)
         try:
-            header = [name.strip() for name in next(reader, [])]
-            missing = any(header.count(name) != 1 for name in required)
-            if missing or any(header.count(name) > 1 for name in optional):
-                expected = f"{_listing(required)} once each, and {_listing(optional)} at most once"
-                raise DatasetError(f"{file}:1: found the columns {listed(header)}, expected {expected}")
+            header = _header(file, next(reader, []), required, optional)
             for row in reader:
                 where = f"{file}:{reader.line_num}"
                 if row and len(row) != len(header):
                     expected = f"{len(header)} as in line 1"
                     raise DatasetError(f"{where}: found a row of length {len(row)}, expected {expected}")
+                for field in row:
+                    if not field.isprintable() and not _is_text(field, file.parent):
+                        expected = "UTF-8, UTF-16 with its mark, or the name of a file"
+                        found = "bytes that are no text in UTF-8"
+                        raise DatasetError(f"{where}: found {found}, expected {expected}")
                 if row:
                     yield where, dict(zip(header, row, strict=True))
         except csv.Error as error:
             raise DatasetError(f"{file}:{reader.line_num}: found no CSV ({error}), expected CSV") from None
+        except UnicodeError:
+            line = reader.line_num + 1
+            raise DatasetError(
+                f"{file}:{line}: found bytes that are no text in UTF-16, expected text"
+            ) from None
 
 
-def csv_files(root: Path) -> list[Path]:
-    """Return the file if it may be a CSV file of boxes."""
-    return [root] if root.is_file() and root.suffix.lower() == ".csv" else []
+def _header(file: Path, names: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """Return the names of columns, which must hold those that are required."""
+    header = [name.strip() for name in names]
+    missing = any(header.count(name) != 1 for name in required)
+    if missing or any(header.count(name) > 1 for name in optional):
+        expected = f"{_listing(required)} once each, and {_listing(optional)} at most once"
+        raise DatasetError(f"{file}:1: found the columns {listed(header)}, expected {expected}")
+    return header
 
 
-def csv_splits(root: Path) -> tuple[str, ...]:
-    """Return the names in the column ``split`` of a CSV file of boxes, sorted; none without such a column."""
-    found = {fields.get("split", "").strip() for _, fields in _box_rows(root)}
-    return tuple(sorted(found - {""}))
+def _is_text(field: str, folder: Path) -> bool:
+    """Tell whether a field is text, or the name of a file, which may be of any bytes but 0."""
+    if "\0" in field:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in field) or (folder / field).exists()
 
 
-def read_csv(root: Path, split: str | None) -> Dataset:
-    """Read a CSV file of boxes, as `read_dataset` says."""
-    findings = Findings()
-    boxes: dict[str, list[Annotation]] = {}
-    places: dict[str, str] = {}
-    splits: set[str] = set()
-    for where, fields in _box_rows(root):
-        own = fields.get("split", "").strip()
-        splits.add(own)
-        if split in (None, own):
-            with findings.collect():
-                row = _annotation(where, fields)
-                boxes.setdefault(fields["path"], []).append(row)
-                places.setdefault(fields["path"], where)
-    if split is not None and split not in splits:
-        known = ", ".join(sorted(splits - {""})) or "(none)"
-        raise DatasetError(f"{root}: found no split {split!r}, expected one of: {known}")
-    samples = []
-    for name, rows in boxes.items():
+def _fits(path: Path, head: bytes) -> bool:
+    columns = head.replace(b"\0", b"").partition(b"\n")[0].replace(b'"', b"").split(b",")
+    return {b"path", b"x1", b"y1", b"x2", b"y2"} <= {
+        name.strip(b" \r\xef\xbb\xbf\xff\xfe") for name in columns
+    }
+
+
+def _locate(tree: Tree, names: Sequence[str]) -> Layout:
+    """Understand one file; see `sppnet.datasets.tree.Format`."""
+    if len(names) > 1:
+        raise DatasetError(
+            f"{tree.root}: found {' and '.join(names[:2])}, expected one table of boxes; name it"
+        )
+    file = tree.path(names[0])
+    splits = sorted({fields.get("split", "").strip() for _, fields in _box_rows(file)} - {""})
+    return Layout({split: split for split in splits}, None, partial(_records, file), names[0])
+
+
+def _records(file: Path, split: str | None, findings: Findings) -> Iterator[Record]:
+    """Yield the images of a CSV file of boxes."""
+    boxes: dict[tuple[str, str], list[Annotation]] = {}
+    places: dict[tuple[str, str], str] = {}
+    classes: set[str] = set()
+    for where, fields in _box_rows(file):
         with findings.collect():
-            path = root.parent / name
-            if not path.is_file():
-                raise DatasetError(f"{places[name]}: found no image file {path}, expected one")
-            samples.append(Sample(name, path, findings.target(rows, *image_size(path))))
-    return findings.dataset(root, split, samples)
+            row = _annotation(where, fields)
+            classes.add(row.label)
+            key = fields["path"], fields.get("split", "").strip()
+            if split in (None, key[1]):
+                boxes.setdefault(key, []).append(row)
+                places.setdefault(key, where)
+    findings.number({name: number for number, name in enumerate(sorted(classes), 1)}, str(file))
+    for key, rows in boxes.items():
+        yield Record(key[0], key[0], file, places[key], None, rows, split=key[1] or None)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -203,3 +226,6 @@ def _cell(text: str) -> str:
 def _name(cell: str) -> str:
     """Return the name in a cell, without the apostrophe that `_cell` puts in front."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+CSV = Format((".csv",), _fits, _locate, "a .csv file of path, x1, y1, x2, y2")

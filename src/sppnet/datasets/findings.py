@@ -1,25 +1,24 @@
-"""What a reader meets in the files of a data set: annotations and errors, until they make a data set."""
+"""What a reader meets in the files of a data set: records of photos, annotations and errors."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from sppnet.boxes import Target, clip
-from sppnet.datasets.records import Dataset, Sample
+from sppnet.datasets.sizes import Size
 from sppnet.errors import DatasetError, SppnetError
 
 Corners = tuple[float, float, float, float]
 """x1, y1, x2, y2 of a box in pixels, 0-based and half-open."""
 
-_ERRORS_SHOWN = 10
-_ROUNDING = 0.01  # pixels by which a box may pass the border without being counted
+Place = str | Callable[[], str]
+"""File, line and what is written there; or what finds that out, where it takes time and is seldom asked."""
+
+_SHOWN = 10
 
 
 class Annotation(NamedTuple):
@@ -28,10 +27,10 @@ class Annotation(NamedTuple):
     Attributes
     ----------
     box : tuple of 4 float
-        Corners, 0-based half-open pixels of the image.
+        Corners, 0-based half-open pixels of the image that was annotated.
     label : str
         Class name.
-    where : str
+    where : Place
         File, line and the coordinates as they are written there, for what is said of it.
     difficult, crowd : bool
         As in `sppnet.boxes.Target`.
@@ -39,9 +38,52 @@ class Annotation(NamedTuple):
 
     box: Corners
     label: str
-    where: str
+    where: Place
     difficult: bool = False
     crowd: bool = False
+
+
+class Record(NamedTuple):
+    """An annotated image as a file of some format has it, before its photo was looked for.
+
+    Attributes
+    ----------
+    name : str
+        What identifies it in the data set.
+    file : str
+        The photo as it is written in the file: a name, or a path of any tool's making. May be empty.
+    source : Path
+        The file.
+    where : str
+        The place in it, for errors.
+    size : (height, width) or None
+        The annotated size; None where none is written.
+    rows : sequence of Annotation
+        The objects.
+    id : int, str or None
+        The id of the image; None in formats without ids.
+    split : str or None
+        The split that it is of.
+    stem : str
+        Where the annotations have a file for each image: this file's own path from the folder of the data
+        set, with ``/`` and without suffix. A photo of the same stem is preferred to `file`.
+    relative : bool
+        Whether the boxes count in widths and heights of the photo, from 0 to 1, and not in pixels.
+    photo : str
+        The path of the photo, where the format itself has found it.
+    """
+
+    name: str
+    file: str
+    source: Path
+    where: str
+    size: Size | None
+    rows: Sequence[Annotation]
+    id: int | str | None = None
+    split: str | None = None
+    stem: str = ""
+    relative: bool = False
+    photo: str = ""
 
 
 class Scored(NamedTuple):
@@ -61,11 +103,14 @@ class Findings:
         A line for each thing that is wrong.
     counts : Counter of str
         How often something odd was put right or left out, by what it was; `Dataset.notes` tells them.
+    category_ids : dict from str to int or str
+        The numbers of the classes, where the format has them.
     """
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.counts: Counter[str] = Counter()
+        self.category_ids: dict[str, int | str] = {}
 
     @contextmanager
     def collect(self) -> Iterator[None]:
@@ -75,55 +120,39 @@ class Findings:
         except (SppnetError, OSError) as error:
             self.errors.append(str(error))
 
-    def target(self, rows: Sequence[Annotation], height: int, width: int) -> Target:
-        """Judge the boxes of an image of that size and clip them to it."""
-        boxes = np.array([row.box for row in rows], np.float64).reshape(-1, 4)
-        inside = clip(boxes, width, height)
-        proper = np.isfinite(boxes).all(axis=1) & np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-        seen = proper & np.all(inside[:, 2:] > inside[:, :2], axis=1)
-        for i in map(int, np.flatnonzero(~seen)):
-            what = f"lies outside the image of {width} x {height}" if proper[i] else "is inverted or empty"
-            self.errors.append(f"{rows[i].where} {what}, expected a box with an area inside the image")
-        clipped = seen & np.any(np.abs(inside - boxes) > _ROUNDING, axis=1)
-        self.counts["boxes that reached beyond their image, clipped"] += int(clipped.sum())
-        labels = [row.label for row in rows]
-        return Target.of(inside, labels, [row.difficult for row in rows], [row.crowd for row in rows])
-
-    def dataset(
-        self,
-        root: Path,
-        split: str | None,
-        samples: Sequence[Sample],
-        category_ids: Mapping[str, int] | None = None,
-        image_ids: Mapping[str, int | str] | None = None,
-    ) -> Dataset:
-        """Close the reading and return the samples with what was counted.
+    def number(self, classes: dict[str, int | str], where: str) -> None:
+        """Take over the numbers of the classes of one of the files of a data set.
 
         Raises
         ------
         DatasetError
-            If anything was wrong, or there is no sample.
+            If another file has given one of the classes another number.
         """
-        if len(self.errors) == 1:
-            raise DatasetError(self.errors[0])
+        for name, number in classes.items():
+            first = self.category_ids.setdefault(name, number)
+            if first != number:
+                found = f"the number {number} for {name!r}, which is {first} in another file"
+                raise DatasetError(f"{where}: found {found}, expected one; read one split at a time")
+
+    def check(self, root: Path) -> None:
+        """Raise the errors, if there are any, as one `DatasetError`."""
         if self.errors:
-            rest = len(self.errors) - _ERRORS_SHOWN
-            shown = [f"{root}: found {len(self.errors)} errors, expected none", *self.errors[:_ERRORS_SHOWN]]
-            raise DatasetError("\n".join([*shown, f"and {rest} more"] if rest > 0 else shown))
-        if not samples:
-            part = f" in split {split!r}" if split else ""
-            raise DatasetError(f"{root}: found no image{part}, expected at least one")
-        self.counts["images without objects"] = sum(not sample.target.labels for sample in samples)
-        classes = tuple(sorted({label for sample in samples for label in sample.target.labels}))
-        return Dataset(
-            tuple(samples),
-            classes,
-            root,
-            split,
-            tuple(f"{what}: {count}" for what, count in self.counts.items() if count),
-            category_ids or {name: i for i, name in enumerate(classes, 1)},
-            image_ids or {sample.name: sample.name for sample in samples},
-        )
+            raise DatasetError(
+                several(self.errors, f"{root}: found {len(self.errors)} errors, expected none")
+            )
+
+
+def several(lines: Sequence[str], title: str) -> str:
+    """Return one line as it is; of more the first 10, under a title."""
+    if len(lines) == 1:
+        return lines[0]
+    rest = len(lines) - _SHOWN
+    return "\n".join([title, *lines[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def text_of(place: Place) -> str:
+    """Return the words for a place."""
+    return place if isinstance(place, str) else place()
 
 
 @contextmanager

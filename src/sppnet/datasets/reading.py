@@ -2,100 +2,97 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from sppnet.datasets.coco import coco_files, coco_splits, read_coco
-from sppnet.datasets.csv import csv_files, csv_splits, read_csv
-from sppnet.datasets.records import Dataset
-from sppnet.datasets.voc import read_voc, voc_homes, voc_splits
-from sppnet.datasets.yolo import read_yolo, yolo_files, yolo_splits
-from sppnet.errors import DatasetError, check_choice
+from sppnet.datasets.coco import COCO
+from sppnet.datasets.csv import CSV
+from sppnet.datasets.findings import Findings, as_dataset_error
+from sppnet.datasets.finishing import finish
+from sppnet.datasets.records import Dataset, Sample
+from sppnet.datasets.splits import pick_split, same_split
+from sppnet.datasets.tree import Layout, Tree
+from sppnet.datasets.voc import VOC
+from sppnet.datasets.yolo import YOLO
+from sppnet.errors import DatasetError, SppnetError, check_choice
 from sppnet.images import SUFFIXES
 
 Format = Literal["voc", "coco", "yolo", "csv"]
 
+_FORMATS = {"voc": VOC, "coco": COCO, "yolo": YOLO, "csv": CSV}
 _ADVICE = "annotate them with a tool that writes one of these, such as LabelImg, CVAT or Label Studio"
 
 
-class _Known(NamedTuple):
-    """A format: how to tell it, how to list its splits, how to read it, what it looks like."""
+def read_dataset(
+    root: str | Path,
+    split: str | None = None,
+    *,
+    format: Format | None = None,
+    photos: bool = True,
+    max_bad: float = 0.01,
+) -> Dataset:
+    """Read a detection data set, recognising its format by the content of its files, in whatever folders.
 
-    locate: Callable[[Path], Collection[object]]
-    splits: Callable[[Path], tuple[str, ...]]
-    read: Callable[[Path, str | None], Dataset]
-    looks: str
-
-
-_FORMATS: dict[str, _Known] = {
-    "voc": _Known(
-        voc_homes,
-        voc_splits,
-        read_voc,
-        "Annotations/*.xml and JPEGImages",
-    ),
-    "coco": _Known(
-        coco_files,
-        coco_splits,
-        read_coco,
-        "a .json file, annotations/instances_*.json or _annotations.coco.json",
-    ),
-    "yolo": _Known(
-        yolo_files,
-        yolo_splits,
-        read_yolo,
-        "data.yaml, dataset.yaml, or images, labels and classes.txt",
-    ),
-    "csv": _Known(
-        csv_files,
-        csv_splits,
-        read_csv,
-        "a .csv file of path, x1, y1, x2, y2",
-    ),
-}
-
-
-def read_dataset(root: str | Path, split: str | None = None, *, format: Format | None = None) -> Dataset:
-    """Read a detection data set, recognising its format.
-
-    - VOC: a folder with ``Annotations/*.xml`` and ``JPEGImages``, or with one such folder at most two levels
-      down. Splits are the files ``ImageSets/Main/<split>.txt``; their second column, if any, is not read.
-    - COCO: a JSON file, or a folder with ``annotations/instances_<split>.json`` or
-      ``<split>/_annotations.coco.json``. Images are searched beside the file and one folder up, in both
-      places also in ``images``, ``<split>`` and ``images/<split>``.
-    - YOLO: a YAML file, or a folder with ``data.yaml`` or ``dataset.yaml``, whose ``train``, ``val`` and
-      ``test`` are the splits; or a folder with ``images``, ``labels`` and ``classes.txt`` or ``obj.names``,
-      where ``all`` and each folder in ``images`` are splits.
-    - CSV: a file with the columns ``path`` (relative to its folder, or absolute), ``x1, y1, x2, y2`` (pixels,
+    - VOC: XML files of ``<annotation>``, beside the photos or apart. The splits are the files
+      ``ImageSets/Main/<split>.txt``, or else folders named ``train``, ``valid``, ``val`` or ``test``.
+    - COCO: JSON files of images, annotations and categories. Each is a split, named by its folder
+      (``train/_annotations.coco.json``) or itself (``instances_<split>.json``, ``train.json``).
+    - YOLO: text files with a line for each object, and a YAML file with ``names``, whose ``train``, ``val``
+      and ``test`` are the splits; or an ``obj.data``; or ``classes.txt`` or ``obj.names``, where folders are
+      the splits. Polygons count as the boxes around them.
+    - CSV: the columns ``path`` (relative to the file's folder, or absolute), ``x1, y1, x2, y2`` (pixels,
       0-based and half-open), and possibly ``label`` and ``split``; a line for each box.
 
-    Boxes that reach beyond their image are clipped, and counted in `Dataset.notes`. Images without objects
-    are kept as negatives; in YOLO folders also those without a label file, unless no image has one.
+    A photo is looked for by the path that is written, and then by its name in the whole folder: in a folder
+    named after the split first, never in one named after another split, then where the last folders agree
+    with what is written, then nearest to the file that names it. Of two that fit equally well, none is taken.
+
+    Boxes are those of the upright photo. An annotated size is held against that of the photo: boxes drawn
+    before EXIF turned the photo, or before it was shrunk, are turned and scaled with it. What was put right
+    is counted in `Dataset.notes`: also boxes clipped to their image, and the same object annotated twice.
+    Images without objects are kept as negatives; in YOLO folders also those without a label file.
 
     Parameters
     ----------
     root : path
-        Folder or file.
+        Folder, or one file that holds annotations.
     split : str, optional
-        Name of the part to read, or a beginning that only one has (``train`` finds ``train2017``). By default
-        everything that is annotated (VOC), or the only split there is (COCO, YOLO). Of a COCO file it is just
-        a name, and that of a folder where its images may be.
+        Name of the part to read, or a beginning that only one has (``train`` finds ``train2017``); ``"all"``
+        for everything. Needed where there are several; the only one there is, or a data set without splits,
+        is read without.
     format : {"voc", "coco", "yolo", "csv"}, optional
-        Needed where a folder can be read in more than one way.
+        Needed where a folder holds annotations in more than one.
+    photos : bool
+        Whether the photos are there to be looked at. Without them the annotated sizes count as they are, and
+        a photo need not exist.
+    max_bad : float
+        Share of photos that may be missing, unreadable, or of another size than annotated: they are left out,
+        counted and named in `Dataset.notes`.
 
     Raises
     ------
     DatasetError
-        If there is no data set, no such split, no image, or anything wrong in its files: a missing image, a
-        repeated image id, a malformed file, a box that is inverted, empty, or wholly outside its image. Up to
-        10 errors are listed, a line each, under their total.
+        If there is no data set, no such split, no image, too many bad photos, or anything wrong in the files:
+        a malformed file, two photos that a name may mean, a box that is inverted, empty, or wholly outside
+        its image. Up to 10 errors are listed, a line each, under their total.
     FileNotFoundError
         If there is no `root`.
     """
-    known, root = _recognised(root, format)
-    return known.read(root, split)
+    if not 0 <= max_bad <= 1:
+        raise SppnetError(f"found {max_bad} as max_bad, expected a share from 0 to 1")
+    name, layout, tree = _recognised(root, format, photos)
+    findings = Findings()
+    chosen, part = pick_split(tree.root, layout.splits, layout.whole, split)
+    with as_dataset_error():
+        records = layout.read(part, findings)
+        samples, ids = finish(tree, records, findings, layout.splits, photos, max_bad)
+    if not samples:
+        within = f" in split {chosen!r}" if chosen else ""
+        raise DatasetError(f"{root}: found no image{within}, expected at least one")
+    if photos:
+        used = {str(sample.image) for sample in samples}
+        tree.leave_out(used, lambda photo: chosen is None or _lies_in(photo, chosen))
+    return _dataset(samples, ids, findings, tree, (name, chosen))
 
 
 def dataset_splits(root: str | Path, *, format: Format | None = None) -> tuple[str, ...]:
@@ -121,36 +118,68 @@ def dataset_splits(root: str | Path, *, format: Format | None = None) -> tuple[s
     FileNotFoundError
         If there is no `root`.
     """
-    known, root = _recognised(root, format)
-    return known.splits(root)
+    return tuple(sorted(_recognised(root, format, photos=False)[1].splits))
 
 
-def _recognised(root: str | Path, format: Format | None) -> tuple[_Known, Path]:
-    """Return the format of a data set, and its path."""
+def _dataset(
+    samples: list[Sample],
+    ids: list[int | str | None],
+    findings: Findings,
+    tree: Tree,
+    read: tuple[str, str | None],
+) -> Dataset:
+    """Return samples as the data set of a format and a split, `read`."""
+    classes = tuple(sorted({label for sample in samples for label in sample.target.labels}))
+    names = [sample.name for sample in samples]
+    told = [name if own is None else own for name, own in zip(names, ids, strict=True)]
+    counted = tuple(f"{what}: {count}" for what, count in findings.counts.items() if count)
+    return Dataset(
+        tuple(samples),
+        classes,
+        tree.root,
+        read[1],
+        (*counted, *tree.left.notes()),
+        findings.category_ids or {name: i for i, name in enumerate(classes, 1)},
+        # Several COCO files count their images each from 1.
+        dict(zip(names, told if len(set(told)) == len(told) else names, strict=True)),
+        read[0],
+    )
+
+
+def _lies_in(photo: str, split: str) -> bool:
+    return any(same_split(folder, split) for folder in photo.split("/")[:-1])
+
+
+def _recognised(root: str | Path, format: Format | None, photos: bool) -> tuple[str, Layout, Tree]:
+    """Return the format of a data set, what it understood, and the files."""
     root = Path(root)
     if not root.exists():
         raise FileNotFoundError(f"{root}: found no such folder or file, expected a dataset")
     if format is not None:
         check_choice("format", format, _FORMATS)
     wanted = {name: _FORMATS[name] for name in ([format] if format else _FORMATS)}
-    fitting = [name for name, known in wanted.items() if known.locate(root)]
-    if not fitting:
+    tree = Tree(root, looks_up=photos)
+    found: dict[str, Layout] = {}
+    with as_dataset_error():
+        for name, names in tree.fitting(wanted).items():
+            layout = wanted[name].locate(tree, names) if names else None
+            if layout is not None:
+                found[name] = layout
+    if not found:
         looks = "; or ".join(f"{name} ({known.looks})" for name, known in wanted.items())
-        found = _instead(root)
-        advice = "" if found == "no dataset" else f"; {_ADVICE}"
-        raise DatasetError(f"{root}: found {found}, expected {looks}{advice}")
-    if len(fitting) > 1:
-        raise DatasetError(f"{root}: found {' and '.join(fitting)} data, expected format= to choose one")
-    return wanted[fitting[0]], root
+        instead = _instead(tree)
+        advice = f"; {_ADVICE}" if "no annotations" in instead else ""
+        raise DatasetError(f"{root}: found {instead}, expected {looks}{advice}")
+    if len(found) > 1:
+        both = " and ".join(f"{name} data ({layout.shown})" for name, layout in found.items())
+        raise DatasetError(f"{root}: found {both}, expected format= to choose one, or the file of one")
+    return *next(iter(found.items())), tree
 
 
-def _instead(root: Path) -> str:
+def _instead(tree: Tree) -> str:
     """Say what lies where no data set was found."""
-    if root.is_file():
-        return "an image" if root.suffix.lower() in SUFFIXES else "no dataset"
-    photos = sum(
-        os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-        for _, _, names in os.walk(root)
-        for name in names
-    )
-    return f"{photos} image{'s' * (photos > 1)} and no annotations known here" if photos else "no dataset"
+    if tree.root.is_file():
+        suffix = tree.root.suffix.lower()
+        return "an image" if suffix in SUFFIXES else f"a {suffix} file of none of the formats known here"
+    count = len(tree.photos.names) if tree.photos.base == tree.base else 0
+    return f"{count} image{'s' * (count > 1)} and no annotations known here" if count else "no dataset"

@@ -27,16 +27,20 @@ class Sample:
     ----------
     name : str
         Identifies the image in its data set: the file stem (VOC), the image id (COCO), the path without
-        suffix relative to the folder or list of the split (YOLO), the path as it is written (CSV).
+        suffix relative to the folder or list of the split (YOLO), the path as it is written (CSV). Where two
+        images would have one name, all have that of their path.
     image : Path or (H, W, 3) uint8
         The image file, as all readers give it; or the pixels of an image in memory, RGB and upright.
     target : Target
         The objects in it; none for a negative image.
+    size : (height, width) or None
+        Of the upright image in pixels, where the reader knows it.
     """
 
     name: str
     image: Path | Pixels
     target: Target
+    size: tuple[int, int] | None = None
 
     @property
     def path(self) -> Path:
@@ -111,11 +115,13 @@ class Dataset(Sequence[Sample]):
         The part that was read; None for everything.
     notes : tuple of str
         What was put right or left out, each with its count.
-    category_ids : mapping from str to int
-        Class name to the number that stands for it in COCO results: the category id of a COCO data set (also
-        of categories not met), else the 1-based position in `classes`.
+    category_ids : mapping from str to int or str
+        Class name to the number that stands for it in COCO results: the category id of a COCO data set and
+        the index of a YOLO data set (also of classes not met), else the 1-based position in `classes`.
     image_ids : mapping from str to int or str
         Sample name to the image id in COCO results: that of a COCO data set, else the name itself.
+    format : str
+        The format that was read, such as ``"voc"``.
     """
 
     samples: tuple[Sample, ...]
@@ -123,8 +129,9 @@ class Dataset(Sequence[Sample]):
     root: Path
     split: str | None
     notes: tuple[str, ...]
-    category_ids: Mapping[str, int]
+    category_ids: Mapping[str, int | str]
     image_ids: Mapping[str, int | str]
+    format: str = ""
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -1,7 +1,8 @@
-"""The splits of a data set: which one is meant by a name, and which one to learn from if none is."""
+"""The splits of a data set: how folders and files name them, which is meant, which to learn from."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -10,8 +11,56 @@ from sppnet.errors import DatasetError
 
 Part = TypeVar("Part")
 
+ALL = "all"
+"""What stands for all splits together."""
 
-def pick_split(root: Path, splits: Mapping[str, Part], split: str | None) -> tuple[str, Part]:
+_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    "trainval": "trainval",
+}
+_NAME = re.compile(rf"({'|'.join(_WORDS)})[-_ ]?(\d*)", re.IGNORECASE)
+
+
+def is_split(name: str) -> bool:
+    """Tell whether a folder's name is one that splits have: ``train``, ``Valid``, ``test2017``."""
+    return _NAME.fullmatch(name) is not None
+
+
+def same_split(one: str, other: str) -> bool:
+    """Tell whether two names mean one split, as ``val``, ``valid`` and ``val2017`` do."""
+    first, second = _NAME.fullmatch(one), _NAME.fullmatch(other)
+    if first is None or second is None:
+        return one.casefold() == other.casefold()
+    words = _WORDS[first[1].lower()] == _WORDS[second[1].lower()]
+    return words and (first[2] == second[2] or not (first[2] and second[2]))
+
+
+def split_of_folders(name: str) -> str | None:
+    """Return the innermost folder of a path that is named as splits are; None without one."""
+    return next((part for part in name.split("/")[-2::-1] if is_split(part)), None)
+
+
+def split_of_stem(stem: str) -> str | None:
+    """Return the only word of a file's name that is named as splits are: ``train`` of ``labels_train``."""
+    found = [word for word in re.split(r"[^A-Za-z0-9]+", stem) if is_split(word)]
+    return found[0] if len(found) == 1 else None
+
+
+def by_folder(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the files that lie in folders named as splits are, by split; their order is kept."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        split = split_of_folders(name)
+        if split is not None:
+            found.setdefault(split, []).append(name)
+    return found
+
+
+def pick_split(
+    root: Path, splits: Mapping[str, Part], whole: Part, split: str | None
+) -> tuple[str | None, Part]:
     """Choose a split by its name, by a beginning that only it has, or as the only one there is.
 
     Parameters
@@ -20,24 +69,31 @@ def pick_split(root: Path, splits: Mapping[str, Part], split: str | None) -> tup
         What an error names.
     splits : mapping from str
         The splits there are, by name.
+    whole : value
+        What stands for everything: all the splits together, or a data set without any.
     split : str, optional
-        The name that was asked for.
+        The name that was asked for; ``"all"`` is everything.
 
     Returns
     -------
-    tuple of str and value
-        The whole name, and what `splits` holds for it.
+    tuple of str or None, and value
+        The whole name, and what `splits` holds for it; None and `whole` for everything.
 
     Raises
     ------
     DatasetError
         If it is none of them or the beginning of several, or if none was asked for and there are several.
     """
+    if split not in splits and (split == ALL or (split is None and not splits)):
+        return None, whole
     fitting = [name for name in splits if name == split] or [n for n in splits if n.startswith(split or "")]
-    if len(fitting) != 1:
-        found = f"no single split {split!r}" if split else f"{len(splits)} splits and none chosen"
-        raise DatasetError(f"{root}: found {found}, expected one of: {', '.join(sorted(splits)) or '(none)'}")
-    return fitting[0], splits[fitting[0]]
+    if len(fitting) == 1:
+        return fitting[0], splits[fitting[0]]
+    if not splits:
+        raise DatasetError(f"{root}: found no split {split!r}, expected none, as all is in one part")
+    names = ", ".join(sorted(splits)) if len(splits) <= 20 else ", ".join(sorted(splits)[:20]) + ", ..."
+    found = f"no single split {split!r}" if split else f"{len(splits)} splits and none chosen"
+    raise DatasetError(f"{root}: found {found}, expected one of: {names}; or {ALL}")
 
 
 def default_training_split(splits: Iterable[str]) -> str | None:

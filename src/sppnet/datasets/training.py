@@ -21,8 +21,8 @@ def read_training_data(root: str | Path, split: str | None = None) -> Dataset:
     root : path
         Folder or file, as `sppnet.read_dataset` takes it.
     split : str, optional
-        The part to learn from; by default the one that `default_training_split` chooses, or everything where
-        there is none. The first of the notes tells which.
+        The part to learn from; by default the one that `default_training_split` chooses, the only one there
+        is, or everything where there are no splits. The first of the notes tells which.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def read_training_data(root: str | Path, split: str | None = None) -> Dataset:
         return read_dataset(root, split)
     chosen = default_training_split(dataset_splits(root))
     data = read_dataset(root, chosen)
-    return replace(data, notes=(_told(root, chosen, len(data)), *data.notes))
+    return replace(data, notes=(_told(root, data.split, len(data)), *data.notes))
 
 
 def read_training_images(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from xml.etree.ElementTree import Element, SubElement, TreeBuilder, indent, tostring
+from xml.etree.ElementTree import Element, ParseError, SubElement, fromstring, indent, tostring
 from xml.parsers import expat
 
 from sppnet.boxes import Detections
@@ -29,16 +30,20 @@ from sppnet.datasets.findings import (
     Annotation,
     Corners,
     Findings,
+    Record,
     Scored,
-    as_dataset_error,
     expected_classes,
     finite_numbers,
 )
-from sppnet.datasets.records import Dataset, Sample, class_names
-from sppnet.datasets.splits import pick_split
+from sppnet.datasets.records import Dataset, class_names
+from sppnet.datasets.splits import by_folder, split_of_folders
+from sppnet.datasets.tree import Format, Layout, Names, Tree, clean, file_key, stem_key
 from sppnet.errors import DatasetError, SppnetError
-from sppnet.images import find_images, image_size
 from sppnet.storage import atomic_path, numbered_lines
+
+_ROOT = re.compile(rb"<annotation[\s>]")
+_SET = re.compile(r"(^|/)ImageSets/Main/[^/]+\.txt$")
+_FLAG = re.compile(r"\s(-1|0|1)$")
 
 
 def _from_corners(xmin: float, ymin: float, xmax: float, ymax: float) -> Corners:
@@ -51,116 +56,122 @@ def _to_corners(x1: float, y1: float, x2: float, y2: float) -> Corners:
     return x1 + 1, y1 + 1, x2, y2
 
 
-def voc_homes(root: Path) -> list[Path]:
-    """Return the topmost folders, at most two levels down, that hold annotations."""
-    for depth in ("", "*/", "*/*/"):
-        homes = [p.parent for p in sorted(root.glob(f"{depth}Annotations")) if any(p.glob("[!.]*.xml"))]
-        if homes:
-            return homes
-    return []
+def _fits(path: Path, head: bytes) -> bool:
+    text = head.replace(b"\0", b"")
+    return bool(_ROOT.search(text)) or (path.parent.name == "Annotations" and b"<annotations" not in text)
 
 
-def voc_splits(root: Path) -> tuple[str, ...]:
-    """Return the names of the splits, sorted: those of the files ``ImageSets/Main/*.txt``."""
-    return tuple(sorted(_sets(_home(root))))
+def _locate(tree: Tree, names: Sequence[str]) -> Layout:
+    """Understand XML files in any folders; see `sppnet.datasets.tree.Format`."""
+    fitting, kept = set(names), []
+    for name in tree.candidates[".xml"]:
+        # A damaged file shows in the reading, if it is one of a photo.
+        if name in fitting or stem_key(name) in tree.photos.by_stem:
+            kept.append(name)
+        else:
+            tree.left.add(".xml of another kind", name)
+    lists: dict[str, list[Path]] = {}
+    for name in tree.files if tree.root.is_dir() else ():
+        place = tree.path(name)
+        if _SET.search(name) and any(True for _ in numbered_lines(place, names=True)):
+            lists.setdefault(place.stem, []).append(place)
+    if lists:
+        reader = partial(_listed_records, tree, Names(tree.base, kept), len(lists) == 1)
+        return Layout(lists, None, reader, names[0])
+    return Layout(by_folder(kept), kept, partial(_records, tree), names[0])
 
 
-def read_voc(root: Path, split: str | None) -> Dataset:
-    """Read a VOC folder, as `read_dataset` says; without a split everything that is annotated."""
-    home = _home(root)
-    findings = Findings()
-    images: dict[str, list[Path]] = {}
-    with as_dataset_error():
-        paths = find_images([home / "JPEGImages"]).paths
-    for path in paths:
-        images.setdefault(path.stem, []).append(path)
-    if split is None:
-        annotations = sorted(home.glob("Annotations/[!.]*.xml"))
-        listed = [(str(path), path.stem) for path in annotations]
-        unused = images.keys() - {name for _, name in listed}
-        findings.counts["images without an annotation file, left out"] = len(unused)
-    else:
-        split, file = pick_split(root, _sets(home), split)
-        listed = [(where, line.split()[0]) for where, line in numbered_lines(file)]
-    samples: dict[str, Sample] = {}
-    for where, name in listed:
+def _records(tree: Tree, names: Sequence[str], findings: Findings) -> Iterator[Record]:
+    """Yield what XML files say."""
+    for name in names:
         with findings.collect():
-            if name in samples:
-                raise DatasetError(f"{where}: found image {name!r} again, expected it once")
-            samples[name] = _sample(home, name, images.get(name, []), where, findings)
-    return findings.dataset(root, split, list(samples.values()))
+            yield _record(tree, name, split_of_folders(name), findings)
 
 
-def _home(root: Path) -> Path:
-    """Return the only folder that holds annotations."""
-    home, *others = voc_homes(root)
-    if others:
-        names = ", ".join(str(folder.relative_to(root)) for folder in (home, *others))
-        raise DatasetError(f"{root}: found several VOC folders ({names}), expected one; name it")
-    return home
+def _listed_records(
+    tree: Tree, known: Names, only: bool, lists: Sequence[Path] | None, findings: Findings
+) -> Iterator[Record]:
+    """Yield what the XML files say that files of ``ImageSets/Main`` list, or all."""
+    found: dict[str, None] = {}
+    for file in lists or ():
+        for where, line in numbered_lines(file, names=True):
+            with findings.collect():
+                found[_listed(known, where, line, file)] = None
+    if only and lists:
+        left = len(known.names) - len(found)
+        findings.counts[f"annotation files that {lists[0].name} does not list, left out"] = left
+    for name in known.names if lists is None else found:
+        with findings.collect():
+            yield _record(tree, name, None, findings)
 
 
-def _sets(home: Path) -> dict[str, Path]:
-    """Return the files that list the images of each split."""
-    return {path.stem: path for path in home.glob("ImageSets/Main/*.txt")}
+def _listed(known: Names, where: str, line: str, file: Path) -> str:
+    """Return the XML file that a line of a list names."""
+    # Lists of a class have a column that tells whether it is there: 1, -1, or 0 for difficult.
+    for text in (line, *([line.rsplit(None, 1)[0]] if _FLAG.search(line) else [])):
+        written = clean(text)
+        for stem in dict.fromkeys((written, os.path.splitext(written)[0])):
+            named = known.by_stem.get(file_key(stem), [])
+            name = known.find(named, stem, file, None, ())
+            if name is not None:
+                return name
+    raise DatasetError(f"{where}: found no annotation of {line!r}, expected an XML file of this name")
 
 
-def _sample(home: Path, name: str, images: list[Path], where: str, findings: Findings) -> Sample:
-    """Return an image of a VOC folder with what its XML file says."""
-    annotation = home / "Annotations" / f"{name}.xml"
-    if len(images) != 1:
-        found = f"{len(images)} images" if images else "no image"
-        raise DatasetError(f"{where}: found {found} for {name!r} in {home / 'JPEGImages'}, expected one")
-    if not annotation.is_file():
-        raise DatasetError(f"{where}: found no annotation of {name!r}, expected {annotation}")
-    xml = _Xml(annotation)
+def _record(tree: Tree, name: str, split: str | None, findings: Findings) -> Record:
+    """Return what an XML file says."""
+    path = tree.path(name)
+    xml = _Xml(path)
     rows = []
-    for element in xml.root.iterfind("object"):
+    for i, element in enumerate(xml.root.iterfind("object")):
         with findings.collect():
-            rows.append(_row(xml, element))
-    height, width = xml.size() or image_size(images[0])
-    return Sample(name, images[0], findings.target(rows, height, width))
+            rows.append(_row(xml, element, i))
+    stem = name[: name.rindex(".")]
+    file = (xml.root.findtext("filename") or "").strip()
+    return Record(stem[stem.rfind("/") + 1 :], file, path, str(path), xml.size(), rows, None, split, stem)
 
 
-def _row(xml: _Xml, element: Element) -> Annotation:
+def _row(xml: _Xml, element: Element, index: int) -> Annotation:
     """Return the box of an object."""
     label = (xml.child(element, "name").text or "").strip()
     if not label:
         raise DatasetError(f"{xml.at(element)}: found an object without a name, expected a class name")
     box = xml.child(element, "bndbox")
-    x1, y1, x2, y2 = (xml.number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
-    where = f"{xml.at(box)}: box {x1:g} {y1:g} {x2:g} {y2:g} of {label!r}"
+    corners = tuple(xml.number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
     difficult = xml.number(element, "difficult", 0) != 0
-    return Annotation(_from_corners(x1, y1, x2, y2), label, where, difficult)
+    return Annotation(_from_corners(*corners), label, partial(_place, xml.path, index), difficult)
+
+
+def _place(path: Path, index: int) -> str:
+    """Return file, line and coordinates of an object, as they are written."""
+    xml = _Xml(path)
+    element = xml.root.findall("object")[index]
+    box = xml.child(element, "bndbox")
+    numbers = " ".join(f"{xml.number(box, side):g}" for side in ("xmin", "ymin", "xmax", "ymax"))
+    return f"{xml.at(box)}: box {numbers} of {(xml.child(element, 'name').text or '').strip()!r}"
 
 
 class _Xml:
-    """A VOC annotation as a tree that knows the line of each element."""
+    """A VOC annotation as a tree; where its elements stand is found out only when something is wrong."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: dict[Element, int] = {}
-        parser, builder = expat.ParserCreate(), TreeBuilder()
-
-        def start(tag: str, attributes: dict[str, str]) -> None:
-            self.lines[builder.start(tag, attributes)] = parser.CurrentLineNumber
-
-        parser.buffer_text = True
-        parser.StartElementHandler = start
-        parser.EndElementHandler = builder.end
-        parser.CharacterDataHandler = builder.data
         try:
-            parser.Parse(path.read_bytes(), True)
-        except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two: an unknown encoding
-            line = getattr(error, "lineno", 1)
+            self.root: Element = fromstring(path.read_bytes())
+        except (ParseError, ValueError, LookupError) as error:  # the latter two: an unknown encoding
+            line = error.position[0] if isinstance(error, ParseError) else 1
             raise DatasetError(f"{path}:{line}: found malformed XML ({error}), expected XML") from None
-        self.root: Element = builder.close()
         if self.root.tag != "annotation":
             raise DatasetError(f"{self.at(self.root)}: found <{self.root.tag}>, expected <annotation>")
 
     def at(self, element: Element) -> str:
         """Return file and line of an element."""
-        return f"{self.path}:{self.lines[element]}"
+        lines: list[int] = []
+        parser = expat.ParserCreate()
+        parser.StartElementHandler = lambda *_: lines.append(parser.CurrentLineNumber)
+        parser.Parse(self.path.read_bytes(), True)
+        place = next(i for i, other in enumerate(self.root.iter()) if other is element)
+        return f"{self.path}:{lines[place]}"
 
     def child(self, parent: Element, tag: str) -> Element:
         """Return the first element of that tag below another, which must have one."""
@@ -344,3 +355,6 @@ def _annotation(entry: Entry) -> Element:
 def _add(parent: Element, texts: Mapping[str, object]) -> None:
     for tag, text in texts.items():
         SubElement(parent, tag).text = str(text)
+
+
+VOC = Format((".xml",), _fits, _locate, "XML files of <annotation>, one for each photo")

@@ -3,70 +3,159 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from sppnet.datasets.entries import Entry, by_split, check_lines, check_stems, decimals
-from sppnet.datasets.findings import Annotation, Findings, as_dataset_error
-from sppnet.datasets.records import Dataset, Sample
-from sppnet.datasets.splits import pick_split
+from sppnet.datasets.findings import Annotation, Findings, Record
+from sppnet.datasets.splits import is_split, split_of_folders
+from sppnet.datasets.tree import Format, Layout, Names, Tree, clean, find_photo, stem_key, suffix_of, tail_of
 from sppnet.errors import DatasetError
-from sppnet.images import find_images, image_size
-from sppnet.storage import atomic_path, numbered_lines
+from sppnet.storage import atomic_path, numbered_lines, read_text
 
 _SPLITS = ("train", "val", "test")
 _TOLERANCE = 1e-3  # by which a relative coordinate may pass 0 or 1
 _UNLABELLED = "images without a label file, taken as negatives"
+_YAML = (".yaml", ".yml")
+_LISTS = frozenset({"classes.txt", "class_names.txt", "names.txt", "labels.txt", "predefined_classes.txt"})
+_NAMES_KEY = re.compile(rb"""^["']?names["']?\s*[:=]""", re.MULTILINE)
+_LINE = re.compile(rb"\s*\d+(\s+-?[0-9.]+([eE][-+]?\d+)?){4,}\s*")
+_COLUMNS = "5 numbers: class, centre x, centre y, width, height; or the class and the corners of a polygon"
 
 
-def yolo_files(root: Path) -> list[Path]:
-    """Return the files that may name the classes, the most telling first."""
-    if root.is_file():
-        return [root] if root.suffix.lower() in (".yaml", ".yml") else []
-    names = ["data.yaml", "dataset.yaml"]
-    if (root / "images").is_dir() and (root / "labels").is_dir():
-        names += ["classes.txt", "obj.names", "labels/classes.txt"]
-    return [root / name for name in names if (root / name).is_file()]
+class _Source(NamedTuple):
+    """Where the images of a split are: a folder, a list, or (without a path) all folders named so."""
+
+    split: str | None
+    path: str
 
 
-def yolo_splits(root: Path) -> tuple[str, ...]:
-    """Return the names of the splits, sorted: those that a YAML file names, or ``all`` and the image folders.
+class _Classes(NamedTuple):
+    """The classes by number, and how many columns of a line count: all, or 5 where key points follow."""
 
-    A folder without either has none.
-    """
-    file = yolo_files(root)[0]
-    names = sorted(_named(_description(file)) if _is_yaml(file) else _folders(root))
-    return () if names == ["all"] else tuple(names)
+    names: Mapping[int, str]
+    columns: int | None = None
 
 
-def read_yolo(root: Path, split: str | None) -> Dataset:
-    """Read a YOLO file or folder, as `read_dataset` says."""
-    file = yolo_files(root)[0]
-    split, classes, sources = (_by_yaml if _is_yaml(file) else _by_folders)(root, file, split)
-    findings = Findings()
-    samples: dict[str, Sample] = {}
-    labels: dict[Path, Path] = {}
+def _fits(path: Path, head: bytes) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in _YAML:
+        return path.stem in ("data", "dataset") or bool(
+            _NAMES_KEY.search(path.read_bytes().replace(b"\0", b""))
+        )
+    if suffix == ".data":
+        return bool(_NAMES_KEY.search(head))
+    if suffix in (".names", ".labels") or path.name.lower() in _LISTS:
+        return True
+    lines = [line for line in head.splitlines()[: None if len(head) < 4096 else -1] if line.strip()]
+    return bool(lines) and all(map(_LINE.fullmatch, lines))
+
+
+def _locate(tree: Tree, names: Sequence[str]) -> Layout | None:
+    """Understand a description, or label files and a list of classes; see `sppnet.datasets.tree.Format`."""
+    suffixes = {name: suffix_of(name) for name in names}
+    described = [name for name in names if suffixes[name] in _YAML] or [
+        n for n in names if suffixes[n] == ".data"
+    ]
+    lists = [n for n in names if suffixes[n] in (".names", ".labels") or Path(n).name.lower() in _LISTS]
+    labels = [name for name in names if suffixes[name] == ".txt" and name not in lists]
+    if described:
+        name = _first(tree, described)
+        classes, sources = (_by_yaml if suffixes[name] in _YAML else _by_data)(tree, tree.path(name))
+    elif lists and labels:
+        name, classes, sources = lists[0], _Classes(_one_list(tree, lists)), []
+    else:
+        return None
+    if not sources:
+        photos = [photo for photo in tree.photos.names if tree.photos.base == tree.base]
+        found = dict.fromkeys(split_of_folders(photo) for photo in photos)
+        sources = [_Source(split, "") for split in found]
+    splits: dict[str, list[_Source]] = {}
     for source in sources:
-        for where, path in _images(source):
-            with findings.collect():
-                base = source if source.is_dir() else source.parent
-                name = Path(os.path.relpath(path.with_suffix(""), base)).as_posix()
-                if name in samples:
-                    raise DatasetError(f"{where}: found image {name!r} again, expected it once")
-                labels[_label_path(path)] = path
-                samples[name] = _sample(where, name, path, classes, findings)
-    if samples and findings.counts[_UNLABELLED] == len(samples):
-        raise DatasetError(f"{root}: found no label file for any image, expected for example {min(labels)}")
-    if all(source.is_dir() for source in sources):
-        findings.errors += [f"{path}: found labels, expected an image for them" for path in _orphans(labels)]
-    return findings.dataset(root, split, list(samples.values()))
+        if source.split is not None:
+            splits.setdefault(source.split, []).append(source)
+    return Layout(splits, sources, partial(_records, tree, classes, labels), name)
 
 
-def _is_yaml(file: Path) -> bool:
-    return file.suffix.lower() in (".yaml", ".yml")
+def _first(tree: Tree, names: Sequence[str]) -> str:
+    """Return the description that lies highest; of several, the one with the usual name."""
+    depth = min(name.count("/") for name in names)
+    highest = [name for name in names if name.count("/") == depth]
+    usual = [name for name in highest if Path(name).stem == "data"] or [
+        n for n in highest if Path(n).stem == "dataset"
+    ]
+    if len(usual or highest) > 1:
+        raise DatasetError(
+            f"{tree.root}: found {' and '.join((usual or highest)[:2])}, expected one; name it"
+        )
+    return (usual or highest)[0]
+
+
+def _by_yaml(tree: Tree, file: Path) -> tuple[_Classes, list[_Source]]:
+    """Return the classes and the sources that a YAML file names."""
+    content = _description(file)
+    names = content.get("names")
+    classes = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
+        raise DatasetError(f"{file}: found {names!r} as names, expected class names, or index: name")
+    base = clean(str(content.get("path") or ""))
+    bases = [file.parent / base, file.parent, Path(base)]
+    entries = [
+        (str(key), str(entry))
+        for key, value in content.items()
+        if key not in ("path", "names")
+        for entry in (value if isinstance(value, list) else [value])
+        if entry
+    ]
+    # Splits have any names; other keys name no folder that is there.
+    named = [(key, entry) for key, entry in entries if is_split(key) or (bases[0] / clean(entry)).exists()]
+    return _Classes(classes, 5 if "kpt_shape" in content else None), _sources(tree, file, named, bases)
+
+
+def _by_data(tree: Tree, file: Path) -> tuple[_Classes, list[_Source]]:
+    """Return the classes and the sources that an ``obj.data`` names."""
+    pairs = [text.partition("=")[::2] for _, text in numbered_lines(file)]
+    content = {key.strip(): value.strip() for key, value in pairs}
+    names = _found(tree, content["names"], [file.parent])
+    if names is None:
+        raise DatasetError(f"{file}: found no {content['names']} (names), expected a list of classes")
+    named = [(key, value) for key, value in content.items() if is_split(key) and value]
+    return _Classes(_class_list(Path(names))), _sources(tree, file, named, [file.parent])
+
+
+def _sources(
+    tree: Tree, file: Path, named: Sequence[tuple[str, str]], bases: Sequence[Path]
+) -> list[_Source]:
+    """Return the folders and lists of images that a description names; those that are missing are counted."""
+    found = [(key, entry, _found(tree, entry, bases)) for key, entry in named]
+    missing = [f"{entry} ({key})" for key, entry, path in found if path is None]
+    if found and len(missing) == len(found):
+        raise DatasetError(f"{file}: found no {missing[0]}, expected a folder or list of images")
+    for text in missing:
+        tree.left.add(f"named in {file.name} and not there", text)
+    return [_Source(key, path) for key, _, path in found if path is not None]
+
+
+def _found(tree: Tree, entry: str, bases: Sequence[Path]) -> str | None:
+    """Return the path of what a description names: from its own folder, or as much of its end as there is."""
+    written = clean(entry)
+    for place in (*bases, Path()):
+        path = os.path.normpath(place / written)
+        if os.path.exists(path):
+            return path
+    # Tools write the paths of their own disks, and ../train/images where train/images is meant.
+    parts = tail_of(written).split("/")
+    for start in range(len(parts)):
+        for place in bases:
+            path = os.path.normpath(place.joinpath(*parts[start:]))
+            if os.path.exists(path):
+                return path
+    return None
 
 
 def _description(file: Path) -> dict[Any, Any]:
@@ -80,98 +169,210 @@ def _description(file: Path) -> dict[Any, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _named(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the splits that a YAML file names, and what it says of them."""
-    return {key: content[key] for key in _SPLITS if content.get(key)}
+def _class_list(file: Path) -> dict[int, str]:
+    return dict(enumerate(text for _, text in numbered_lines(file)))
 
 
-def _folders(root: Path) -> dict[str, Path]:
-    """Return the splits of a folder without a YAML file: all its images, and those of each folder."""
-    images = root / "images"
-    return {"all": images} | {path.name: path for path in images.glob("[!.]*") if path.is_dir()}
+def _one_list(tree: Tree, names: Sequence[str]) -> dict[int, str]:
+    """Return the classes of lists that must be equal: exports have one in each split."""
+    lists = {name: _class_list(tree.path(name)) for name in names}
+    first = names[0]
+    for name, classes in lists.items():
+        if classes != lists[first]:
+            raise DatasetError(
+                f"{tree.path(name)}: found other classes than in {tree.path(first)}, expected the same"
+            )
+    return lists[first]
 
 
-def _by_yaml(root: Path, file: Path, split: str | None) -> tuple[str, dict[int, str], list[Path]]:
-    """Return split, classes, and folders or lists of images by a YAML file."""
-    content = _description(file)
-    names = content.get("names")
-    classes = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
-        raise DatasetError(f"{file}: found {names!r} as names, expected class names, or index: name")
-    split, entries = pick_split(root, _named(content), split)
-    base = file.parent / str(content.get("path") or "")
-    sources = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        # Exports often write ../train/images where train/images is meant.
-        places = [base / str(entry), file.parent / str(entry), file.parent / str(entry).removeprefix("../")]
-        found = [place for place in places if place.exists()]
-        if not found:
-            raise DatasetError(f"{file}: found no {places[0]} ({split}), expected a folder or list of images")
-        sources.append(found[0])
-    return split, classes, sources
+def _records(
+    tree: Tree, classes: _Classes, labels: Sequence[str], sources: Sequence[_Source], findings: Findings
+) -> Iterator[Record]:
+    """Yield the images of folders and lists."""
+    findings.number({name: number for number, name in classes.names.items()}, str(tree.root))
+    splits = {source.split for source in sources if source.split is not None}
+    for source in sources:
+        photos = []
+        for where, name, path in _photos(tree, source, splits):
+            photos.append((where, name, path))
+        yield from _labelled(tree, classes, labels, source, photos, findings)
 
 
-def _by_folders(root: Path, file: Path, split: str | None) -> tuple[str, dict[int, str], list[Path]]:
-    """Return split, classes and the folder of images by a list of class names."""
-    split, folder = pick_split(root, _folders(root), split)
-    return split, dict(enumerate(text for _, text in numbered_lines(file))), [folder]
-
-
-def _images(source: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the place that names an image, and its path."""
-    if source.is_dir():
-        with as_dataset_error():
-            yield from ((str(path), path) for path in find_images([source]).paths)
+def _photos(tree: Tree, source: _Source, splits: set[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield place, name and path of the images of a source; a path that is not there is as it was written."""
+    if not source.path:
+        for name in tree.photos.names:
+            if split_of_folders(name) == source.split:
+                path = tree.photos.path(name)
+                yield path, Path(name).stem, path
+    elif os.path.isdir(source.path):
+        yield from _in_folder(tree, source.path)
     else:
-        yield from ((where, source.parent / line) for where, line in numbered_lines(source))
+        file = Path(source.path)
+        for where, line in numbered_lines(file, names=True):
+            path = _listed(tree, file, where, line, source.split, splits)
+            yield where, tail_of(os.path.splitext(clean(line))[0]), path
 
 
-def _label_path(image: Path) -> Path:
-    """Return the label file of an image: in ``labels`` for the last folder ``images``, or else beside it."""
-    parts = list(image.parts)
-    if "images" in parts[:-1]:
-        parts[-2 - parts[-2::-1].index("images")] = "labels"
-    return Path(*parts).with_suffix(".txt")
+def _in_folder(tree: Tree, folder: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the images below a folder, inside the tree or elsewhere."""
+    start = (
+        ""
+        if folder == os.path.normpath(tree.base)
+        else os.path.relpath(folder, tree.base).replace(os.sep, "/") + "/"
+    )
+    held = (
+        [name for name in tree.photos.names if name.startswith(start)]
+        if tree.photos.base == tree.base
+        else []
+    )
+    names = Names(tree.base, held)
+    if start.startswith("../"):
+        names, start = Tree(Path(folder)).photos, ""
+    if not names.names or names.base not in (tree.base, Path(folder)):
+        raise DatasetError(f"{folder}: found no image, expected some")
+    for name in names.names:
+        path = names.path(name)
+        yield path, os.path.splitext(name[len(start) :])[0], path
 
 
-def _sample(where: str, name: str, path: Path, classes: Mapping[int, str], findings: Findings) -> Sample:
-    """Return an image with the boxes of its label file."""
-    if not path.is_file():
-        raise DatasetError(f"{where}: found no image file {path}, expected one")
-    height, width = image_size(path)
-    labels = _label_path(path)
+def _listed(tree: Tree, file: Path, where: str, line: str, split: str | None, splits: set[str]) -> str:
+    """Return the path of an image in a list."""
+    written = clean(line)
+    for place in (file.parent, Path()):
+        path = os.path.normpath(place / written)
+        if os.path.isfile(path):
+            return path
+    if not line.isprintable() and line != line.encode("utf-8", "replace").decode():
+        raise DatasetError(
+            f"{where}: found bytes that are no text in UTF-8, expected UTF-8, or the name of a file"
+        )
+    return find_photo(tree, Record("", line, file, where, None, (), split=split), splits) or ""
+
+
+def _labelled(
+    tree: Tree,
+    classes: _Classes,
+    labels: Sequence[str],
+    source: _Source,
+    photos: Sequence[tuple[str, str, str]],
+    findings: Findings,
+) -> Iterator[Record]:
+    """Yield images with the boxes of their label files, and label files without an image."""
+    held = {path: _label_file(path) for _, _, path in photos if path}
+    if not any(held.values()):
+        held = _by_stem(tree, labels, source, list(held), findings)
+    owners: dict[str, str] = {}
+    for where, name, path in photos:
+        label = held.get(path)
+        with findings.collect():
+            if label and owners.setdefault(label, path) != path:
+                both = f"{owners[label]} and {path}"
+                raise DatasetError(f"{label}: found 2 images for these labels ({both}), expected one")
+            rows = _rows(Path(label), classes, findings) if label else []
+            findings.counts[_UNLABELLED] += label is None and path != ""
+            yield Record(
+                name,
+                name,
+                Path(source.path or tree.base),
+                where,
+                None,
+                rows,
+                split=source.split,
+                relative=True,
+                photo=path,
+            )
+    if photos and not owners:
+        expected = f"expected for example {_label_paths(photos[0][2])[0]}"
+        findings.errors.append(f"{tree.root}: found no label file for any image, {expected}")
+    if source.path == "" or os.path.isdir(source.path):
+        yield from _orphans(tree, labels, source, owners)
+
+
+def _label_paths(photo: str) -> list[str]:
+    """Return where the labels of an image may be: in ``labels`` for its folder ``images``, or beside it."""
+    parts = os.path.splitext(photo)[0].split(os.sep)
+    beside = os.sep.join(parts) + ".txt"
+    if "images" not in parts[:-1]:
+        return [beside]
+    parts[-2 - parts[-2::-1].index("images")] = "labels"
+    return [os.sep.join(parts) + ".txt", beside]
+
+
+def _label_file(photo: str) -> str | None:
+    return next((path for path in _label_paths(photo) if os.path.isfile(path)), None)
+
+
+def _by_stem(
+    tree: Tree, labels: Sequence[str], source: _Source, photos: Sequence[str], findings: Findings
+) -> dict[str, str | None]:
+    """Return the label files of images by their stems, where folders are named otherwise than usual."""
+    names = labels or [name for name in tree.files if suffix_of(name) == ".txt"]
+    known, held = Names(tree.base, names), dict.fromkeys(photos)
+    splits = {split for split in map(split_of_folders, names) if split is not None}
+    for photo in photos:
+        with findings.collect():
+            written = os.path.splitext(os.path.relpath(photo, tree.base))[0].replace(os.sep, "/")
+            named = known.by_stem.get(stem_key(photo.replace(os.sep, "/")), [])
+            name = known.find(named, written, Path(photo), source.split, splits)
+            held[photo] = None if name is None else known.path(name)
+    return held
+
+
+def _orphans(
+    tree: Tree, labels: Sequence[str], source: _Source, owners: Mapping[str, str]
+) -> Iterator[Record]:
+    """Yield label files that belong to no image."""
+    apart = {
+        os.path.dirname(label)
+        for label, photo in owners.items()
+        if os.path.dirname(photo) != os.path.dirname(label)
+    }
+    folders = apart | {os.path.dirname(label) for label in owners}
+    names, fitting = Names(tree.base, []), set(labels)
+    for name in tree.files:
+        if suffix_of(name) != ".txt" or (path := names.path(name)) in owners:
+            continue
+        folder = os.path.dirname(path)
+        mine = folder in folders or (source.path == "" and split_of_folders(name) == source.split)
+        empty = folder in apart and not read_text(Path(path)).strip()
+        if (mine and name in fitting) or empty:
+            yield Record(
+                name, name, Path(path), path, None, (), split=source.split, stem=os.path.splitext(name)[0]
+            )
+
+
+def _rows(file: Path, classes: _Classes, findings: Findings) -> list[Annotation]:
+    """Return the boxes of a label file."""
     rows = []
-    if labels.is_file():
-        for place, text in numbered_lines(labels):
-            with findings.collect():
-                rows.append(_row(place, text, classes, height, width))
-    else:
-        findings.counts[_UNLABELLED] += 1
-    return Sample(name, path, findings.target(rows, height, width))
+    for where, text in numbered_lines(file):
+        with findings.collect():
+            rows.append(_row(where, text, classes))
+    return rows
 
 
-def _row(where: str, text: str, classes: Mapping[int, str], height: int, width: int) -> Annotation:
+def _row(where: str, text: str, classes: _Classes) -> Annotation:
     """Return the box of a line of a label file."""
     try:
-        number, x, y, w, h = map(float, text.split())
+        number, *values = map(float, text.split()[: classes.columns])
     except ValueError:
-        columns = "class, centre x, centre y, width, height"
-        raise DatasetError(f"{where}: found {text[:80]!r}, expected 5 numbers: {columns}") from None
-    if number not in classes:
+        raise DatasetError(f"{where}: found {text[:80]!r}, expected {_COLUMNS}") from None
+    if len(values) < 4 or len(values) == 5 or len(values) % 2:
+        raise DatasetError(f"{where}: found {text[:80]!r}, expected {_COLUMNS}")
+    if number not in classes.names:
         found = text.split()[0]
-        raise DatasetError(f"{where}: found the class {found}, expected one of the {len(classes)} named")
-    if not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in (x, y, w, h)):
-        raise DatasetError(f"{where}: found {text!r}, expected coordinates from 0 to 1")
-    box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
-    label = classes[int(number)]
-    return Annotation(box, label, f"{where}: box {x:g} {y:g} {w:g} {h:g} of {label!r}")
-
-
-def _orphans(labels: Mapping[Path, Path]) -> list[Path]:
-    """Return the files in label folders that belong to no image, by a map from label file to image."""
-    folders = {label.parent for label, image in labels.items() if label.parent != image.parent}
-    found = {path for folder in folders for path in folder.glob("*.txt") if path.name != "classes.txt"}
-    return sorted(found - labels.keys())
+        raise DatasetError(
+            f"{where}: found the class {found}, expected one of the {len(classes.names)} named"
+        )
+    if not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in values):
+        raise DatasetError(f"{where}: found {text[:80]!r}, expected coordinates from 0 to 1")
+    label = classes.names[int(number)]
+    if len(values) > 4:
+        x, y = values[::2], values[1::2]
+        return Annotation((min(x), min(y), max(x), max(y)), label, f"{where}: polygon of {label!r}")
+    a, b, w, h = values
+    box = (a - w / 2, b - h / 2, a + w / 2, b + h / 2)
+    return Annotation(box, label, f"{where}: box {a:g} {b:g} {w:g} {h:g} of {label!r}")
 
 
 def write_yolo(folder: Path, entries: Sequence[Entry], classes: Sequence[str]) -> list[Path]:
@@ -208,7 +409,7 @@ def write_yolo(folder: Path, entries: Sequence[Entry], classes: Sequence[str]) -
         sources[split or "train"] = "/".join(filter(None, ["images", split]))
         labels = folder / "/".join(filter(None, ["labels", split]))
         texts = {labels / "classes.txt": "".join(f"{name}\n" for name in classes)}
-        texts |= {folder / _label_path(Path(entry.place)): _label_text(entry, classes) for entry in part}
+        texts |= {folder / _label_paths(entry.place)[0]: _label_text(entry, classes) for entry in part}
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
@@ -242,3 +443,11 @@ def _label_text(entry: Entry, classes: Sequence[str]) -> str:
         w, h = (x2 - x1) / entry.width, (y2 - y1) / entry.height
         lines.append(f"{classes.index(label)} {x!r} {y!r} {w!r} {h!r}\n")
     return "".join(lines)
+
+
+YOLO = Format(
+    (*_YAML, ".data", ".names", ".labels", ".txt"),
+    _fits,
+    _locate,
+    "data.yaml or obj.data, or classes.txt and a .txt file of numbers for each photo",
+)
