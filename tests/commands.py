@@ -174,7 +174,7 @@ def broken_images(folder):
     write(folder / "text.png", "not a picture")
     Image.new("1", (8_000, 7_000)).save(folder / "huge.png")
     return {
-        "truncated.jpg": "damaged file",
+        "truncated.jpg": "truncated JPEG",
         "empty.png": "an empty file",
         "text.png": "not a p",
         "huge.png": "8000 x 7000 = 56000000 pixels, expected at most 50000000",

@@ -4,8 +4,10 @@ import struct
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +49,10 @@ def png(path, width, height, data=b""):
         + chunk(b"IEND", b"")
     )
     return path
+
+
+def noise(height, width):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
 class TestModes:
@@ -120,6 +126,30 @@ class TestModes:
         cmyk = Image.new("CMYK", (16, 8), (0, 255, 255, 0))
         np.testing.assert_allclose(self.read(tmp_path, cmyk, suffix)[4, 8], [255, 0, 0], atol=3)
 
+    def test_inverted_cmyk_of_adobe(self, tmp_path):
+        # Pillow writes, as Adobe does, inverted inks and a marker that says so.
+        colours = Image.fromarray(np.repeat(np.repeat(COLOUR, 8, axis=0), 8, axis=1)).convert("CMYK")
+        pixels = self.read(tmp_path, colours, ".jpg", quality=100)
+        assert b"Adobe" in (tmp_path / "picture.jpg").read_bytes()
+        assert np.abs(pixels.astype(int) - np.asarray(colours.convert("RGB"))).mean() < 3
+
+    def test_16_bit_colours(self, tmp_path):
+        deep = cv2.cvtColor(COLOUR.astype(np.uint16) * 257, cv2.COLOR_RGB2BGR)
+        assert cv2.imwrite(str(tmp_path / "deep.png"), deep)
+        np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), COLOUR)
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+    def test_the_content_counts_and_not_the_suffix(self, tmp_path, kind):
+        image = Image.new("RGB", (6, 4), "red")
+        image.save(tmp_path / "wrong.tif", kind)
+        assert np.abs(read_image(tmp_path / "wrong.tif").astype(int) - np.asarray(image)).max() < 3
+
+    def test_the_first_picture_of_an_mpo(self, tmp_path):
+        first, second = noise(16, 24), Image.new("RGB", (24, 16))
+        first.save(tmp_path / "one.jpg", quality=95)
+        first.save(tmp_path / "two.mpo", save_all=True, append_images=[second], quality=95)
+        np.testing.assert_array_equal(read_image(tmp_path / "two.mpo"), read_image(tmp_path / "one.jpg"))
+
     @pytest.mark.parametrize("suffix", [".gif", ".webp", ".tif", ".png"])
     def test_first_frame_of_several(self, tmp_path, suffix):
         frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
@@ -147,6 +177,58 @@ class TestModes:
     @pytest.mark.parametrize("size", [(1, 1), (30_000, 20)])
     def test_extreme_sizes(self, tmp_path, size):
         assert self.read(tmp_path, Image.new("RGB", size, "red")).shape == (size[1], size[0], 3)
+
+
+class TestHeic:
+    @pytest.fixture
+    def heif(self):
+        package = pytest.importorskip("pillow_heif", reason="needs the extra heic")
+        package.register_heif_opener()  # for Pillow to write them
+        return package
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("suffix", [".heic", ".jpg"])
+    def test_upright_as_a_jpeg_is(self, heif, tmp_path, orientation, suffix):
+        image, exif = Image.fromarray(np.repeat(np.repeat(COLOUR, 16, axis=0), 16, axis=1)), Image.Exif()
+        exif[ORIENTATION] = orientation
+        image.save(tmp_path / "p.jpg", exif=exif, quality=95)
+        with Image.open(tmp_path / "p.jpg") as opened:
+            opened.save(tmp_path / "p.heic", quality=95)
+        assert (b"irot" in (tmp_path / "p.heic").read_bytes()) == (orientation in (3, 5, 6, 7, 8))
+        path = (tmp_path / "p.heic").rename(tmp_path / f"other{suffix}")
+        found = read_image(path)
+        expected = read_image(tmp_path / "p.jpg")
+        assert found.shape == expected.shape == (*image_size(path), 3)
+        assert np.abs(found.astype(int) - expected).mean() < 4
+
+    def test_found_in_folders_with_the_extra(self, heif, tmp_path):
+        image = noise(32, 48)
+        for suffix in (".heic", ".HEIF", ".hif"):
+            heif.from_pillow(image).save(tmp_path / f"p{suffix}")
+        paths, notes = find_images([tmp_path])
+        assert (len(paths), notes) == (3, ())
+        assert all(read_image(path).shape == (32, 48, 3) for path in paths)
+
+    def test_without_the_extra(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("sppnet.errors.find_spec", lambda name: None)
+        without = frozenset(s for s in SUFFIXES if s not in (".heic", ".heif", ".hif"))
+        monkeypatch.setattr("sppnet.images._SUFFIXES", frozenset(map(os.fsencode, without)))
+        path = tmp_path / "IMG_1.HEIC"
+        path.write_bytes(b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(200))
+        noise(4, 4).save(tmp_path / "a.jpg")
+        for function in (read_image, image_size):
+            with pytest.raises(ImageError) as caught:
+                function(path)
+            assert str(caught.value) == f'{path}: reading HEIC needs pillow-heif: pip install "sppnet[heic]"'
+        note = f'{tmp_path}: 1 file left out: 1 .heic (pip install "sppnet[heic]"), first IMG_1.HEIC'
+        assert find_images([tmp_path]) == ([tmp_path / "a.jpg"], (note,))
+
+    @pytest.mark.parametrize(("brand", "found"), [(b"heic", "a damaged file"), (b"qt  ", "the kind 'qt  '")])
+    def test_damaged(self, heif, tmp_path, brand, found):
+        path = tmp_path / "IMG_1.HEIC"
+        path.write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0" + brand + b"\0\0\0\0" + bytes(200))
+        with pytest.raises(ImageError, match=f"IMG_1.HEIC: found .*{found}"):
+            read_image(path)
 
 
 class TestHeaders:
@@ -186,7 +268,7 @@ class TestBadFiles:
         [
             (b"", "an empty file"),
             (b"%PDF-1.4 and so on", "starts with b'%PDF-1.4'"),
-            (b"\xff\xd8\xff\xe0 and no more", "a damaged file"),
+            (b"\xff\xd8\xff\xe0 and no more", "a truncated file"),
             (b"RIFF1234WAVEfmt ", "a damaged file"),
         ],
     )
@@ -205,11 +287,52 @@ class TestBadFiles:
     @pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
     def test_truncated(self, tmp_path, suffix, share):
         path = tmp_path / f"cut{suffix}"
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(path)
+        noise(60, 80).save(path)
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * share)])
-        with pytest.raises(ImageError, match=f"cut{suffix}: found a damaged file"):
+        kind = "a damaged file" if suffix == ".webp" else "a truncated"
+        with pytest.raises(ImageError, match=f"cut{suffix}: found {kind}"):
             read_image(path)
+
+    @pytest.mark.parametrize("progressive", [False, True])
+    def test_jpeg_without_its_end_marker(self, tmp_path, progressive):
+        path = tmp_path / "cut.jpg"
+        noise(60, 80).save(path, progressive=progressive)
+        content, expected = path.read_bytes(), read_image(path)
+        for beginning in (content[:-1], content[:-2], content[:-2] + bytes(999)):
+            path.write_bytes(beginning)
+            with pytest.warns(UserWarning, match=r"cut.jpg: found a JPEG without its end marker; its pixels"):
+                found = read_image(path)
+            np.testing.assert_array_equal(found, expected)
+
+    @pytest.mark.parametrize("progressive", [False, True])
+    @pytest.mark.parametrize("picture", ["noise", "flat"])
+    def test_truncated_jpeg_is_never_taken_for_a_whole_one(self, tmp_path, progressive, picture):
+        path = tmp_path / "cut.jpg"
+        image = noise(60, 80) if picture == "noise" else Image.new("RGB", (80, 60), (200, 30, 90))
+        image.save(path, progressive=progressive)
+        content, expected = path.read_bytes(), read_image(path)
+        for end in range(content.rindex(b"\xff\xda") + 20, len(content) - 2, 1 + len(content) // 200):
+            for tail in (b"", bytes(len(content) - end)):
+                path.write_bytes(content[:end] + tail)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    try:
+                        found = read_image(path)
+                    except ImageError:
+                        continue
+                assert np.array_equal(found, expected), end  # the last bits may say nothing new
+
+    def test_what_comes_after_the_end_of_a_jpeg_is_nothing(self, tmp_path):
+        path = tmp_path / "trailer.jpg"
+        noise(60, 80).save(path)
+        expected = read_image(path)
+        content = path.read_bytes()
+        for tail in (b"SEFT" * 100, bytes(500), content):
+            path.write_bytes(content + tail)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                np.testing.assert_array_equal(read_image(path), expected)
 
     def test_pixel_limit_is_judged_by_the_header(self, tmp_path):
         path = png(tmp_path / "bomb.png", 60_000, 50_000)
@@ -221,11 +344,21 @@ class TestBadFiles:
                 read_image(path)
             assert image_size(path) == (50_000, 60_000)
 
+    def test_pixel_limit_of_the_environment(self, tmp_path, monkeypatch):
+        small = png(tmp_path / "small.png", 3, 2, (b"\0" + bytes(9)) * 2)
+        monkeypatch.setenv("SPPNET_MAX_PIXELS", "5")
+        with ThreadPoolExecutor(1) as pool, pytest.raises(ImageError, match=r"found 3 x 2 = 6.*at most 5"):
+            pool.submit(read_image, small).result()
+        assert read_image(small, max_pixels=6).shape == (2, 3, 3)
+        monkeypatch.setenv("SPPNET_MAX_PIXELS", "many")
+        with pytest.raises(SppnetError, match="SPPNET_MAX_PIXELS=many: expected a number of pixels"):
+            read_image(small)
+
     def test_pixel_limit_is_the_callers(self, tmp_path):
         path = png(tmp_path / "large.png", 12_000, 8_000)  # beyond the size at which Pillow warns
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(ImageError, match="damaged"):
+            with pytest.raises(ImageError, match="truncated"):
                 read_image(path, max_pixels=100_000_000)
         small = png(tmp_path / "small.png", 3, 2, (b"\0" + bytes(9)) * 2)
         assert read_image(small, max_pixels=6).shape == (2, 3, 3)

@@ -10,8 +10,10 @@ import hashlib
 import math
 import os
 import stat
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +39,9 @@ from sppnet.arrays import Pixels
 from sppnet.errors import ImageError, SppnetError, check_extra, has_extra
 from sppnet.storage import atomic_path
 from sppnet.walking import NOWHERE, LeftOut, matches, walk
+
+MAX_PIXELS = 50_000_000
+MAX_PIXELS_VARIABLE = "SPPNET_MAX_PIXELS"
 
 # Longer strips are shrunk to the area of one of this aspect, or a few rows of pixels would fill the memory.
 MAX_ASPECT = 16
@@ -66,6 +71,7 @@ _FORMATS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
 )
 _EXPECTED = "a JPEG, PNG, BMP, TIFF, WebP, GIF, PPM, AVIF or HEIC image"
 
+_JPEG_END = b"\xff\xd9"
 _EXPECTED_SOURCE = "expected an image file, a folder or a pattern"
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
@@ -82,20 +88,23 @@ _UPRIGHT = {
 }
 
 
-def read_image(path: str | Path, *, max_pixels: int = 50_000_000) -> Pixels:
+def read_image(path: str | Path, *, max_pixels: int | None = None) -> Pixels:
     """Read an image file.
 
     The EXIF orientation is applied. Transparent pixels are composited on white. Of several frames the first
     is taken. 16-bit grey is scaled to 8 bit; 32-bit integers are taken as 16-bit and floats as 0 to 1 where
     all values fit, and else stretched from their minimum and maximum to 0 and 255. Colour profiles are not
-    applied.
+    applied. A JPEG that lacks its end marker is read with a warning where all its pixels are there.
 
     Parameters
     ----------
     path : path
-        JPEG, PNG, BMP, TIFF, WebP, GIF or PPM, told by content and not by suffix.
-    max_pixels : int
-        Larger images are refused on the word of their header, before any pixel is decoded.
+        JPEG, PNG, BMP, TIFF, WebP, GIF, PPM, AVIF (where Pillow was built with it) or HEIC (with the extra
+        ``sppnet[heic]``), told by content and not by suffix.
+    max_pixels : int, optional
+        Larger images are refused on the word of their header, before any pixel is decoded. By default what
+        the environment variable ``SPPNET_MAX_PIXELS`` says, which all threads and processes see, or
+        50 million.
 
     Returns
     -------
@@ -109,13 +118,16 @@ def read_image(path: str | Path, *, max_pixels: int = 50_000_000) -> Pixels:
     FileNotFoundError
         If there is no such file.
     """
+    limit = _max_pixels() if max_pixels is None else max_pixels
     with _opened(Path(path)) as image:
         width, height = image.size
-        if width * height > max_pixels:
+        if width * height > limit:
             raise ImageError(
                 f"{path}: found {width} x {height} = {width * height} pixels, "
-                f"expected at most {max_pixels} (max_pixels)"
+                f"expected at most {limit} (--max-pixels, max_pixels=)"
             )
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            return _upright(_whole_jpeg(Path(path), image))
         return _upright(image)
 
 
@@ -424,7 +436,8 @@ def _opened(path: Path) -> Iterator[ImageFile]:
             raise
         except Exception as error:  # a damaged field can make Pillow raise anything
             reason = str(error).strip() or type(error).__name__
-            raise ImageError(f"{path}: found a damaged file ({reason}), expected {_EXPECTED}") from None
+            kind = "truncated" if "truncated" in reason.lower() else "damaged"
+            raise ImageError(f"{path}: found a {kind} file ({reason}), expected {_EXPECTED}") from None
 
 
 def _plugin(path: Path, start: bytes) -> type[ImageFile]:
@@ -451,6 +464,44 @@ def _plugin(path: Path, start: bytes) -> type[ImageFile]:
 
     reader: type[ImageFile] = HeifImageFile
     return reader
+
+
+def _max_pixels() -> int:
+    """Return the most pixels of an image unless the caller says otherwise."""
+    given = os.environ.get(MAX_PIXELS_VARIABLE, "")
+    if not given:
+        return MAX_PIXELS
+    if not given.isdecimal() or int(given) < 1:
+        raise SppnetError(f"{MAX_PIXELS_VARIABLE}={given}: expected a number of pixels, such as 200000000")
+    return int(given)
+
+
+def _whole_jpeg(path: Path, image: ImageFile) -> Image.Image:
+    """Return a JPEG decoded; raise an error if its end is missing, also where zeros stand for it.
+
+    If the end marker alone is missing, the decoder takes nothing of what stands between the data and a new
+    marker, and gives the same pixels whatever that is.
+    """
+    assert image.fp is not None
+    image.fp.seek(-1, os.SEEK_END)
+    last = image.fp.read(1)
+    image.fp.seek(0)
+    try:
+        image.load()
+        if last != b"\0":
+            return image
+    except OSError:
+        pass
+    content = path.read_bytes().rstrip(b"\0").rstrip(b"\xff")
+    if content.endswith(_JPEG_END):
+        return image
+    fillings = (b"", b"\x55" * 64, b"\xaa" * 64)
+    files = (BytesIO(content + filling + _JPEG_END) for filling in fillings)
+    first, *others = map(JpegImagePlugin.JpegImageFile, files)
+    if any(other.tobytes() != first.tobytes() for other in others):
+        raise ImageError(f"{path}: found a truncated JPEG, expected a whole one")
+    warnings.warn(f"{path}: found a JPEG without its end marker; its pixels are all there", stacklevel=3)
+    return first
 
 
 def _upright(image: Image.Image) -> Pixels:

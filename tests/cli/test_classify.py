@@ -345,8 +345,13 @@ class TestBadInput:
     def test_a_few_unreadable_images(self, data):
         class_tree(Path("mine"), 12)
         Path("mine", CLASSES[0], "000003.jpg").write_bytes(b"nothing")
-        outcome = succeeds("classify", "train", "mine", "--out", "m.safetensors", *TINY)
-        assert "note: 1 files could not be read" in outcome.err
+        train = ("classify", "train", "mine", "--out", "m.safetensors", *TINY)
+        for status, share in ((1, ()), (0, ("--max-bad", "3"))):
+            outcome = sppnet(*train, *share)
+            assert outcome.status == status
+            assert "000003.jpg: found a file that starts with b'nothing'" in outcome.said[0]
+            assert outcome.said[1] == "sppnet: 1 of 36 images failed"
+            assert Path("m.safetensors").exists()
 
     def test_no_network(self, data):
         Path("m.safetensors").write_bytes(b"nothing")

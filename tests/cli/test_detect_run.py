@@ -175,9 +175,9 @@ class TestBadImages:
         voc_tree(Path("shapes"), SPLITS)
         picture = Path("shapes/JPEGImages/000002.jpg")
         picture.write_bytes(picture.read_bytes()[:500])
-        fails("detect", "train", "shapes", "--out", "m.safetensors", *QUICK, says=[picture, "damaged"])
+        fails("detect", "train", "shapes", "--out", "m.safetensors", *QUICK, says=[picture, "truncated"])
         evaluate = ("detect", "evaluate", model, "shapes", "--json", "report.json")
-        fails(*evaluate, says=[picture, "damaged"])
+        fails(*evaluate, says=[picture, "truncated"])
 
 
 class TestBadModels:

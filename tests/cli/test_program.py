@@ -18,6 +18,7 @@ from sppnet.detection.detector import Detector
 from sppnet.detection.head import LAYERS
 from sppnet.errors import ImageError
 from sppnet.features.backbone import Backbone
+from sppnet.images import MAX_PIXELS_VARIABLE
 from sppnet.models import model_path
 from sppnet.photos import demo_photo
 from sppnet.proposals import METHODS
@@ -34,6 +35,8 @@ PANELS = {
     "--mode": "Network",
     "--flip": "Network",
     "--device": "Machine",
+    "--max-bad": "Machine",
+    "--max-pixels": "Machine",
     "--seed": "Machine",
     "--lr": "Training",
     "--epochs": "Training",
@@ -125,6 +128,7 @@ class TestChoices:
         assert choices("detect train", "layer") == set(LAYERS)
         for name in options.SHIPPED:
             assert model_path(name).is_file()
+        assert options.PIXELS == MAX_PIXELS_VARIABLE
 
     def test_defaults_are_those_of_the_library(self):
         defaults = Detector().get_params()

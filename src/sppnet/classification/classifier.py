@@ -235,11 +235,14 @@ class Classifier(Estimator):
         validation: LabelledImages | None = None,
         *,
         checkpoint: str | Path | None = None,
+        max_bad: float = 0.01,
         track: Track = no_track,
     ) -> Iterator[EpochRecord]:
         """Fit like `fit`, and yield what each epoch gave; the classifier is fitted when all are taken.
 
-        Under ``torchrun`` every process gets the same records and the same network.
+        Under ``torchrun`` every process gets the same records and the same network. Photos that cannot be
+        read are left out and named in the records, unless they are more than 10 and more than the share
+        `max_bad` of all: then the training stops with a `TrainingError`.
         """
         check_extra("torch", "training a network")
         _check_images(images)
@@ -251,7 +254,7 @@ class Classifier(Estimator):
 
         checkpointing = None if checkpoint is None else self._checkpointing(checkpoint, images, validation)
         self.scorer_, self.photos_, self.about_ = yield from fit(
-            self, images, validation, checkpointing, track
+            self, images, validation, checkpointing, track, max_bad
         )
         self.classes_, self.titles_ = images.classes, titles_of(images.classes)
 

@@ -57,6 +57,7 @@ def fit(
     validation: LabelledImages | None,
     checkpointing: Checkpointing | None,
     track: Track,
+    max_bad: float,
 ) -> Generator[EpochRecord, None, Fitted]:
     """Fit a network by the settings of a classifier, which stays as it is.
 
@@ -66,6 +67,8 @@ def fit(
         The settings.
     images, validation, track
         See `Classifier.fit`; `validation` has the classes of `images`.
+    max_bad : float
+        Share of the images that may be unreadable; see `Classifier.fit_epochs`.
     checkpointing : Checkpointing, optional
         Where the fit is written down.
 
@@ -91,6 +94,7 @@ def fit(
         checkpointing=checkpointing,
         fabric=fabric,
         seed=classifier.seed,
+        unreadable_limit=max(10, int(max_bad * len(images))),
     )
     for record in records:
         last = record

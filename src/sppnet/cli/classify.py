@@ -61,6 +61,8 @@ def train(
     batch_size: Annotated[int | None, opt.training("--batch", min=1, help=_BATCH)] = None,
     accumulate: Annotated[int, opt.training(min=1, help="Batches of a step.")] = 1,
     workers: Annotated[int, opt.machine(min=0, help="Processes that read images; 0: only this one.")] = 0,
+    max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
     device: Annotated[str, opt.machine(help=_DEVICE)] = "cpu",
     precision: Annotated[Precision, opt.machine(help="What training computes in.")] = "32-true",
     seed: opt.Seed = 0,
@@ -93,14 +95,15 @@ def train(
     classifier = Classifier(**opt.settings_of(Classifier, context.params) | lists)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     first = int(os.environ.get("RANK", 0)) == 0  # of those that torchrun started
-    records = classifier.fit_epochs(images, held, checkpoint=checkpoint, track=console.track)
-    last = _followed(records, out, checkpoint, first)
+    records = classifier.fit_epochs(
+        images, held, checkpoint=checkpoint, max_bad=max_bad / 100, track=console.track
+    )
+    failures = _followed(records, out, checkpoint, first)
     if first:
         classifier.save(out)
         checkpoint.unlink(missing_ok=True)
-        if last.unreadable:
-            console.note(f"{last.unreadable} files could not be read")
         print(f"{out}: {len(images.classes)} classes from {len(images)} images")
+        console.end(failures, len(images) + (0 if held is None else len(held)), max_bad)
 
 
 @classify.command()
@@ -109,6 +112,8 @@ def run(
     images: opt.Images,
     views: Views = None,
     json_file: opt.Json = None,
+    max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Tell the five most probable classes of images."""
@@ -136,7 +141,7 @@ def run(
     )
     console.print_rows(("image", "class", "probability"), rows)
     console.write_json(json_file, found)
-    console.end(failures, len(paths))
+    console.end(failures, len(paths), max_bad)
 
 
 @classify.command()
@@ -147,6 +152,8 @@ def evaluate(
     views: Views = None,
     json_file: opt.Json = None,
     out: opt.Out = None,
+    max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Measure a network on labelled images: top-1, top-5, every class, what is taken for what."""
@@ -172,15 +179,18 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
         draw_classification_report(report, out, classifier.titles_)
         print(f"confusion matrix in {out}")
-    console.end(report.unreadable, len(images))
+    console.end(report.unreadable, len(images), max_bad)
 
 
 def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
     return None if text is None else opt.integers(option, text)
 
 
-def _followed(records: Iterable[EpochRecord], out: Path, checkpoint: Path, first: bool) -> EpochRecord:
-    """Take the epochs as they end and return the last; the first process writes and prints what each gave."""
+def _followed(records: Iterable[EpochRecord], out: Path, checkpoint: Path, first: bool) -> list[str]:
+    """Take the epochs as they end; the first process writes and prints what each gave.
+
+    Returns a line for each image that could not be read.
+    """
     from sppnet.classification.checkpoint import write_records
     from sppnet.drawing import plot_curves
 
@@ -195,7 +205,7 @@ def _followed(records: Iterable[EpochRecord], out: Path, checkpoint: Path, first
     except KeyboardInterrupt:
         console.note(f"the last checkpoint is {checkpoint}; the same command goes on from it")
         raise
-    return done[-1]
+    return [line for record in done for line in record.skipped]
 
 
 def _print_record(record: EpochRecord) -> None:

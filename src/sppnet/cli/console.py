@@ -96,14 +96,19 @@ def warn(text: str) -> None:
     )
 
 
-def end(failures: Sequence[str], total: int) -> None:
-    """Print what was wrong with each image that failed, and their number; status 1 then, 2 if all."""
+def end(failures: Sequence[str], total: int, max_bad: float = 0.0) -> None:
+    """Print what was wrong with each image that failed, and their number.
+
+    The program ends with status 2 if all failed, and with 1 if more did than `max_bad` percent.
+    """
     for failure in failures:
         print(f"sppnet: {failure}", file=sys.stderr)
     if failures and total > 1:
         print(f"sppnet: {len(failures)} of {total} images failed", file=sys.stderr)
-    if failures:
-        raise typer.Exit(2 if len(failures) == total else 1)
+    if failures and len(failures) == total:
+        raise typer.Exit(2)
+    if 100 * len(failures) > max_bad * total:
+        raise typer.Exit(1)
 
 
 def print_rows(

@@ -37,6 +37,8 @@ def embed(
     norm: Annotated[Literal["l2", "none"], opt.network(help="l2 makes vectors of length 1.")] = "l2",
     pca: Annotated[int | None, opt.network(min=1, help="Project to so many components.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Write half precision.")] = False,
+    max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
     seed: opt.Seed = 0,
 ) -> None:
@@ -67,4 +69,4 @@ def embed(
         done = result.images - result.earlier
         speed = f", {done / result.seconds:.3g} images per second" if done else ""
         print(f"{out}: {result.vectors} vectors of {result.length} numbers{speed}")
-    console.end(result.failures, result.images)
+    console.end(result.failures, result.images, max_bad)

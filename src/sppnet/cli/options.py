@@ -7,6 +7,7 @@ first in the help of a command: the few options that matter to everyone.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ STRIDE, SCALES, LEVELS = 32, "224", "3,2,1"
 PROPOSALS = "selective-search+edge-boxes"
 # What is shown of an image scores at least this, as in the released demo; at 0 an SVM is undecided.
 SHOWN = -0.5
+# What `sppnet.images` asks for the most pixels of an image, which tests hold together; and photos in percent.
+PIXELS, BAD = "SPPNET_MAX_PIXELS", 1.0
 # The names that `parse` and `model_path` know; tests hold them together.
 METHODS = ("selective-search", "selective-search-quality", "edge-boxes", "dense")
 SHIPPED = ("animals", "imagenet")
@@ -88,6 +91,20 @@ View = Annotated[Literal["full", "crop", "warp"], network(help="The whole, its c
 Flip = Annotated[bool, network("--flip", help="Average with the flipped image; takes twice as long.")]
 Power = Annotated[float, network(help="Numbers are raised to it before the norm; 1 leaves them.")]
 
+
+def _limit_pixels(most: int | None) -> int | None:
+    """Tell all that reads images, in any thread or process, what the largest may be."""
+    if most is not None:
+        os.environ[PIXELS] = str(most)
+    return most
+
+
+_PIXELS = "Most pixels of a photo; larger ones are refused before they are decoded; default: 50 million."
+MaxPixels = Annotated[
+    int | None, machine("--max-pixels", min=1, envvar=PIXELS, callback=_limit_pixels, help=_PIXELS)
+]
+_BAD = "Most photos, in percent, that may be unreadable for the work to count as done."
+MaxBad = Annotated[float, machine("--max-bad", min=0, max=100, help=_BAD)]
 Device = Annotated[str, machine(help="cpu, or a PyTorch device such as cuda.")]
 Seed = Annotated[int, machine(help="Seed of every random draw.")]
 

@@ -18,6 +18,8 @@ def run(
     threshold: Annotated[float, typer.Option(help="Least score; at 0 the SVM is undecided.")] = opt.SHOWN,
     ensemble: opt.Ensemble = None,
     proposals: opt.OtherProposals = None,
+    max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Find objects in images, by one detector or several; print them, draw them, write them as JSON."""
@@ -54,4 +56,4 @@ def run(
     console.write_json(json_file, records)
     if out is not None and records:
         print(f"pictures in {out}")
-    console.end(failures, len(paths))
+    console.end(failures, len(paths), max_bad)

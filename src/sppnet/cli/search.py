@@ -31,6 +31,8 @@ def index(
     flip: opt.Flip = False,
     power: opt.Power = 0.5,
     pca: Annotated[int, opt.network(min=1, help="Components of the vectors.")] = 256,
+    max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
     seed: opt.Seed = 0,
 ) -> None:
@@ -51,7 +53,7 @@ def index(
             f"{out}: {len(built)} regions of {len(built.images)} images; "
             f"{len(update.new)} new, {len(update.changed)} changed, {len(update.gone)} gone"
         )
-    console.end(update.failures, update.found)
+    console.end(update.failures, update.found, max_bad)
 
 
 def search(
@@ -63,6 +65,7 @@ def search(
     out: opt.Out = None,
     json_file: opt.Json = None,
     backbone: Annotated[str | None, opt.network(help=_MOVED)] = None,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Find the images with the regions most like a region of an image; --out draws them."""

@@ -23,6 +23,8 @@ def propose(
     images: opt.Images,
     out: Annotated[Path, typer.Option(help="File for the windows (.npz).")],
     proposals: opt.Proposals = opt.PROPOSALS,
+    max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
 ) -> None:
     """Compute candidate windows and write them to a file, for --proposals FILE.
 
@@ -33,7 +35,7 @@ def propose(
     proposed = console.notes_of(writing.propose(images, proposals, out, track=console.track))
     if proposed.images:
         print(f"{out}: {proposed.windows} windows of {proposed.images} images")
-    console.end(proposed.failures, proposed.images + len(proposed.failures))
+    console.end(proposed.failures, proposed.images + len(proposed.failures), max_bad)
 
 
 def export(
