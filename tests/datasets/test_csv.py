@@ -64,7 +64,7 @@ class TestCsv:
         ("header", "expected"),
         [
             ("path,x1,y1,x2,y2,x1", "expected path, x1, y1, x2 and y2 once each"),
-            ("path,x1,y1,x2,y2,label,label", "and label and split at most once"),
+            ("path,x1,y1,x2,y2,label,label", "and label at most once"),
         ],
     )
     def test_columns_that_come_twice(self, tmp_path, header, expected):

@@ -9,7 +9,7 @@ from typing import Any
 
 from sppnet.datasets.findings import Annotation, Findings, Record
 from sppnet.datasets.shapes import field, numbers
-from sppnet.datasets.splits import split_of_file
+from sppnet.datasets.splits import by_file, split_of_file
 from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError
 from sppnet.storage import read_json
@@ -31,12 +31,7 @@ def _fits(path: Path, head: bytes) -> bool:
 
 def _locate(tree: Tree, names: Sequence[str]) -> Layout:
     """Understand JSON files in any folders; see `sppnet.datasets.tree.Format`."""
-    splits: dict[str, list[str]] = {}
-    for name in names:
-        split = split_of_file(name)
-        if split is not None:
-            splits.setdefault(split, []).append(name)
-    return Layout(splits, names, partial(_records, tree), names[0])
+    return Layout(by_file(names), names, partial(_records, tree), names[0])
 
 
 def _records(tree: Tree, names: Sequence[str], findings: Findings) -> Iterator[Record]:
@@ -69,4 +64,6 @@ def _row(where: str, row: Any) -> Annotation:
     return Annotation(box, label, f"{where}: box {x:g} {y:g} {w:g} {h:g} of {label!r}")
 
 
-CREATEML = Format((".json",), _fits, _locate, "a .json list of images with annotations and coordinates (CreateML)")
+CREATEML = Format(
+    (".json",), _fits, _locate, "a .json list of images with annotations and coordinates (CreateML)"
+)

@@ -1,155 +1,201 @@
-"""CSV files that list images: of boxes, a line each; and the reading of rows that all such files share."""
+"""CSV: tables of boxes, a row each, as we and several tools write them."""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from sppnet.datasets.entries import Entry
 from sppnet.datasets.findings import Annotation, Findings, Record
-from sppnet.datasets.tree import Format, Layout, Tree
+from sppnet.datasets.rows import cells_of, csv_bytes, csv_rows, first_line, name_in, safe_path, table_text
+from sppnet.datasets.splits import split_of_file
+from sppnet.datasets.tree import HEAD, Format, Layout, Tree, suffix_of
 from sppnet.errors import DatasetError
-from sppnet.storage import atomic_path, encoding_of
+from sppnet.images import SUFFIXES
+from sppnet.storage import atomic_path
 
 _CORNERS = ("x1", "y1", "x2", "y2")
 _UNNAMED = "box"  # the label of boxes without one
-_SHOWN = 10
-# What a spreadsheet computes instead of showing it, and such names that were made safe.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_YES = ("1", "true", "yes")
+_SEPARATORS = (",", ";", "\t")
+# What tables of boxes call their columns, in small letters: ours, those of TensorFlow, DeepForest and others.
+_COLUMNS = {
+    "path": (
+        "path",
+        "filename",
+        "file_name",
+        "image_path",
+        "image",
+        "img_path",
+        "imageid",
+        "image_id",
+        "file",
+    ),
+    "x1": ("x1", "xmin", "x_min"),
+    "y1": ("y1", "ymin", "y_min"),
+    "x2": ("x2", "xmax", "x_max"),
+    "y2": ("y2", "ymax", "y_max"),
+    "label": ("label", "class", "class_name", "classname", "labelname", "label_name", "name", "category"),
+    "width": ("width", "image_width", "img_width"),
+    "height": ("height", "image_height", "img_height"),
+    "split": ("split",),
+    "difficult": ("difficult",),
+    "crowd": ("crowd", "isgroupof"),
+}
+_REQUIRED = ("path", *_CORNERS)
 
 
-def csv_rows(
-    file: Path, required: Sequence[str], optional: Sequence[str] = ()
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield place (``file:line``) and fields of each row of a CSV file that is not blank.
+class _Table(NamedTuple):
+    """How a table of boxes is written.
 
-    Names of files that are no UTF-8 come as surrogates, which `os.fsencode` turns back into their bytes.
-
-    Parameters
+    Attributes
     ----------
-    file : Path
-        UTF-8, with or without a byte order mark, or UTF-16 with one; its first line names the columns.
-    required, optional : sequence of str
-        Columns that must come once, and at most once; there may be others.
-
-    Raises
-    ------
-    DatasetError
-        If columns are missing or come twice, a row has another length than the first line, it is no CSV, or
-        there are bytes that are neither text in the encoding nor the name of a file.
+    separator : str
+        What stands between cells.
+    columns : mapping from str to str
+        Our name of each column to the one in its first line.
+    header : sequence of str, optional
+        The columns of a table whose first line does not name them.
     """
-    encoding = encoding_of(file)
-    with file.open(encoding=encoding, errors="surrogateescape", newline="") as text:
-        reader = csv.reader(text, skipinitialspace=True, strict=True)
-        try:
-            header = _header(file, next(reader, []), required, optional)
-            for row in reader:
-                where = f"{file}:{reader.line_num}"
-                if row and len(row) != len(header):
-                    expected = f"{len(header)} as in line 1"
-                    raise DatasetError(f"{where}: found a row of length {len(row)}, expected {expected}")
-                for field in row:
-                    if not field.isprintable() and not _is_text(field, file.parent):
-                        expected = "UTF-8, UTF-16 with its mark, or the name of a file"
-                        found = "bytes that are no text in UTF-8"
-                        raise DatasetError(f"{where}: found {found}, expected {expected}")
-                if row:
-                    yield where, dict(zip(header, row, strict=True))
-        except csv.Error as error:
-            raise DatasetError(f"{file}:{reader.line_num}: found no CSV ({error}), expected CSV") from None
-        except UnicodeError:
-            line = reader.line_num + 1
-            raise DatasetError(
-                f"{file}:{line}: found bytes that are no text in UTF-16, expected text"
-            ) from None
 
+    separator: str
+    columns: Mapping[str, str]
+    header: Sequence[str] | None = None
 
-def _header(file: Path, names: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
-    """Return the names of columns, which must hold those that are required."""
-    header = [name.strip() for name in names]
-    missing = any(header.count(name) != 1 for name in required)
-    if missing or any(header.count(name) > 1 for name in optional):
-        expected = f"{_listing(required)} once each, and {_listing(optional)} at most once"
-        raise DatasetError(f"{file}:1: found the columns {listed(header)}, expected {expected}")
-    return header
-
-
-def _is_text(field: str, folder: Path) -> bool:
-    """Tell whether a field is text, or the name of a file, which may be of any bytes but 0."""
-    if "\0" in field:
-        return False
-    return not any("\ud800" <= character <= "\udfff" for character in field) or (folder / field).exists()
+    @property
+    def is_relative(self) -> bool:
+        """Whether corners are shares of the image: Open Images, and no other, calls images by an id."""
+        return self.columns["path"].lower() == "imageid"
 
 
 def _fits(path: Path, head: bytes) -> bool:
-    columns = head.replace(b"\0", b"").partition(b"\n")[0].replace(b'"', b"").split(b",")
-    return {b"path", b"x1", b"y1", b"x2", b"y2"} <= {
-        name.strip(b" \r\xef\xbb\xbf\xff\xfe") for name in columns
-    }
+    return _table(head) is not None
+
+
+def _table(head: bytes) -> _Table | None:
+    """Tell how a table of boxes is written by the first bytes of its file; None if it is none."""
+    line = first_line(head)
+    for separator in _SEPARATORS:
+        cells = [cell.strip() for cell in cells_of(line, separator)]
+        small = {cell.lower(): cell for cell in reversed(cells)}
+        columns = {
+            ours: small[next(name for name in names if name in small)]
+            for ours, names in _COLUMNS.items()
+            if not small.keys().isdisjoint(names)
+        }
+        if columns.keys() >= set(_REQUIRED):
+            return _Table(separator, columns)
+        # The tables of keras-retinanet do not name their columns.
+        if len(cells) == 6 and suffix_of(cells[0]) in SUFFIXES and _are_corners(cells[1:5]):
+            names = (*_REQUIRED, "label")
+            return _Table(separator, dict(zip(names, names, strict=True)), names)
+    return None
+
+
+def _are_corners(cells: Sequence[str]) -> bool:
+    """Tell whether cells are four numbers, or all empty, as those of an image without boxes."""
+    try:
+        return not any(cells) or len([float(cell.replace(",", ".")) for cell in cells]) == 4
+    except ValueError:
+        return False
 
 
 def _locate(tree: Tree, names: Sequence[str]) -> Layout:
-    """Understand one file; see `sppnet.datasets.tree.Format`."""
-    if len(names) > 1:
-        raise DatasetError(
-            f"{tree.root}: found {' and '.join(names[:2])}, expected one table of boxes; name it"
-        )
-    file = tree.path(names[0])
-    splits = sorted({fields.get("split", "").strip() for _, fields in _box_rows(file)} - {""})
-    return Layout({split: split for split in splits}, None, partial(_records, file), names[0])
+    """Understand tables in any folders; see `sppnet.datasets.tree.Format`."""
+    splits: dict[str, list[tuple[str, str | None]]] = {}
+    for name in names:
+        held = sorted({fields.get("split", "").strip() for _, fields in _box_rows(tree.path(name))} - {""})
+        own = split_of_file(name)
+        for split in held or filter(None, [own]):
+            splits.setdefault(split, []).append((name, split if held else None))
+        if len(names) > 1 and not held and own is None:
+            both = " and ".join(names[:2])
+            raise DatasetError(f"{tree.root}: found {both}, expected one table of boxes; name it")
+    return Layout(splits, [(name, None) for name in names], partial(_records, tree), names[0])
 
 
-def _records(file: Path, split: str | None, findings: Findings) -> Iterator[Record]:
-    """Yield the images of a CSV file of boxes."""
-    boxes: dict[tuple[str, str], list[Annotation]] = {}
-    places: dict[tuple[str, str], str] = {}
-    classes: set[str] = set()
-    for where, fields in _box_rows(file):
-        with findings.collect():
-            row = _annotation(where, fields)
-            classes.add(row.label)
-            key = fields["path"], fields.get("split", "").strip()
-            if split in (None, key[1]):
-                boxes.setdefault(key, []).append(row)
-                places.setdefault(key, where)
-    findings.number({name: number for number, name in enumerate(sorted(classes), 1)}, str(file))
-    for key, rows in boxes.items():
-        yield Record(key[0], key[0], file, places[key], None, rows, split=key[1] or None)
+def _records(tree: Tree, part: Sequence[tuple[str, str | None]], findings: Findings) -> Iterator[Record]:
+    """Yield the images of tables, of each all or those of a split."""
+    for name, split in part:
+        file = tree.path(name)
+        images: dict[tuple[str, str], _Image] = {}
+        classes: set[str] = set()
+        is_relative = _table_of(file).is_relative
+        for where, fields in _box_rows(file):
+            with findings.collect():
+                row = _annotation(where, fields)
+                classes |= {row.label} if row else set()
+                key = fields["path"], fields.get("split", "").strip()
+                if split in (None, key[1]):
+                    images.setdefault(key, _Image(where, _size(where, fields), []))
+                    images[key].rows.extend([row] if row else [])
+        if len(part) == 1:
+            findings.number({label: number for number, label in enumerate(sorted(classes), 1)}, str(file))
+        for (path, own), image in images.items():
+            shared = (path, path, file, image.where, image.size, image.rows)
+            yield Record(*shared, split=own or split_of_file(name), relative=is_relative)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return up to 10 quoted names, and how many more there are."""
-    quoted = [repr(name) for name in names]
-    rest = [f"and {len(quoted) - _SHOWN} more"] if len(quoted) > _SHOWN else []
-    return ", ".join([*quoted[:_SHOWN], *rest]) or "(none)"
+class _Image(NamedTuple):
+    """An image of a table: the place of its first row, its annotated size, its boxes."""
+
+    where: str
+    size: tuple[int, int] | None
+    rows: list[Annotation]
+
+
+def _table_of(file: Path) -> _Table:
+    """Return how a file is written that is a table of boxes."""
+    with file.open("rb") as start:
+        table = _table(start.read(HEAD))
+    if table is None:
+        raise DatasetError(f"{file}: found no table of boxes, expected {CSV.looks}")
+    return table
 
 
 def _box_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    return csv_rows(file, ("path", *_CORNERS), ("label", "split"))
+    """Yield place and fields of each row of a table of boxes, by our names of columns."""
+    table = _table_of(file)
+    theirs = table.columns
+    required = [theirs[name] for name in _REQUIRED]
+    optional = [name for ours, name in theirs.items() if ours not in _REQUIRED] or ["label"]
+    for where, fields in csv_rows(file, required, optional, table.separator, table.header):
+        found = {ours: fields[name] for ours, name in theirs.items()}
+        if table.separator != ",":  # where a comma may stand for the point
+            found |= {name: found[name].replace(",", ".") for name in _CORNERS}
+        yield where, found
 
 
-def _listing(names: Sequence[str]) -> str:
-    """Return names as words: ``a, b and c``."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def _annotation(where: str, fields: Mapping[str, str]) -> Annotation:
-    """Return the box of a row."""
-    texts = [fields[name] for name in _CORNERS]
+def _annotation(where: str, fields: Mapping[str, str]) -> Annotation | None:
+    """Return the box of a row; None of one that says only that there is an image."""
+    texts = [fields[name].strip() for name in _CORNERS]
+    if not any(texts):
+        return None
     try:
         x1, y1, x2, y2 = map(float, texts)
     except ValueError:
         raise DatasetError(
             f"{where}: found {', '.join(texts)}, expected the numbers x1, y1, x2, y2"
         ) from None
-    label = fields.get("label", "").strip() or _UNNAMED
-    return Annotation((x1, y1, x2, y2), label, f"{where}: box {', '.join(texts)} of {label!r}")
+    label = name_in(fields.get("label", "").strip()) or _UNNAMED
+    difficult, crowd = (fields.get(name, "").strip().lower() in _YES for name in ("difficult", "crowd"))
+    place = f"{where}: box {', '.join(texts)} of {label!r}"
+    return Annotation((x1, y1, x2, y2), label, place, difficult, crowd)
+
+
+def _size(where: str, fields: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return the annotated height and width of a row; None where they are empty or 0."""
+    texts = [fields.get(name, "").strip() for name in ("height", "width")]
+    try:
+        height, width = (int(float(text or 0)) for text in texts)
+    except (ValueError, OverflowError):
+        found = f"the height {texts[0]!r} and the width {texts[1]!r}"
+        raise DatasetError(f"{where}: found {found}, expected numbers") from None
+    return (height, width) if height > 0 and width > 0 else None
 
 
 def write_csv(file: Path, entries: Sequence[Entry]) -> list[Path]:
@@ -181,7 +227,11 @@ def csv_text(entries: Sequence[Entry]) -> str:
     columns = ["path", *_CORNERS, "label", *(name for name, used in optional.items() if used)]
     rows = []
     for entry in entries:
-        shared: dict[str, object] = {"path": _path(entry.place), "width": entry.width, "height": entry.height}
+        shared: dict[str, object] = {
+            "path": safe_path(entry.place),
+            "width": entry.width,
+            "height": entry.height,
+        }
         shared |= {"split": entry.split, "frame": entry.frame, "seconds": entry.seconds}
         target = entry.target
         for k, label in enumerate(target.labels):
@@ -194,38 +244,14 @@ def csv_text(entries: Sequence[Entry]) -> str:
     return table_text(columns, ([row.get(name, "") for name in columns] for row in rows))
 
 
-def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table as CSV text whose cells a spreadsheet takes as they are, and none as a formula."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_cell(name) for name in columns)
-    writer.writerows([_cell(value) if isinstance(value, str) else value for value in row] for row in rows)
-    return text.getvalue()
-
-
-def csv_bytes(text: str) -> bytes:
-    """Return CSV text as bytes: UTF-8, with the mark by which spreadsheets tell it where it is not ASCII."""
-    return text.encode("utf-8" if text.isascii() else "utf-8-sig", "surrogateescape")
-
-
 def _shortest(value: np.float32) -> str:
     """Return a number with as few digits as come back equal, a whole one without a point."""
     return np.format_float_positional(value, trim="-")
 
 
-def _path(place: str) -> str:
-    """Return a path that no spreadsheet computes and no reader strips, and that leads to the same file."""
-    return f"./{place}" if _FORMULA.match(place) or place[:1] in (" ", "'") else place
-
-
-def _cell(text: str) -> str:
-    """Return a name as a cell: one that a spreadsheet would compute gets an apostrophe in front."""
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
-def _name(cell: str) -> str:
-    """Return the name in a cell, without the apostrophe that `_cell` puts in front."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-CSV = Format((".csv",), _fits, _locate, "a .csv file of path, x1, y1, x2, y2")
+CSV = Format(
+    (".csv", ".tsv"),
+    _fits,
+    _locate,
+    "a .csv file of boxes: path, x1, y1, x2, y2, label; or filename, width, height, class, xmin, ...",
+)

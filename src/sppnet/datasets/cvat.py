@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
 
 from sppnet.datasets.findings import Annotation, Corners, Findings, Record
-from sppnet.datasets.shapes import around, around_ellipse, around_turned, leave_out, numbers, size_of
+from sppnet.datasets.shapes import around, around_ellipse, around_turned, numbers, size_of
 from sppnet.datasets.splits import split_of_file
 from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError
@@ -104,7 +103,7 @@ def _rows(where: str, shape: _Shape, findings: Findings) -> list[Annotation]:
         raise DatasetError(f"{where}: found a <{shape.kind}> without a label, expected a class name")
     box = _box(where, shape)
     if box is None:
-        leave_out(findings, shape.kind)
+        findings.leave_out(shape.kind)
         return []
     return [Annotation(box, label, f"{where}: {shape.kind} {box} of {label!r}")]
 
@@ -120,7 +119,8 @@ def _box(where: str, shape: _Shape) -> Corners | None:
         x1, y1, x2, y2 = get("xtl", "ytl", "xbr", "ybr")
         return around_turned((x1, y1, x2, y2), degrees, (x1 + x2) / 2, (y1 + y2) / 2)
     if shape.kind == "ellipse":
-        return around_ellipse(*get("cx", "cy", "rx", "ry"), degrees)
+        x, y, rx, ry = get("cx", "cy", "rx", "ry")
+        return around_ellipse(x, y, rx, ry, degrees)
     if shape.kind == "mask":
         x, y, width, height = get("left", "top", "width", "height")
         return x, y, x + width, y + height

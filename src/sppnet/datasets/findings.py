@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sppnet.datasets.sizes import Size
 from sppnet.errors import DatasetError, SppnetError
+
+if TYPE_CHECKING:
+    from sppnet.datasets.sizes import Size
 
 Corners = tuple[float, float, float, float]
 """x1, y1, x2, y2 of a box in pixels, 0-based and half-open."""
@@ -133,6 +135,10 @@ class Findings:
             if first != number:
                 found = f"the number {number} for {name!r}, which is {first} in another file"
                 raise DatasetError(f"{where}: found {found}, expected one; read one split at a time")
+
+    def leave_out(self, kind: str) -> None:
+        """Count a shape around which there is no box, such as a point or a line."""
+        self.counts[f"shapes of the kind {kind}, left out"] += 1
 
     def check(self, root: Path) -> None:
         """Raise the errors, if there are any, as one `DatasetError`."""

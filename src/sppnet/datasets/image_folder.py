@@ -16,8 +16,8 @@ from typing import NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.datasets.csv import csv_rows, listed
 from sppnet.datasets.records import Contents, class_names, digest, file_size, packed
+from sppnet.datasets.rows import csv_rows, listed
 from sppnet.errors import DatasetError, SppnetError
 from sppnet.images import images_among
 from sppnet.walking import LeftOut, list_folder, shown, walk

@@ -1,4 +1,4 @@
-"""Label Studio: a JSON file of tasks, each an image with regions in per cent, and the XML of its interface."""
+"""Label Studio: a JSON file of tasks, images with regions in per cent, and the XML of its interface."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from sppnet.datasets.shapes import (
     around_ellipse,
     around_turned,
     field,
-    leave_out,
     numbers,
     points,
     size_of,
@@ -81,7 +80,9 @@ def _tasks(path: Path, split: str | None) -> Iterator[_Task]:
 
 def _records(tree: Tree, tasks: Sequence[_Task], findings: Findings) -> Iterator[Record]:
     """Yield the tasks that somebody has annotated; where nobody has any, those with predictions."""
-    is_predicted = not any("data" not in task.content or set(_SOURCES[:2]) & task.content.keys() for task in tasks)
+    is_predicted = not any(
+        "data" not in task.content or set(_SOURCES[:2]) & task.content.keys() for task in tasks
+    )
     uploaded = {file_key(_uploaded(name)): name for name in tree.photos.names}
     for task in tasks:
         with findings.collect():
@@ -117,7 +118,7 @@ def _results(task: _Task, is_predicted: bool, findings: Findings) -> list[dict[s
         return None
     findings.counts["tasks annotated several times, the last one taken"] += len(kept) > 1
     findings.counts["tasks with predictions, taken as annotations"] += is_predicted
-    results = field(task.where, kept[-1], "result", list)
+    results: list[dict[str, Any]] = field(task.where, kept[-1], "result", list)
     for i, result in enumerate(results):
         if not isinstance(result, dict):
             raise DatasetError(f"{task.where}: found {str(result)[:80]} as result {i}, expected an object")
@@ -143,10 +144,12 @@ def _rows(
         where, value = next((part for part in parts if _kind(part[1])), parts[0])
         kind = _kind(value)
         box = _box(where, value, kind, size)
-        if box is None or not labels:
-            leave_out(findings, kind or "choice or text" if box is None else f"{kind} without label")
-        for label in labels if box is not None else ():
-            rows.append(Annotation(box, label, f"{where}: {kind} of {label!r}"))
+        if box is None:
+            findings.leave_out(kind or "choice or text")
+        elif not labels:
+            findings.leave_out(f"{kind} without a label")
+        else:
+            rows += [Annotation(box, label, f"{where}: {kind} of {label!r}") for label in labels]
     return rows
 
 
@@ -193,7 +196,9 @@ def _file(tree: Tree, task: _Task, uploaded: Mapping[str, str]) -> str:
     texts = {key: _path(value) for key, value in task.data.items() if isinstance(value, str)}
     photos = {key: path for key, path in texts.items() if suffix_of(path) in SUFFIXES}
     if not photos or (len(photos) > 1 and "image" not in photos):
-        raise DatasetError(f"{task.where}: found {len(photos)} images in its data, expected one, or one named image")
+        raise DatasetError(
+            f"{task.where}: found {len(photos)} images in its data, expected one, or one named image"
+        )
     path = photos.get("image", next(iter(photos.values())))
     name = path.rpartition("/")[2]
     if file_key(name) in tree.photos.by_name:
@@ -297,4 +302,6 @@ def _interface(classes: Sequence[str]) -> str:
     )
 
 
-LABEL_STUDIO = Format((".json",), _fits, _locate, "a .json file of tasks with data and annotations (Label Studio)")
+LABEL_STUDIO = Format(
+    (".json",), _fits, _locate, "a .json file of tasks with data and annotations (Label Studio)"
+)

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from sppnet.datasets.findings import Annotation, Corners, Findings, Record
-from sppnet.datasets.shapes import around, around_ellipse, field, leave_out, points, size_of
-from sppnet.datasets.splits import by_split, split_of_folders
+from sppnet.datasets.shapes import around, around_ellipse, field, points, size_of
+from sppnet.datasets.splits import by_folder, split_of_folders
 from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError
 from sppnet.storage import read_json
@@ -23,7 +23,7 @@ def _fits(path: Any, head: bytes) -> bool:
 
 def _locate(tree: Tree, names: Sequence[str]) -> Layout:
     """Understand JSON files in any folders; see `sppnet.datasets.tree.Format`."""
-    return Layout(by_split(names), names, partial(_records, tree), names[0])
+    return Layout(by_folder(names), names, partial(_records, tree), names[0])
 
 
 def _records(tree: Tree, names: Sequence[str], findings: Findings) -> Iterator[Record]:
@@ -52,7 +52,7 @@ def _rows(where: str, shape: Any, findings: Findings) -> list[Annotation]:
     kind = shape.get("shape_type") or "polygon"  # files of before version 3 have polygons only
     box = _box(where, shape, kind)
     if box is None:
-        leave_out(findings, kind)
+        findings.leave_out(kind)
         return []
     return [Annotation(box, label, f"{where}: {kind} {box} of {label!r}", bool(shape.get("difficult")))]
 
@@ -71,4 +71,6 @@ def _box(where: str, shape: Any, kind: str) -> Corners | None:
     return None
 
 
-LABELME = Format((".json",), _fits, _locate, "a .json file beside each photo, with shapes and imagePath (LabelMe)")
+LABELME = Format(
+    (".json",), _fits, _locate, "a .json file beside each photo, with shapes and imagePath (LabelMe)"
+)

@@ -18,11 +18,12 @@ import numpy as np
 
 from sppnet.boxes import Detections, Target
 from sppnet.datasets.coco import coco_content
-from sppnet.datasets.csv import csv_bytes, csv_text, table_text, write_csv
+from sppnet.datasets.csv import csv_text, write_csv
 from sppnet.datasets.entries import Entry, check_lines, check_stems, check_xml, names_below, stem
 from sppnet.datasets.findings import expected_classes
 from sppnet.datasets.label_studio import label_studio_tasks, write_label_studio
 from sppnet.datasets.records import class_names
+from sppnet.datasets.rows import csv_bytes, table_text
 from sppnet.datasets.voc import write_voc
 from sppnet.datasets.yolo import write_yolo
 from sppnet.errors import SppnetError, check_choice

@@ -6,20 +6,31 @@ from pathlib import Path
 from typing import Literal
 
 from sppnet.datasets.coco import COCO
+from sppnet.datasets.createml import CREATEML
 from sppnet.datasets.csv import CSV
+from sppnet.datasets.cvat import CVAT
 from sppnet.datasets.findings import Findings, as_dataset_error
 from sppnet.datasets.finishing import finish
+from sppnet.datasets.label_studio import LABEL_STUDIO
+from sppnet.datasets.labelme import LABELME
 from sppnet.datasets.records import Dataset, Sample
 from sppnet.datasets.splits import pick_split, same_split
+from sppnet.datasets.supervisely import SUPERVISELY
 from sppnet.datasets.tree import Layout, Tree
+from sppnet.datasets.via import VIA
 from sppnet.datasets.voc import VOC
 from sppnet.datasets.yolo import YOLO
 from sppnet.errors import DatasetError, SppnetError, check_choice
 from sppnet.images import SUFFIXES
 
-Format = Literal["voc", "coco", "yolo", "csv"]
+Format = Literal[
+    "voc", "coco", "yolo", "csv", "labelme", "labelstudio", "via", "cvat", "createml", "supervisely"
+]
 
-_FORMATS = {"voc": VOC, "coco": COCO, "yolo": YOLO, "csv": CSV}
+_FORMATS = {
+    **{"voc": VOC, "coco": COCO, "yolo": YOLO, "csv": CSV, "labelme": LABELME, "labelstudio": LABEL_STUDIO},
+    **{"via": VIA, "cvat": CVAT, "createml": CREATEML, "supervisely": SUPERVISELY},
+}
 _ADVICE = "annotate them with a tool that writes one of these, such as LabelImg, CVAT or Label Studio"
 
 

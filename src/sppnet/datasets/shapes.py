@@ -1,13 +1,19 @@
-"""What labelling tools draw, as the boxes around it; and values in their JSON, which must be what they should."""
+"""What labelling tools draw, as the boxes around it; and the values in their JSON, which are checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sppnet.datasets.findings import Corners, Findings
 from sppnet.errors import DatasetError
+
+if TYPE_CHECKING:
+    from sppnet.datasets.findings import Corners
+
+
+_WORDS = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number"}
+_SHORT = 80
 
 
 def field(where: str, record: Any, key: str, *kinds: type) -> Any:
@@ -48,7 +54,7 @@ def points(where: str, record: Mapping[str, Any], key: str, least: int = 1) -> l
 def size_of(record: Mapping[str, Any], height: str, width: str) -> tuple[int, int] | None:
     """Return the height and width that a record states under these keys; None if it does not."""
     h, w = record.get(height), record.get(width)
-    if _is_number(h) and _is_number(w) and h > 0 and w > 0:
+    if isinstance(h, int | float) and isinstance(w, int | float) and 0 < h < math.inf and 0 < w < math.inf:
         return int(h), int(w)
     return None
 
@@ -74,15 +80,6 @@ def around_turned(box: Corners, degrees: float, x: float, y: float) -> Corners:
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     corners = [(u - x, v - y) for u in (x1, x2) for v in (y1, y2)]
     return around([(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in corners])
-
-
-def leave_out(findings: Findings, kind: str) -> None:
-    """Count a shape around which there is no box, such as a point or a line."""
-    findings.counts[f"shapes of the kind {kind}, left out"] += 1
-
-
-_WORDS = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number"}
-_SHORT = 80
 
 
 def _is_number(value: Any) -> bool:

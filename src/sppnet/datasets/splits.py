@@ -48,11 +48,26 @@ def split_of_stem(stem: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
+def split_of_file(name: str) -> str | None:
+    """Return the split that a file with annotations of many photos is of, by its folders or its own name."""
+    return split_of_folders(name) or split_of_stem(Path(name).stem)
+
+
 def by_folder(names: Iterable[str]) -> dict[str, list[str]]:
     """Return the files that lie in folders named as splits are, by split; their order is kept."""
     found: dict[str, list[str]] = {}
     for name in names:
         split = split_of_folders(name)
+        if split is not None:
+            found.setdefault(split, []).append(name)
+    return found
+
+
+def by_file(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the files of each split, by `split_of_file`; their order is kept."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        split = split_of_file(name)
         if split is not None:
             found.setdefault(split, []).append(name)
     return found

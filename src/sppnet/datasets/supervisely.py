@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.datasets.findings import Annotation, Corners, Findings, Record
-from sppnet.datasets.shapes import around, field, leave_out, points, size_of
-from sppnet.datasets.splits import by_split, split_of_folders
+from sppnet.datasets.shapes import around, field, points, size_of
+from sppnet.datasets.splits import by_folder, split_of_folders
 from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError
 from sppnet.storage import read_json
@@ -22,7 +22,7 @@ def _fits(path: Path, head: bytes) -> bool:
 
 def _locate(tree: Tree, names: Sequence[str]) -> Layout:
     """Understand JSON files in any folders; see `sppnet.datasets.tree.Format`."""
-    return Layout(by_split(names), names, partial(_records, tree), names[0])
+    return Layout(by_folder(names), names, partial(_records, tree), names[0])
 
 
 def _records(tree: Tree, names: Sequence[str], findings: Findings) -> Iterator[Record]:
@@ -49,7 +49,7 @@ def _rows(where: str, shape: Any, findings: Findings) -> list[Annotation]:
         raise DatasetError(f"{where}: found an object without a class, expected its classTitle")
     kind = field(where, shape, "geometryType", str)
     if kind not in ("rectangle", "polygon"):
-        leave_out(findings, kind)
+        findings.leave_out(kind)
         return []
     corners = points(where, field(where, shape, "points", dict), "exterior", 2)
     box = _box(corners) if kind == "rectangle" else around(corners)

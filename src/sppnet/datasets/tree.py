@@ -18,7 +18,7 @@ from sppnet.walking import LeftOut, walk
 if TYPE_CHECKING:
     from sppnet.datasets.findings import Findings, Record
 
-_HEAD = 4096  # bytes of a file by which its format is told
+HEAD = 4096  # bytes of a file by which its format is told
 _PICTURES = frozenset({".heic", ".heif", ".hif", ".dng", ".cr2", ".nef", ".arw", ".jp2", ".psd"}) - SUFFIXES
 _NO_PHOTOS = frozenset(
     {"segmentationclass", "segmentationobject", "segmentation", "segmentations", "mask", "masks"}
@@ -120,7 +120,7 @@ class Tree:
             for name in names if asked else ():
                 path = self.path(name)
                 with path.open("rb") as file:
-                    head = file.read(_HEAD)
+                    head = file.read(HEAD)
                 for fitting, fits in asked:
                     if fits(path, head):
                         fitting.append(name)

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sppnet.datasets.csv import csv_rows, header_fits
 from sppnet.datasets.findings import Annotation, Corners, Findings, Record
-from sppnet.datasets.shapes import around, around_ellipse, field, leave_out, numbers
-from sppnet.datasets.splits import split_of_file
+from sppnet.datasets.rows import csv_rows, header_fits
+from sppnet.datasets.shapes import around, around_ellipse, field, numbers
+from sppnet.datasets.splits import by_file, split_of_file
 from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError, SppnetError
 from sppnet.storage import read_json
@@ -43,12 +43,7 @@ def _fits(path: Path, head: bytes) -> bool:
 
 def _locate(tree: Tree, names: Sequence[str]) -> Layout:
     """Understand files in any folders; see `sppnet.datasets.tree.Format`."""
-    splits: dict[str, list[str]] = {}
-    for name in names:
-        split = split_of_file(name)
-        if split is not None:
-            splits.setdefault(split, []).append(name)
-    return Layout(splits, names, partial(_records, tree), names[0])
+    return Layout(by_file(names), names, partial(_records, tree), names[0])
 
 
 def _records(tree: Tree, names: Sequence[str], findings: Findings) -> Iterator[Record]:
@@ -153,7 +148,7 @@ def _rows(region: _Region, key: str | None, findings: Findings) -> list[Annotati
     kind = field(region.where, region.shape, "name", str)
     box = _box(region, kind)
     if box is None:
-        leave_out(findings, kind)
+        findings.leave_out(kind)
         return []
     labels = [_UNNAMED] if key is None else _texts(region.attributes).get(key, [])
     if len(labels) != 1:
@@ -173,7 +168,8 @@ def _box(region: _Region, kind: str) -> Corners | None:
         return around_ellipse(x, y, radius, radius)
     if kind == "ellipse":
         radians = get("theta")[0] if "theta" in region.shape else 0.0
-        return around_ellipse(*get("cx", "cy", "rx", "ry"), math.degrees(radians))
+        x, y, rx, ry = get("cx", "cy", "rx", "ry")
+        return around_ellipse(x, y, rx, ry, math.degrees(radians))
     if kind == "polygon":
         lists = [field(region.where, region.shape, name, list) for name in ("all_points_x", "all_points_y")]
         if not len(lists[0]) == len(lists[1]) > 0:
@@ -184,4 +180,6 @@ def _box(region: _Region, kind: str) -> Corners | None:
     return None
 
 
-VIA = Format((".json", ".csv"), _fits, _locate, "a .json or .csv file with region_attributes (VGG Image Annotator)")
+VIA = Format(
+    (".json", ".csv"), _fits, _locate, "a .json or .csv file with region_attributes (VGG Image Annotator)"
+)

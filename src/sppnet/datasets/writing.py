@@ -1,4 +1,4 @@
-"""Data sets written in any of the formats, with their photos: `write_dataset`, and `convert` from one to another.
+"""Data sets in any of the formats, with their photos: `write_dataset`, and `convert` from one to another.
 
 Boxes are written as they are held, in pixels of the upright photos, and so are the sizes. Photos are copied
 byte for byte, with their EXIF orientation, which labelling tools apply as `read_image` does.
@@ -197,7 +197,7 @@ def _placed(parts: Sequence[Dataset], format: str) -> Iterator[tuple[Entry, Path
 
 
 def _size(sample: Sample) -> tuple[int, int]:
-    return image_size(sample.path)
+    return sample.size or image_size(sample.path)
 
 
 def _write(folder: Path, entries: Sequence[Entry], classes: Sequence[str], format: str) -> None:
