@@ -166,7 +166,8 @@ def _row(
             raise DatasetError(f"{_at(file, 'annotations', index, record)}: {found}") from None
         box, kind = (x, y, x + width, y + height), f"bbox {written}"
     place = partial(_place, file, index, record.get("id"), f"{kind} of {label!r}")
-    return Annotation(box, label, place, crowd=bool(record.get("iscrowd", 0)))
+    # ignore marks what VOC calls difficult, where it was converted to COCO.
+    return Annotation(box, label, place, bool(record.get("ignore", 0)), bool(record.get("iscrowd", 0)))
 
 
 def _place(file: Path, index: int, number: Any, what: str) -> str:

@@ -90,7 +90,9 @@ def _records(tree: Tree, tasks: Sequence[_Task], findings: Findings) -> Iterator
             if results is None:
                 continue
             file = _file(tree, task, uploaded)
-            sizes = {size_of(result, "original_height", "original_width") for result in results} - {None}
+            # Tasks that we wrote hold the size also where nothing is in the image.
+            sizes = {size_of(part, "original_height", "original_width") for part in (*results, task.data)}
+            sizes.discard(None)
             if len(sizes) > 1:
                 raise DatasetError(f"{task.where}: found regions of images of several sizes, expected one")
             size = sizes.pop() if sizes else None
@@ -271,7 +273,8 @@ def label_studio_tasks(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         if entry.scores is not None:
             score = float(entry.scores.mean()) if len(entry.scores) else 0.0
             content = {"model_version": "sppnet", "score": round(score, 6), **content}
-        about = {"image": _LOCAL + quote(entry.place, errors="surrogateescape")}
+        about: dict[str, Any] = {"image": _LOCAL + quote(entry.place, errors="surrogateescape")}
+        about |= {"original_width": entry.width, "original_height": entry.height}
         about |= {"split": entry.split} if entry.split else {}
         kind = "annotations" if entry.scores is None else "predictions"
         tasks.append({"id": number, "data": about, kind: [content]})

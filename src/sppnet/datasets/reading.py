@@ -52,7 +52,15 @@ def read_dataset(
       and ``test`` are the splits; or an ``obj.data``; or ``classes.txt`` or ``obj.names``, where folders are
       the splits. Polygons count as the boxes around them.
     - CSV: the columns ``path`` (relative to the file's folder, or absolute), ``x1, y1, x2, y2`` (pixels,
-      0-based and half-open), and possibly ``label`` and ``split``; a line for each box.
+      0-based and half-open), and possibly ``label``, ``width``, ``height``, ``split``, ``difficult`` and
+      ``crowd``; a line for each box, or one without corners for an image without boxes. Also the tables of
+      TensorFlow (``filename, width, height, class, xmin, ...``), DeepForest, keras-retinanet (which do not
+      name their columns) and Open Images (in shares of the image); with ``,``, ``;`` or tabs.
+    - LabelMe: a JSON file beside each photo. VGG Image Annotator: a JSON file, project or export, or a CSV
+      file; the class is the attribute that all regions have. Label Studio: a JSON file, full or JSON-MIN; the
+      last annotation of a task counts. CVAT for images: an XML file. CreateML: JSON. Supervisely: JSON files
+      in folders ``ann``. Of circles, polygons, turned boxes the box around them is taken; shapes without
+      one, such as points, lines and brush strokes, are left out and counted.
 
     A photo is looked for by the path that is written, and then by its name in the whole folder: in a folder
     named after the split first, never in one named after another split, then where the last folders agree
@@ -71,7 +79,7 @@ def read_dataset(
         Name of the part to read, or a beginning that only one has (``train`` finds ``train2017``); ``"all"``
         for everything. Needed where there are several; the only one there is, or a data set without splits,
         is read without.
-    format : {"voc", "coco", "yolo", "csv"}, optional
+    format : {"voc", "coco", "yolo", "csv", "labelme", "labelstudio", "via", "cvat", "createml", ...}, optional
         Needed where a folder holds annotations in more than one.
     photos : bool
         Whether the photos are there to be looked at. Without them the annotated sizes count as they are, and
