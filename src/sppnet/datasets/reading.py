@@ -79,7 +79,7 @@ def read_dataset(
         Name of the part to read, or a beginning that only one has (``train`` finds ``train2017``); ``"all"``
         for everything. Needed where there are several; the only one there is, or a data set without splits,
         is read without.
-    format : {"voc", "coco", "yolo", "csv", "labelme", "labelstudio", "via", "cvat", "createml", ...}, optional
+    format : {"voc", "coco", "yolo", "csv", "labelme", "labelstudio", "via", "cvat", ...}, optional
         Needed where a folder holds annotations in more than one.
     photos : bool
         Whether the photos are there to be looked at. Without them the annotated sizes count as they are, and
