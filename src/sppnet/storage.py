@@ -289,10 +289,8 @@ def read_json(path: Path) -> Any:
         raise SppnetError(f"{path}: found bytes that are no text ({error.reason}), expected JSON") from None
 
 
-def encoding_of(path: Path) -> str:
-    """Return the encoding that a text file must be in by how it begins: ``"utf-16"`` or ``"utf-8-sig"``."""
-    with path.open("rb") as file:
-        start = file.read(2)
+def encoding_of(start: bytes) -> str:
+    """Return the encoding that a text must be in by its first two bytes: ``"utf-16"`` or ``"utf-8-sig"``."""
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
@@ -312,7 +310,8 @@ def read_text(path: Path, names: bool = False) -> str:
     SppnetError
         If it is text in another encoding, or no text: names file and line.
     """
-    content, encoding = path.read_bytes(), encoding_of(path)
+    content = path.read_bytes()
+    encoding = encoding_of(content[:2])
     wide = encoding == "utf-16"
     try:
         text = content.decode(encoding, "surrogateescape" if names and not wide else "strict")

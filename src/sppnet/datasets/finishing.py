@@ -138,10 +138,11 @@ def _samples(groups: Sequence[Sequence[_Placed]], findings: Findings) -> list[Sa
     boxes = _seen(boxes, placed, owner, findings)
     limits = np.array([one.header.size[::-1] * 2 for one in placed], np.float64).reshape(-1, 4)[owner]
     corners: Boxes = _judged(boxes, limits, rows, findings).astype(np.float32)
+    flags = np.array([(row.difficult, row.crowd) for row in rows], bool).reshape(-1, 2)
     samples, start = [], 0
     for group in groups:
         end = start + sum(len(one.record.rows) for one in group)
-        target = _target(rows[start:end], corners[start:end], findings)
+        target = _target(rows[start:end], corners[start:end], flags[start:end], findings)
         first = group[0]
         samples.append(Sample(first.record.name, Path(first.path), target, first.header.size))
         start = end
@@ -193,17 +194,19 @@ def _judged(
     return inside
 
 
-def _target(rows: Sequence[Annotation], boxes: Boxes, findings: Findings) -> Target:
+def _target(
+    rows: Sequence[Annotation], boxes: Boxes, flags: npt.NDArray[np.bool_], findings: Findings
+) -> Target:
     """Return what is annotated in one image, each object once."""
-    if len(rows) > 1:
-        keys = zip((row.label for row in rows), map(tuple, boxes.tolist()), strict=True)
+    labels = tuple(row.label for row in rows)
+    if len(set(labels)) < len(rows):
+        keys = zip(labels, map(tuple, boxes.tolist()), strict=True)
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         if len(first) < len(rows):
             findings.counts["objects annotated twice, merged"] += len(rows) - len(first)
             keep = sorted(first.values())
-            rows, boxes = [rows[i] for i in keep], boxes[keep]
-    flags = np.array([(row.difficult, row.crowd) for row in rows], bool).reshape(-1, 2)
-    return Target(boxes, tuple(row.label for row in rows), flags[:, 0], flags[:, 1])
+            labels, boxes, flags = tuple(labels[i] for i in keep), boxes[keep], flags[keep]
+    return Target(boxes, labels, flags[:, 0], flags[:, 1])
 
 
 def _with_names(samples: Sequence[Sample], base: Path) -> list[Sample]:

@@ -45,7 +45,8 @@ def csv_rows(
         If columns are missing or come twice, a row has another length than the first line, it is no CSV, or
         there are bytes that are neither text in the encoding nor the name of a file.
     """
-    encoding = encoding_of(file)
+    with file.open("rb") as start:
+        encoding = encoding_of(start.read(2))
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as text:
         reader = csv.reader(text, delimiter=separator, skipinitialspace=True, strict=True)
         try:

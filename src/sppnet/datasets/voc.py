@@ -190,9 +190,11 @@ class _Xml:
 
     def number(self, parent: Element, tag: str, default: float | None = None) -> float:
         """Return the finite number in a child; the default, if there is one, where no such child is."""
-        if default is not None and parent.find(tag) is None:
-            return default
-        element = self.child(parent, tag)
+        element = parent.find(tag)
+        if element is None:
+            if default is not None:
+                return default
+            element = self.child(parent, tag)
         try:
             value = float(element.text or "")
         except ValueError:

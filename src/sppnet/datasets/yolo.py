@@ -263,6 +263,7 @@ def _labelled(
     if not any(held.values()):
         held = _by_stem(tree, labels, source, list(held), findings)
     owners: dict[str, str] = {}
+    shared = Record("", "", Path(source.path or tree.base), "", None, (), split=source.split, relative=True)
     for where, name, path in photos:
         label = held.get(path)
         with findings.collect():
@@ -271,17 +272,7 @@ def _labelled(
                 raise DatasetError(f"{label}: found 2 images for these labels ({both}), expected one")
             rows = _rows(Path(label), classes, findings) if label else []
             findings.counts[_UNLABELLED] += label is None and path != ""
-            yield Record(
-                name,
-                name,
-                Path(source.path or tree.base),
-                where,
-                None,
-                rows,
-                split=source.split,
-                relative=True,
-                photo=path,
-            )
+            yield shared._replace(name=name, file=name, where=where, rows=rows, photo=path)
     if photos and not owners:
         expected = f"expected for example {_label_paths(photos[0][2])[0]}"
         findings.errors.append(f"{tree.root}: found no label file for any image, {expected}")
