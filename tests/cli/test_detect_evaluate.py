@@ -50,12 +50,16 @@ class TestEvaluate:
         assert {"proposals", "backbone", "pooling", "scoring"} <= set(report["seconds_per_image"])
         assert all(seconds > 0 for seconds in report["seconds_per_image"].values())
         assert f"{100 * report['mAP']:.1f}" in outcome.out
-        assert sorted(p.name for p in Path("report").iterdir()) == [
-            "best.png",
-            "precision-recall.png",
-            "worst.png",
-        ]
-        assert all(read_image(path).std() > 1 for path in Path("report").iterdir())
+        assert [path.name for path in Path("report").iterdir()] == ["report.html"]
+        page = Path("report/report.html").read_text()
+        assert "6 of these 6 photos are among those that the detector was fitted on" in page
+        assert str(data) in page
+        assert f"{100 * report['mAP']:.1f}" in page
+        assert "Finds " in outcome.out
+        assert "Finds " in page
+        confusion = report["confusion"]
+        assert confusion["classes"] == [*sorted(SHAPES), "background"]
+        assert np.sum(confusion["counts"][:3]) == sum(report["objects"].values())
 
     @pytest.mark.parametrize(
         ("options", "seen", "of"), [(("--split", "train"), 6, 6), (("--split", "all"), 6, 10)]
@@ -147,11 +151,12 @@ class TestEvaluate:
 
     def test_no_objects_at_all(self, model):
         one_image_tree(Path("empty"), voc_xml([], []))
-        succeeds("detect", "evaluate", model, "empty", "--json", "report.json", "--out", "report")
+        outcome = succeeds("detect", "evaluate", model, "empty", "--json", "report.json", "--out", "report")
         report = read_json("report.json")
         assert report["mAP"] is None
         assert set(report["AP"].values()) == {None}
-        assert len(list(Path("report").iterdir())) == 3
+        assert "no object to find" in Path("report/report.html").read_text()
+        assert "no object to find" in outcome.out
 
     def test_unwritable_json_is_said_at_once(self, model, data, monkeypatch):
         monkeypatch.setattr(Detector, "evaluate", None)
@@ -212,7 +217,7 @@ class TestTogether:
         assert (report["model"], report["ensemble"]) == (str(model), [str(second)])
         assert report["proposals"] == dense.signature
         assert {"backbone", "pooling", "scoring"} <= set(report["seconds_per_image"])
-        assert len(list(Path("report").iterdir())) == 3
+        assert f"{model} with {second}" in Path("report/report.html").read_text()
 
     def refused(self, model, others, data, says):
         more = [text for other in others for text in ("--ensemble", other)]
@@ -266,7 +271,9 @@ class TestScore:
         assert scored["results"] == str(results)
         for key in ("mAP", "AP", "mAP_area", "AP_area", "images", "split", "coco"):
             assert scored.get(key) == evaluated.get(key), key
-        assert len(list(Path("report").iterdir())) == 3
+        page = Path("report/report.html").read_text()
+        assert str(results) in page
+        assert "data:image/jpeg" in page
 
     def test_class_that_the_split_does_not_show(self, model):
         drawn = scene(2)

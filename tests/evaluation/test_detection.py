@@ -327,6 +327,7 @@ def test_facts_of_a_report():
         "thresholds": "best F1 on these images",
         "images": 1,
         "seen": 0,
+        "left_out": 0,
     }
 
 

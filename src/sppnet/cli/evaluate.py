@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,7 @@ from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
     from sppnet.datasets import Dataset
-    from sppnet.evaluation.detection import DetectionReport
+    from sppnet.evaluation.detection import Counts, DetectionReport
 
 _RESULTS = "COCO results JSON, or folder of VOC comp4_det_*_CLASS.txt files."
 
@@ -61,7 +63,16 @@ def evaluate(
     seconds = {stage: total / len(dataset) for stage, total in passed.items()}
     facts = {"model": model, "ensemble": names[1:], "regress": regress, "seconds_per_image": seconds}
     facts["proposals"] = "maps" if method is None else method.signature
-    _report(report, dataset, json_file, out, facts)
+    left_out = f"objects of classes that the detector does not know: {', '.join(unseen)}"
+    notes = [*dataset.notes, *([left_out] if unseen else [])]
+    _report(report, dataset, json_file, facts)
+    if out is not None:
+        about = {
+            "detector": " with ".join(names),
+            **_about(data, dataset),
+            "windows": str(facts["proposals"]),
+        }
+        _write(report, dataset, out, about, notes)
     console.print_seconds(seconds, "Seconds per image (stages overlap; wall is what passed)")
 
 
@@ -84,7 +95,9 @@ def score(
     found = read_results(results, dataset, more)
     known = sorted({label for d in found.values() for label in d.labels} | {*dataset.classes, *more})
     report = evaluate_detections([found[s.name] for s in dataset], [s.target for s in dataset], known)
-    _report(report, dataset, json_file, out, {"results": str(results)})
+    _report(report, dataset, json_file, {"results": str(results)})
+    if out is not None:
+        _write(report, dataset, out, {"results": str(results), **_about(data, dataset)}, dataset.notes)
 
 
 def _read(data: Path, split: str | None) -> Dataset:
@@ -94,17 +107,75 @@ def _read(data: Path, split: str | None) -> Dataset:
     return console.notes_of(read_dataset(data, split))
 
 
-def _report(
-    report: DetectionReport, dataset: Dataset, json_file: Path | None, out: Path | None, facts: dict[str, Any]
-) -> None:
-    """Print, write and draw how good detections are."""
-    from sppnet.drawing import draw_detection_report
+def _about(data: Path, dataset: Dataset) -> dict[str, str]:
+    """Return what a report says of the data, and of the day."""
+    from datetime import date
+
+    from sppnet import __version__
+
+    return {
+        "data": str(data),
+        "split": dataset.split or "all",
+        "measured": f"{date.today().isoformat()}, by sppnet {__version__}",
+    }
+
+
+def _report(report: DetectionReport, dataset: Dataset, json_file: Path | None, facts: dict[str, Any]) -> None:
+    """Print and write how good detections are."""
+    from sppnet.drawing.report import headline
+    from sppnet.evaluation.confusion import detection_confusion
 
     if report.coco is None:
         console.note('COCO metrics need pip install "sppnet[coco]"')
-    console.print_precisions(report, "objects", f"{report.images} images, IoU 0.5", 1)
-    console.write_json(json_file, {**report.facts(), "split": dataset.split, **facts})
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        draw_detection_report(report, dataset, out, threshold=opt.SHOWN)
-        print(f"curves, best and worst images in {out}")
+    _print_classes(report)
+    print(" ".join(headline(report)))
+    targets = [sample.target for i, sample in enumerate(dataset) if i not in report.left_out]
+    matrix = detection_confusion(report.detections, targets, list(report.classes), report.thresholds)
+    confusion = {"classes": [*report.classes, "background"], "counts": matrix.tolist()}
+    console.write_json(json_file, {**report.facts(), "confusion": confusion, "split": dataset.split, **facts})
+
+
+def _write(
+    report: DetectionReport, dataset: Dataset, out: Path, about: dict[str, str], notes: Sequence[str]
+) -> None:
+    """Write the report as a page."""
+    from sppnet.drawing import write_detection_report
+
+    photos = any(sample.path.exists() for sample in dataset)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "report.html"
+    write_detection_report(report, dataset, path, about=about, notes=notes, photos=photos)
+    if not photos:
+        console.note(f"{path} has numbers and curves only: there are no photos in {dataset.root}")
+    print(f"report in {path}")
+
+
+def _print_classes(report: DetectionReport) -> None:
+    """Print the table of classes, in per cent."""
+    from sppnet.drawing.report import class_rows
+
+    rows = [(row["name"], *_cells(row)) for row in class_rows(report)]
+    total = report.total
+    means = (f"{100 * mean:.1f}" for mean in (report.mean_ap, report.mean_ap_area))
+    alarms = total.false_alarms / max(report.images, 1)
+    last = ("all", str(report.objects), *means, "", *_rates(total), f"{alarms:.2f}")
+    columns = ("class", "objects", "AP", "AP area", "shown from", "precision", "recall", "false alarms")
+    title = f"{report.images} images, IoU 0.5, in per cent; false alarms of an image"
+    console.print_rows(columns, rows, title, [last])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    result, counts = row["result"], row["counts"]
+    precisions = (
+        f"{100 * value:.1f}" if result.positives else "no objects"
+        for value in (result.average_precision, result.area)
+    )
+    return (str(result.positives), *precisions, row["threshold"], *_rates(counts), f"{row['alarms']:.2f}")
+
+
+def _rates(counts: Counts) -> tuple[str, str]:
+    """Return precision and recall as the table has them."""
+    precision, recall = (
+        "-" if math.isnan(share) else f"{100 * share:.1f}" for share in (counts.precision, counts.recall)
+    )
+    return precision, recall

@@ -161,6 +161,8 @@ class DetectionReport:
         the figures say little about new images.
     stored : mapping of str to float, or None
         From which score on the detector shows a detection of each class; None where that is not known.
+    left_out : tuple of int
+        Places in the data set of the images that could not be read: nothing here counts them.
     """
 
     classes: Mapping[str, ClassResult]
@@ -168,6 +170,7 @@ class DetectionReport:
     coco: Mapping[str, float] | None
     seen: int = 0
     stored: Mapping[str, float] | None = None
+    left_out: tuple[int, ...] = ()
 
     @property
     def images(self) -> int:
@@ -225,6 +228,7 @@ class DetectionReport:
             "thresholds": "best F1 on these images" if self.stored is None else "stored",
             "images": self.images,
             "seen": self.seen,
+            "left_out": len(self.left_out),
         }
         return facts if self.coco is None else facts | {"coco": dict(self.coco)}
 

@@ -118,7 +118,7 @@ def find_mistakes(
     alarms: list[FalseAlarm] = []
     misses: list[Miss] = []
     for i, (found, target) in enumerate(zip(detections, targets, strict=True)):
-        shown = _shown(found, thresholds)
+        shown = above_thresholds(found, thresholds)
         for name in classes:
             scores, boxes, truth = of_class(name, shown, target)
             verdict = match(boxes, truth, overlap)
@@ -170,11 +170,10 @@ def recall_by_size(
     return {name: (objects.count(name) - lost.count(name), objects.count(name)) for name in SIZES}
 
 
-def _shown(found: Detections, thresholds: Mapping[str, float]) -> Detections:
-    """Return the detections that score enough for their class."""
+def above_thresholds(found: Detections, thresholds: Mapping[str, float]) -> Detections:
+    """Return the detections that score enough for their class; of a class without a threshold none does."""
     least = np.array([thresholds.get(name, math.nan) for name in found.labels], found.scores.dtype)
-    keep = np.flatnonzero(found.scores >= least)
-    return Detections(found.boxes[keep], found.scores[keep], tuple(found.labels[i] for i in keep))
+    return found[found.scores >= least]
 
 
 def _taken(boxes: FloatArray, truth: Target) -> list[int]:
