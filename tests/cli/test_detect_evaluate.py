@@ -275,6 +275,22 @@ class TestScore:
         assert str(results) in page
         assert "data:image/jpeg" in page
 
+    @pytest.mark.parametrize("absent", [1, 4])
+    def test_photos_need_not_be_there(self, model, absent):
+        coco_tree(Path("shapes"), SPLITS)
+        dataset = read_dataset("shapes", "val")
+        write_coco_results(Path("val.json"), detections_of(model, dataset), dataset)
+        score = ("detect", "score", "val.json", "shapes", "--split", "val", "--json")
+        succeeds(*score, "with.json")
+        for sample in dataset[:absent]:
+            sample.path.unlink()
+        outcome = succeeds(*score, "without.json", "--out", "report")
+        assert read_json("with.json") == read_json("without.json")
+        assert f"note: {absent} of 4 photos are not there" in outcome.err
+        page = Path("report/report.html").read_text()
+        assert "no photos here" in page
+        assert "<img" not in page
+
     def test_class_that_the_split_does_not_show(self, model):
         drawn = scene(2)
         one_image_tree(Path("discs"), voc_xml(drawn.boxes, drawn.labels), drawn.image)

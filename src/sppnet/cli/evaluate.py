@@ -32,11 +32,14 @@ def evaluate(
     proposals: opt.OtherProposals = None,
     device: opt.Device = "cpu",
 ) -> None:
-    """Measure a detector, or several together, on a data set: precision, curves, best and worst images."""
+    """Measure a detector, or several together, on a data set; --out writes a report that shows all of it."""
     names = [model, *(ensemble or [])]
     files = console.model_files(names)
     console.check_places(json_file, out, [*files, data])
-    dataset = _read(data, split)
+
+    from sppnet.datasets import read_dataset
+
+    dataset = console.notes_of(read_dataset(data, split))
 
     from sppnet.detection.detector import Detector
     from sppnet.progress import StageTimer
@@ -72,7 +75,7 @@ def evaluate(
             **_about(data, dataset),
             "windows": str(facts["proposals"]),
         }
-        _write(report, dataset, out, about, notes)
+        _write(report, dataset, out, about, notes=notes)
     console.print_seconds(seconds, "Seconds per image (stages overlap; wall is what passed)")
 
 
@@ -84,9 +87,9 @@ def score(
     out: opt.Out = None,
     json_file: opt.Json = None,
 ) -> None:
-    """Measure anyone's results file on a data set."""
+    """Measure anyone's results file on a data set; its photos need not be there."""
     console.check_places(json_file, out, [results, data])
-    dataset = _read(data, split)
+    dataset, photos = _read_annotations(data, split)
 
     from sppnet.datasets.results import read_results
     from sppnet.evaluation.detection import evaluate_detections
@@ -97,14 +100,23 @@ def score(
     report = evaluate_detections([found[s.name] for s in dataset], [s.target for s in dataset], known)
     _report(report, dataset, json_file, {"results": str(results)})
     if out is not None:
-        _write(report, dataset, out, {"results": str(results), **_about(data, dataset)}, dataset.notes)
+        about = {"results": str(results), **_about(data, dataset)}
+        _write(report, dataset, out, about, notes=dataset.notes, photos=photos)
 
 
-def _read(data: Path, split: str | None) -> Dataset:
-    """Read a data set and say what its reader noticed."""
+def _read_annotations(data: Path, split: str | None) -> tuple[Dataset, bool]:
+    """Read a data set, and return whether its photos are there; annotations alone will do."""
     from sppnet.datasets import read_dataset
 
-    return console.notes_of(read_dataset(data, split))
+    dataset = read_dataset(data, split, photos=False)
+    there = sum(sample.path.exists() for sample in dataset)
+    if there == len(dataset):
+        # Boxes are held against the photos: EXIF may have turned them.
+        dataset = read_dataset(data, split)
+    else:
+        absent = len(dataset) - there
+        console.note(f"{absent} of {len(dataset)} photos are not there: sizes and boxes count as annotated")
+    return console.notes_of(dataset), there == len(dataset)
 
 
 def _about(data: Path, dataset: Dataset) -> dict[str, str]:
@@ -136,17 +148,20 @@ def _report(report: DetectionReport, dataset: Dataset, json_file: Path | None, f
 
 
 def _write(
-    report: DetectionReport, dataset: Dataset, out: Path, about: dict[str, str], notes: Sequence[str]
+    report: DetectionReport,
+    dataset: Dataset,
+    out: Path,
+    about: dict[str, str],
+    *,
+    notes: Sequence[str],
+    photos: bool = True,
 ) -> None:
     """Write the report as a page."""
     from sppnet.drawing import write_detection_report
 
-    photos = any(sample.path.exists() for sample in dataset)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "report.html"
     write_detection_report(report, dataset, path, about=about, notes=notes, photos=photos)
-    if not photos:
-        console.note(f"{path} has numbers and curves only: there are no photos in {dataset.root}")
     print(f"report in {path}")
 
 
