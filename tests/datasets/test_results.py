@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -208,3 +209,61 @@ def test_one_name_is_no_list_of_classes(tmp_path, voc):
         write_voc_results(tmp_path, {}, "disc", "val")
     with pytest.raises(ValueError, match=message):
         read_results(tmp_path, voc, "disc")
+
+
+class TestOwnJson:
+    """What ``sppnet detect run --json`` writes, in both versions."""
+
+    def file(self, tmp_path, dataset, found, versioned, name=lambda path: str(path)):
+        images = [
+            {"image": name(sample.path), "height": 96, "width": 128, "detections": found[sample.name].facts()}
+            for sample in dataset
+            if sample.name in found
+        ]
+        content = {"version": 1, "images": images} if versioned else images
+        (tmp_path / "r.json").write_text(json.dumps(content))
+        return tmp_path / "r.json"
+
+    @pytest.mark.parametrize("versioned", [True, False])
+    def test_round_trip(self, tmp_path, dataset, versioned):
+        found = detections(dataset)
+        file = self.file(tmp_path, dataset, found, versioned)
+        assert_same(read_results(file, dataset), found, dataset, atol=0)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            lambda path: path.name,
+            lambda path: f"elsewhere/{path.name}",
+            lambda path: f"C:\\x\\{path.stem}.png",
+            lambda path: os.path.relpath(path),
+        ],
+    )
+    def test_names_of_images(self, tmp_path, voc, name):
+        found = detections(voc)
+        assert_same(read_results(self.file(tmp_path, voc, found, True, name), voc), found, voc, atol=0)
+
+    def test_nothing_found(self, tmp_path, voc):
+        (tmp_path / "r.json").write_text('{"version": 1, "images": []}')
+        assert all(len(found) == 0 for found in read_results(tmp_path / "r.json", voc).values())
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"image": "other.jpg"}, "image 0: found the image 'other.jpg', expected an image of "),
+            ({"image": None}, "image 0: found the image 'None'"),
+            ({"detections": 3}, "image 0: found {'image': "),
+            ({"detections": [3]}, "image 0: found 3, expected label, score and box"),
+            (
+                {"detections": [{"label": "cow", "score": 1, "box": [1, 2, 3, 4]}]},
+                "found the label 'cow', expected one of disc",
+            ),
+            ({"detections": [{"label": "disc", "score": 1, "box": [1, 2, 3]}]}, "expected 5 numbers"),
+        ],
+    )
+    def test_malformed(self, tmp_path, voc, change, says):
+        image = {"image": "000001.jpg", "detections": []} | change
+        (tmp_path / "r.json").write_text(json.dumps([image]))
+        with pytest.raises(ValueError, match=r"r.json: image 0: ") as caught:
+            read_results(tmp_path / "r.json", voc)
+        assert says in str(caught.value)

@@ -257,13 +257,17 @@ def write_coco_results(path: str | Path, detections: Mapping[str, Detections], d
         temporary.write_text(json.dumps(results, allow_nan=False), "utf-8")
 
 
-def read_coco_results(path: Path, dataset: Dataset, names: Collection[str]) -> dict[str, list[Scored]]:
-    """Read a COCO results file, as `read_results` says.
+def read_coco_results(
+    path: Path, entries: Any, dataset: Dataset, names: Collection[str]
+) -> dict[str, list[Scored]]:
+    """Read the content of a COCO results file, as `read_results` says.
 
     Parameters
     ----------
     path : Path
-        The JSON file.
+        The JSON file, for errors.
+    entries : value
+        Its content.
     dataset : Dataset
         What the detections were made on.
     names : collection of str
@@ -274,10 +278,9 @@ def read_coco_results(path: Path, dataset: Dataset, names: Collection[str]) -> d
     dict from str to list of Scored
         For every sample, by its name, in the order of the file.
     """
-    images = _known_images(dataset)
+    images = known_images(dataset)
     labels: dict[int | str, str] = {name: name for name in names}
     labels |= {number: name for name, number in dataset.category_ids.items()}
-    entries = read_json(path)
     if not isinstance(entries, list):
         raise SppnetError(f"{path}: found a JSON {type(entries).__name__}, expected a list of results")
     keys = {"image_id": images, "category_id": labels}
@@ -293,7 +296,7 @@ def read_coco_results(path: Path, dataset: Dataset, names: Collection[str]) -> d
     return found
 
 
-def _known_images(dataset: Dataset) -> dict[int | str, str]:
+def known_images(dataset: Dataset) -> dict[int | str, str]:
     """Return the samples by all that a result may call them: id, name, stem of the file, number in it."""
     known: dict[int | str, str] = {}
     for keys in (_number_of, _stem_of):
