@@ -1,5 +1,6 @@
 import os
 
+import numpy as np
 import pytest
 
 from sppnet.datasets import dataset_splits, read_dataset
@@ -86,3 +87,81 @@ class TestCsv:
         file.write_bytes("path,x1,y1,x2,y2,label\r\nü (1).png,1,2,30,40,猫\r\n".encode(encoding))
         (sample,) = read_dataset(file)
         assert (sample.target.labels, sample.target.boxes.tolist()) == (("猫",), [[1, 2, 30, 40]])
+
+
+class TestOtherTables:
+    """Tables of other tools: tests/datasets/test_tools.py draws them whole."""
+
+    def table(self, root, text, name="boxes.csv"):
+        save(root / "a b.png", scene(1).image)
+        save(root / "b.png", scene(2).image)
+        return write(root / name, text)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "filename,width,height,class,xmin,ymin,xmax,ymax\na b.png,128,96,cat,1,2,30,40\n",
+            'Filename;Class;XMin;YMin;XMax;YMax\r\n"a b.png";cat;1,0;2;30;40\r\n',
+            "image_path\txmin\tymin\txmax\tymax\tlabel\na b.png\t1\t2\t30\t40\tcat\n",
+            ",image,xmin,ymin,xmax,ymax,label\n0,a b.png,1,2,30,40,cat\n",
+            "a b.png,1,2,30,40,cat\n",
+            "a b.png;1;2;30;40;cat\n",
+            "ImageID,LabelName,XMin,XMax,YMin,YMax\na b,cat,0.0078125,0.234375,0.02083333333,0.41666666667\n",
+            "./old/place/a b.png,1,2,30,40,cat\n",
+            "path,x1,y1,x2,y2,label,score,width,height\n.\\a b.png,1,2,30,40,cat,0.5,128,96\n",
+        ],
+    )
+    def test_one_box(self, text, tmp_path):
+        (sample,) = read_dataset(self.table(tmp_path, text))
+        assert (sample.path.name, sample.target.labels) == ("a b.png", ("cat",))
+        np.testing.assert_allclose(sample.target.boxes, [[1, 2, 30, 40]], atol=1e-5)
+
+    def test_images_without_boxes(self, tmp_path):
+        text = "b.png,,,,,\na b.png,1,2,30,40,cat\n"
+        data = read_dataset(self.table(tmp_path, text))
+        assert [(s.path.name, len(s.target.labels)) for s in data] == [("b.png", 0), ("a b.png", 1)]
+        assert data.notes == ("images without objects: 1",)
+
+    def test_tables_named_after_splits(self, tmp_path):
+        header = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+        self.table(tmp_path, f"{header}a b.png,128,96,cat,1,2,30,40\n", "train_labels.csv")
+        self.table(tmp_path, f"{header}b.png,128,96,cat,1,2,30,40\n", "test_labels.csv")
+        assert dataset_splits(tmp_path) == ("test", "train")
+        assert [s.path.name for s in read_dataset(tmp_path, "train")] == ["a b.png"]
+        assert len(read_dataset(tmp_path, "all")) == 2
+        self.table(tmp_path, f"{header}b.png,128,96,cat,1,2,30,40\n", "more.csv")
+        assert "expected one table of boxes; name it" in only_error(tmp_path)
+
+    def test_flags_and_names_that_were_made_safe(self, tmp_path):
+        text = (
+            "path,x1,y1,x2,y2,label,difficult,crowd\na b.png,1,2,30,40,'=1+1,1,0\na b.png,1,2,9,9,'t,0,true\n"
+        )
+        (sample,) = read_dataset(self.table(tmp_path, text))
+        assert sample.target.labels == ("=1+1", "'t")
+        assert sample.target.difficult.tolist() == [True, False]
+        assert sample.target.crowd.tolist() == [False, True]
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            (
+                "filename,width,height,class,xmin,ymin,xmax,ymax\nb.png,x,96,cat,1,2,3,4",
+                ":2: found the height '96' and",
+            ),
+            (
+                "filename,width,height,class,xmin,ymin,xmax,ymax\nb.png,500,96,cat,1,2,3,4",
+                ":2: annotated as 500 x 96",
+            ),
+            (
+                "image_path,xmin,ymin,xmax,ymax,label\nb.png,1,2,3,,cat",
+                ":2: found 1, 2, 3, , expected the numbers",
+            ),
+            ("b.png,1,2,30,40,cat\nb.png,1,2,30,cat", ":2: found a row of length 5, expected 6"),
+            ("b.png,1,2,30,40,cat\nc.png,1,2,30,40,cat", ":2: found no image 'c.png'"),
+            ("b.png,40,2,30,40,cat", ":1: box 40, 2, 30, 40 of 'cat' is inverted or empty"),
+            ("image,1,2,3,4,cat", "found a .csv file of none of the formats"),
+            ("name,age\nx,3", "found a .csv file of none of the formats"),
+        ],
+    )
+    def test_bad_tables(self, text, says, tmp_path):
+        assert says in only_error(self.table(tmp_path, text))

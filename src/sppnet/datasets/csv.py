@@ -136,8 +136,8 @@ def _records(tree: Tree, part: Sequence[tuple[str, str | None]], findings: Findi
         if len(part) == 1:
             findings.number({label: number for number, label in enumerate(sorted(classes), 1)}, str(file))
         for (path, own), image in images.items():
-            shared = (path, path, file, image.where, image.size, image.rows)
-            yield Record(*shared, split=own or split_of_file(name), relative=is_relative)
+            shared = (path, path, file, image.where, image.size, image.rows, None, own or split_of_file(name))
+            yield Record(*shared, stem=path if is_relative else "", relative=is_relative)
 
 
 class _Image(NamedTuple):
