@@ -20,8 +20,19 @@ TESTS = ROOT / "tests"
 
 # Rooms on one floor may know each other as long as no circle arises; none knows a room of a floor above.
 GROUND = (
-    *("arrays", "boxes", "compiling", "errors", "estimator", "images", "linear", "models", "parallel"),
-    *("photos", "progress", "regression", "storage", "suppression", "walking"),
+    *(
+        "arrays",
+        "boxes",
+        "compiling",
+        "errors",
+        "estimator",
+        "fetching",
+        "images",
+        "linear",
+        "models",
+        "parallel",
+    ),
+    *("photos", "progress", "regression", "storage", "suppression", "video", "walking"),
 )
 FLOORS = (
     GROUND,

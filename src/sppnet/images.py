@@ -391,7 +391,7 @@ def view_windows(height: int, width: int, size: int, middles: bool = False) -> n
     return np.concatenate([starts, starts + size], axis=1)
 
 
-def write_image(path: str | Path, image: Pixels) -> None:
+def write_image(path: str | Path, image: Pixels, quality: int = 95) -> None:
     """Write an image in the format of the suffix of `path`; the file appears whole or not at all.
 
     Parameters
@@ -400,6 +400,8 @@ def write_image(path: str | Path, image: Pixels) -> None:
         With one of the suffixes jpg, jpeg, png, bmp, tif, tiff, webp, gif. Its folder must exist.
     image : (H, W, 3) uint8
         RGB.
+    quality : int
+        Of JPEG and WebP, 1 to 95.
 
     Raises
     ------
@@ -412,7 +414,7 @@ def write_image(path: str | Path, image: Pixels) -> None:
         allowed = ", ".join(sorted(_WRITTEN))
         raise SppnetError(f"{path}: found the suffix {Path(path).suffix!r}, expected one of {allowed}")
     with atomic_path(path) as temporary:
-        Image.fromarray(image).save(temporary, quality=95)
+        Image.fromarray(image).save(temporary, quality=quality)
 
 
 @contextmanager

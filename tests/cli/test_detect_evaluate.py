@@ -172,15 +172,15 @@ class TestTogether:
         images = [f"photos/{i}.png" for i in (1, 2, 3)]
         run = ("detect", "run", model, photos, "--ensemble", second, "--threshold=-1", "--json")
         outcome = succeeds(*run, "found.json", "--out", "found")
-        entries = read_json("found.json")
+        entries = read_json("found.json")["images"]
         # The windows are those of the first detector, for both.
         assert [e["detections"] for e in entries] == [found_by(together, path, -1) for path in images]
         for alone in (model, second):
             assert any(e["detections"] != expected_detections(alone, e["image"], -1) for e in entries)
         assert f"{entries[0]['detections'][0]['label']} " in outcome.out
-        assert sorted(p.name for p in Path("found").iterdir()) == ["1.png", "2.png", "3.png"]
+        assert sorted(p.name for p in Path("found").iterdir()) == ["1.jpg", "2.jpg", "3.jpg"]
         succeeds(*run, "other.json", "--proposals", "edge-boxes")
-        found = [e["detections"] for e in read_json("other.json")]
+        found = [e["detections"] for e in read_json("other.json")["images"]]
         assert found == [found_by(together, path, -1, "edge-boxes") for path in images]
 
     def test_three(self, model, second, data, photos):
@@ -199,7 +199,7 @@ class TestTogether:
             "third.safetensors",
         )
         succeeds(*run, "--json", "found.json")
-        assert read_json("found.json")[0]["detections"] == found_by(together, photos / "1.png")
+        assert read_json("found.json")["images"][0]["detections"] == found_by(together, photos / "1.png")
 
     @pytest.mark.parametrize(("options", "regress"), [((), True), (("--no-regress",), False)])
     def test_evaluate(self, model, second, data, options, regress):

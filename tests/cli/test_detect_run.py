@@ -1,10 +1,14 @@
 """``sppnet detect run``: of good and bad images, by good and bad models."""
 
+import csv
 import json
 import os
+import shutil
 from pathlib import Path
 from unittest import mock
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,13 +24,23 @@ from commands import (
     odd_images,
     one_image_tree,
     read_json,
+    serving,
     sppnet,
     succeeds,
 )
+from sppnet.detection.detector import Detector
 from sppnet.detection.file import read_facts
 from sppnet.images import read_image
-from sppnet.proposals import read_windows
+from sppnet.proposals import parse, read_windows
+from sppnet.video import Video, video_writer
 from trees import save, scene, voc_tree, write
+
+
+def results(path):
+    """Return what the JSON says of the images."""
+    content = read_json(path)
+    assert content["version"] == 1
+    return content["images"]
 
 
 class TestRun:
@@ -44,12 +58,12 @@ class TestRun:
         )
         found = expected_detections(model, photos / "1.png", -1)
         assert found
-        assert read_json("found.json") == [
+        assert results("found.json") == [
             {"image": str(photos / "1.png"), "height": 96, "width": 128, "detections": found}
         ]
         assert f"{found[0]['label']} " in outcome.out
         assert "pictures in found" in outcome.out
-        picture = read_image("found/1.png")
+        picture = read_image("found/1.jpg")
         assert picture.shape == (96, 128, 3)
         assert (picture != read_image(photos / "1.png")).any()
 
@@ -58,16 +72,14 @@ class TestRun:
             "detect", "run", model, photos / "1.png", "--threshold", "1000", "--json", "found.json"
         )
         assert "nothing scores 1000 or more" in outcome.out
-        assert read_json("found.json")[0]["detections"] == []
+        assert results("found.json")[0]["detections"] == []
 
     def test_folder_and_pattern(self, model, photos):
         succeeds("detect", "run", model, photos, "--json", "folder.json", "--out", "found")
         succeeds("detect", "run", model, "photos/[12].png", photos / "3.png", "--json", "pattern.json")
         assert read_json("folder.json") == read_json("pattern.json")
-        assert [entry["image"] for entry in read_json("folder.json")] == [
-            f"photos/{i}.png" for i in (1, 2, 3)
-        ]
-        assert sorted(p.name for p in Path("found").iterdir()) == ["1.png", "2.png", "3.png"]
+        assert [entry["image"] for entry in results("folder.json")] == [f"photos/{i}.png" for i in (1, 2, 3)]
+        assert sorted(p.name for p in Path("found").iterdir()) == ["1.jpg", "2.jpg", "3.jpg"]
 
     def test_names_in_brackets(self, model):
         """Rich would take them for markup."""
@@ -85,9 +97,9 @@ class TestRun:
 
     @pytest.mark.parametrize("out", [".", "photos/.."])
     def test_pictures_never_replace_the_images(self, model, photos, out):
-        save(Path("2.png"), scene(4).image)
-        says = [f"{Path(out, '2.png')}: found a file that is to be read", "expected another"]
-        fails("detect", "run", model, "photos/1.png", "2.png", "photos/3.png", "--out", out, says=says)
+        save(Path("2.jpg"), scene(4).image)
+        says = [f"{Path(out, '2.jpg')}: found a file that is to be read", "expected another"]
+        fails("detect", "run", model, "photos/1.png", "2.jpg", "photos/3.png", "--out", out, says=says)
 
     def test_json_never_replaces_an_image(self, model, photos):
         fails("detect", "run", model, photos, "--json", "photos/1.png", says=["photos/1.png"])
@@ -119,10 +131,10 @@ class TestRun:
     def test_odd_images(self, model):
         sizes = odd_images(Path("odd"))
         succeeds("detect", "run", model, "odd", "--json", "odd.json", "--out", "found")
-        entries = read_json("odd.json")
+        entries = results("odd.json")
         assert {Path(e["image"]).name: (e["height"], e["width"]) for e in entries} == sizes
         for name, size in sizes.items():
-            assert read_image(Path("found") / f"{Path(name).stem}.png").shape[:2] == size
+            assert read_image(Path("found") / f"{Path(name).stem}.jpg").shape[:2] == size
         for entry in entries:
             for found in entry["detections"]:
                 x1, y1, x2, y2 = found["box"]
@@ -135,8 +147,214 @@ class TestRun:
         exif[0x0112] = 6
         turned.save("turned.png", exif=exif)
         succeeds("detect", "run", model, photos / "1.png", "turned.png", "--json", "found.json")
-        upright, turned = read_json("found.json")
+        upright, turned = results("found.json")
         assert turned["detections"] == upright["detections"]
+
+
+class TestManyPhotos:
+    def test_are_counted_and_not_listed(self, model):
+        for i in range(21):
+            save(Path(f"photos/{i}.png"), scene(i).image)
+        outcome = succeeds("detect", "run", model, "photos", "--json", "found.json")
+        labels = [[d["label"] for d in entry["detections"]] for entry in results("found.json")]
+        rows = [line.replace("│", " ").split() for line in outcome.out.splitlines() if "│" in line]
+        classes = {label for of_photo in labels for label in of_photo}
+        expected = [
+            [n, str(sum(of.count(n) for of in labels)), str(sum(n in of for of in labels))] for n in classes
+        ]
+        assert sorted(row for row in rows if row[0] != "-") == sorted(expected)
+        assert [row for row in rows if row[0] == "-"] == [["-", str(labels.count([]))]]
+        assert "21 photos" in outcome.out
+        assert "--format csv" in outcome.out
+
+
+class TestFormats:
+    @pytest.mark.parametrize(
+        ("kind", "files"),
+        [
+            ("csv", ["detections.csv"]),
+            ("coco", ["coco.json"]),
+            ("labelstudio", ["labelstudio.json"]),
+            ("json", ["detections.json"]),
+            ("voc", ["voc/Annotations/1.xml", "voc/Annotations/3.xml"]),
+            ("yolo", ["yolo/data.yaml", "yolo/labels/1.txt", "yolo/labels/3.txt"]),
+        ],
+    )
+    def test_beside_the_pictures(self, model, photos, kind, files):
+        run = ("detect", "run", model, photos, "--out", "found", "--format", kind, "--json", "found.json")
+        outcome = succeeds(*run, "--pictures", "png")
+        assert "results in " in outcome.out
+        assert set(files) <= {path.relative_to("found").as_posix() for path in Path("found").rglob("*")}
+        assert sorted(path.name for path in Path("found").glob("*.png")) == ["1.png", "2.png", "3.png"]
+        if kind == "json":
+            assert read_json("found/detections.json") == read_json("found.json")
+
+    @pytest.mark.parametrize("kind", ["csv", "coco", "labelstudio", "json"])
+    def test_printed_in_place_of_the_table(self, model, photos, kind):
+        name = {"csv": "detections.csv"}.get(kind, f"{'detections' if kind == 'json' else kind}.json")
+        succeeds("detect", "run", model, photos, "--out", ".", "--format", kind)
+        outcome = succeeds("detect", "run", model, photos, "--format", kind)
+        assert outcome.out == Path(name).read_bytes().decode()
+
+    @pytest.mark.parametrize("kind", ["voc", "yolo"])
+    def test_folders_need_a_place(self, model, photos, kind):
+        says = [f"--format {kind}: found no place for its files, expected --out FOLDER"]
+        fails("detect", "run", model, photos, "--format", kind, says=says)
+        write(Path("found", kind, "mine.txt"), "")
+        fails("detect", "run", model, photos, "--format", kind, "--out", "found", says=[f"found/{kind}"])
+
+    def test_counts(self, model, photos):
+        succeeds("detect", "run", model, photos, "--counts", "counts.csv", "--json", "found.json")
+        rows = list(csv.DictReader(Path("counts.csv").read_text("utf-8-sig").splitlines()))
+        assert [row["image"] for row in rows] == ["photos/1.png", "photos/2.png", "photos/3.png", "total"]
+        for row, entry in zip(rows, results("found.json"), strict=False):
+            labels = [found["label"] for found in entry["detections"]]
+            assert int(row["total"]) == len(labels)
+            assert all(int(row[label]) == labels.count(label) for label in labels)
+        fails("detect", "run", model, photos, "--counts", "counts.txt", says=["counts.txt", "expected .csv"])
+        fails(
+            "detect", "run", model, photos, "--counts", model, says=[f"{model}: found a file that is to be"]
+        )
+
+    def test_json_ends_so(self, model, photos):
+        fails("detect", "run", model, photos, "--json", "found.txt", says=["found.txt", "expected .json"])
+
+
+@pytest.fixture
+def clip():
+    """A video of six frames: the pictures of a scene moved step by step."""
+    path, picture = Path("clip.mp4"), np.asarray(scene(1).image)
+    with video_writer(path, 10) as add:
+        for i in range(6):
+            add(np.roll(picture, 4 * i, axis=1), i / 10)
+    return path
+
+
+class TestVideos:
+    def test_file(self, model, clip):
+        run = ("detect", "run", model, clip, "--every", "2", "--out", "found", "--threshold=-1")
+        outcome = succeeds(*run, "--json", "found.json", "--counts", "counts.csv")
+        with Video(clip) as video:
+            frames = list(video.frames(2))
+        entries = results("found.json")
+        assert [(e["image"], e["frame"], e["seconds"]) for e in entries] == [
+            ("clip.mp4", number, number / 10) for number in (0, 2, 4)
+        ]
+        detector = Detector.load(model)
+        for entry, frame in zip(entries, frames, strict=True):
+            found = detector.predict(frame.pixels, parse("dense")(frame.pixels).boxes, threshold=-1)
+            assert entry["detections"] == json.loads(json.dumps(found.facts()))
+        assert "clip.mp4: 10 frames per second; 3 of 6 frames looked at" in outcome.out
+        with Video("found/clip.mp4") as video:
+            drawn = list(video.frames())
+            assert (video.fps, video.count) == (10, 5)  # each picture until the next, the last one once
+        assert [frame.pixels.shape for frame in drawn] == [(96, 128, 3)] * 5
+        assert np.abs(drawn[0].pixels.astype(int) - frames[0].pixels).max() > 100
+        rows = list(csv.DictReader(Path("counts.csv").read_text("utf-8-sig").splitlines()))
+        assert [row["frame"] for row in rows[:3]] == ["0", "2", "4"]
+
+    def test_beside_photos(self, model, clip, photos):
+        outcome = succeeds("detect", "run", model, photos, clip, "--out", "found", "--every", "3")
+        assert sorted(p.name for p in Path("found").iterdir()) == ["1.jpg", "2.jpg", "3.jpg", "clip.mp4"]
+        assert "3.png" in outcome.out
+
+    def test_told_by_content(self, model, clip):
+        clip.rename("photo.jpg")
+        succeeds("detect", "run", model, "photo.jpg", "--every", "6", "--json", "found.json")
+        assert [entry["frame"] for entry in results("found.json")] == [0]
+
+    def test_in_folders_they_are_counted(self, model, clip, photos):
+        clip.rename("photos/clip.mp4")
+        outcome = succeeds("detect", "run", model, photos)
+        assert "note: photos: 1 file left out: 1 .mp4, first clip.mp4" in outcome.err
+
+    def test_damaged(self, model, clip, photos):
+        clip.write_bytes(clip.read_bytes()[:2000])
+        says = ["clip.mp4: found no frame that can be read, expected a video"]
+        fails("detect", "run", model, clip, says=says)
+        outcome = sppnet("detect", "run", model, clip, photos)
+        assert (outcome.status, outcome.said[1]) == (1, "sppnet: 1 of 4 images failed")
+        assert says[0] in outcome.said[0]
+        assert "3.png" in outcome.out
+
+    def test_with_fewer_frames_than_it_states(self, model, monkeypatch):
+        picture = np.asarray(scene(1).image)
+        monkeypatch.setattr("sppnet.video.cv2.VideoCapture", camera([picture] * 5, count=20))
+        write(Path("clip.avi"), "RIFF....AVI LIST")
+        outcome = succeeds("detect", "run", model, "clip.avi")
+        assert "note: clip.avi: found fewer than the 20 frames that it states, it is damaged" in outcome.err
+
+    def test_webcam_until_it_is_stopped(self, model, monkeypatch):
+        picture = np.asarray(scene(1).image)
+        monkeypatch.setattr("sppnet.video.cv2.VideoCapture", camera([picture] * 5, stopped=True))
+        outcome = succeeds("detect", "run", model, "webcam:1", "--json", "found.json", "--out", "found")
+        assert "note: stopped; what was found so far is written" in outcome.err
+        assert 1 <= len(results("found.json")) <= 5
+        assert results("found.json")[0]["image"] == "webcam:1"
+        with Video("found/webcam-1.mp4") as video:
+            assert next(video.frames()).pixels.shape == (96, 128, 3)
+
+    def test_no_webcam(self, model, monkeypatch):
+        monkeypatch.setattr("sppnet.video.cv2.VideoCapture", camera([]))
+        fails("detect", "run", model, "webcam", says=["webcam: found no webcam that gives a picture"])
+
+
+def camera(pictures, count=0, stopped=False):
+    """Return what stands for a capture of OpenCV that gives pictures, and then nothing, or Ctrl-C."""
+
+    class Capture:
+        def __init__(self, *source):
+            self.left = list(pictures)
+
+        def isOpened(self):
+            return bool(pictures)
+
+        def read(self):
+            if self.left:
+                return True, self.left.pop()
+            if stopped:
+                raise KeyboardInterrupt
+            return False, None
+
+        grab = read
+
+        def get(self, what):
+            return {cv2.CAP_PROP_FRAME_COUNT: count, cv2.CAP_PROP_FPS: 10}.get(what, 0)
+
+        def release(self):
+            pass
+
+    return Capture
+
+
+@pytest.fixture
+def server(tmp_path_factory):
+    """A folder, and the address under which it is served."""
+    folder = tmp_path_factory.mktemp("served")
+    with serving(folder) as address:
+        yield folder, address
+
+
+class TestAddresses:
+    def test_photos_on_the_web(self, model, photos, server):
+        folder, address = server
+        shutil.copy(photos / "1.png", folder / "a photo.png")
+        url = f"{address}/a%20photo.png"
+        succeeds("detect", "run", model, url, photos / "1.png", "--json", "found.json", "--out", "found")
+        fetched, own = results("found.json")
+        assert fetched["image"] == f"{address.removeprefix('http://')}/a photo.png"
+        assert fetched["detections"] == own["detections"]
+        assert sorted(p.name for p in Path("found").iterdir()) == ["1.jpg", "a photo.jpg"]
+
+    def test_what_cannot_be_fetched(self, model, photos, server):
+        folder, address = server
+        fails("detect", "run", model, f"{address}/1.png", says=[f"{address}/1.png: cannot fetch it (404"])
+        write(folder / "text.png", "not a picture")
+        outcome = sppnet("detect", "run", model, f"{address}/text.png", f"{address}/2.png", photos)
+        assert outcome.status == 1
+        assert outcome.said[0].startswith(f"sppnet: {address}/2.png: cannot fetch it (404")
+        assert outcome.said[1].startswith(f"sppnet: {address.removeprefix('http://')}/text.png: found a file")
+        assert outcome.said[2] == "sppnet: 2 of 5 images failed"
 
 
 class TestBadImages:
@@ -154,7 +372,7 @@ class TestBadImages:
             assert any(f"photos/{name}" in line and found in line for line in outcome.said)
         assert "4 of 7 images" in outcome.said[-1]
         assert read_json("found.json") == read_json("good.json")
-        assert sorted(p.name for p in Path("found").iterdir()) == ["1.png", "2.png", "3.png"]
+        assert sorted(p.name for p in Path("found").iterdir()) == ["1.jpg", "2.jpg", "3.jpg"]
 
     def test_propose(self, photos):
         bad = broken_images(photos)

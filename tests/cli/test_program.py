@@ -280,7 +280,7 @@ def test_demo(tmp_path):
     outcome = succeeds("demo")
     assert outcome.out.count(" cow ") == 3
     assert "sppnet detect run animals PHOTO... --out found" in outcome.out
-    assert (tmp_path / "out" / "cows.png").is_file()
+    assert (tmp_path / "out" / "cows.jpg").is_file()
 
 
 def test_what_a_user_is_warned_of_is_a_note(monkeypatch, tmp_path):
