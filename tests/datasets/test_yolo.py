@@ -46,7 +46,7 @@ class TestYolo:
     @pytest.mark.parametrize("names", ["classes.txt", "obj.names", "labels/classes.txt"])
     def test_folders_without_a_description(self, yolo, names):
         (yolo / "data.yaml").unlink()
-        assert "found 2 images and no annotations known here" in only_error(yolo)
+        assert "train/000001.txt) and no names of their classes, expected data.yaml, " in only_error(yolo)
         write(yolo / names, "\n".join(SHAPES))
         assert [sample.name for sample in read_dataset(yolo, "train")] == ["000001", "000002"]
         assert [sample.name for sample in read_dataset(yolo, "all")] == ["000001", "000002"]

@@ -28,7 +28,7 @@ from sppnet.datasets.sizes import Size
 from sppnet.datasets.splits import split_of_folders, split_of_stem
 from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError, SppnetError
-from sppnet.storage import atomic_path, read_json, write_json
+from sppnet.storage import atomic_path, encoding_of, read_json, write_json
 
 _NAME = re.compile(r"(instances_.*|.*[._]coco)\.json", re.IGNORECASE)
 _KEYS = tuple(re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories"))
@@ -44,6 +44,8 @@ class _Part(NamedTuple):
 def _fits(path: Path, head: bytes) -> bool:
     if _NAME.fullmatch(path.name):
         return True
+    if encoding_of(head[:2]) == "utf-16":
+        return all(key.search(path.read_bytes().replace(b"\0", b"")) for key in _KEYS)
     if b'"shapes"' in head or not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -117,7 +119,7 @@ def _records(file: Path, split: str | None, findings: Findings) -> Iterator[Reco
             rows[image].append(_row(file, i, record, classes))
             met.add(str(record["category_id"]))
     with findings.collect():
-        findings.number(_category_ids(file, classes, met), str(file))
+        findings.number(_category_ids(file, classes, met))
     del content
     for image, (i, record) in images.items():
         where = _at(file, "images", i, record)

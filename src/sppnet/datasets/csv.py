@@ -134,7 +134,7 @@ def _records(tree: Tree, part: Sequence[tuple[str, str | None]], findings: Findi
                     images.setdefault(key, _Image(where, _size(where, fields), []))
                     images[key].rows.extend([row] if row else [])
         if len(part) == 1:
-            findings.number({label: number for number, label in enumerate(sorted(classes), 1)}, str(file))
+            findings.number({label: number for number, label in enumerate(sorted(classes), 1)})
         for (path, own), image in images.items():
             shared = (path, path, file, image.where, image.size, image.rows, None, own or split_of_file(name))
             yield Record(*shared, stem=path if is_relative else "", relative=is_relative)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -105,14 +105,13 @@ class Findings:
         A line for each thing that is wrong.
     counts : Counter of str
         How often something odd was put right or left out, by what it was; `Dataset.notes` tells them.
-    category_ids : dict from str to int or str
-        The numbers of the classes, where the format has them.
     """
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.counts: Counter[str] = Counter()
-        self.category_ids: dict[str, int | str] = {}
+        self._numbers: dict[str, int | str] = {}
+        self._disagree = False
 
     @contextmanager
     def collect(self) -> Iterator[None]:
@@ -122,19 +121,21 @@ class Findings:
         except (SppnetError, OSError) as error:
             self.errors.append(str(error))
 
-    def number(self, classes: dict[str, int | str], where: str) -> None:
+    def number(self, classes: Mapping[str, int | str]) -> None:
         """Take over the numbers of the classes of one of the files of a data set.
 
-        Raises
-        ------
-        DatasetError
-            If another file has given one of the classes another number.
+        Where another file has given one of the classes another number, none of the numbers count.
         """
         for name, number in classes.items():
-            first = self.category_ids.setdefault(name, number)
-            if first != number:
-                found = f"the number {number} for {name!r}, which is {first} in another file"
-                raise DatasetError(f"{where}: found {found}, expected one; read one split at a time")
+            if self._numbers.setdefault(name, number) != number:
+                self.counts["files that number the classes otherwise, numbers not kept"] += 1
+                self._disagree = True
+                break
+
+    @property
+    def numbers(self) -> dict[str, int | str]:
+        """The numbers of the classes; none where files disagree or the format has none."""
+        return {} if self._disagree else self._numbers
 
     def leave_out(self, kind: str) -> None:
         """Count a shape around which there is no box, such as a point or a line."""

@@ -18,7 +18,7 @@ from sppnet.datasets.findings import Annotation, Findings, Record, several, text
 from sppnet.datasets.records import Sample
 from sppnet.datasets.sizes import Frame, Size, decided, frame_of, turned
 from sppnet.datasets.tree import Tree, clean, find_photo
-from sppnet.errors import DatasetError, SppnetError
+from sppnet.errors import DatasetError, ImageError
 from sppnet.images import ImageHeader, image_header
 
 _ROUNDING = 0.01  # pixels by which a box may pass the border without being counted
@@ -67,10 +67,11 @@ def finish(
     placed: list[_Placed] = []
     bad: list[str] = []
     for record in records:
-        try:
-            placed.append((_with_photo if photos else _without_photo)(tree, record, splits))
-        except (SppnetError, OSError) as error:
-            (bad if photos else findings.errors).append(str(error))
+        with findings.collect():
+            try:
+                placed.append((_with_photo if photos else _without_photo)(tree, record, splits))
+            except (ImageError, OSError) as error:
+                bad.append(str(error))
     groups = _by_photo(placed, findings)
     samples = _samples(groups, findings)
     findings.check(tree.root)
@@ -91,12 +92,12 @@ def _with_photo(tree: Tree, record: Record, splits: Collection[str]) -> _Placed:
     path = find_photo(tree, record, splits)
     if path is None:
         name = record.file or os.path.basename(record.stem)
-        raise DatasetError(f"{record.where}: found no image {name!r} in {tree.base}, expected one")
+        raise FileNotFoundError(f"{record.where}: found no image {name!r} in {tree.base}, expected one")
     header = image_header(path)
     frame = Frame.SEEN if record.relative else frame_of(record.size, header)
     if frame is None:
         (height, width), (h, w) = record.size or header.size, header.size
-        raise DatasetError(f"{record.where}: annotated as {width} x {height}, the photo {path} is {w} x {h}")
+        raise ImageError(f"{record.where}: annotated as {width} x {height}, the photo {path} is {w} x {h}")
     return _Placed(record, path, header, frame)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -158,7 +159,7 @@ def _dataset(
         tree.root,
         read[1],
         (*counted, *tree.left.notes()),
-        findings.category_ids or {name: i for i, name in enumerate(classes, 1)},
+        findings.numbers or {name: i for i, name in enumerate(classes, 1)},
         # Several COCO files count their images each from 1.
         dict(zip(names, told if len(set(told)) == len(told) else names, strict=True)),
         read[0],
@@ -180,25 +181,31 @@ def _recognised(root: str | Path, format: Format | None, photos: bool) -> tuple[
     tree = Tree(root, looks_up=photos)
     found: dict[str, Layout] = {}
     with as_dataset_error():
-        for name, names in tree.fitting(wanted).items():
+        fitting = tree.fitting(wanted)
+        for name, names in fitting.items():
             layout = wanted[name].locate(tree, names) if names else None
             if layout is not None:
                 found[name] = layout
     if not found:
-        looks = "; or ".join(f"{name} ({known.looks})" for name, known in wanted.items())
-        instead = _instead(tree)
-        advice = f"; {_ADVICE}" if "no annotations" in instead else ""
-        raise DatasetError(f"{root}: found {instead}, expected {looks}{advice}")
+        raise DatasetError(f"{root}: found {_instead(tree, format, fitting)}")
     if len(found) > 1:
         both = " and ".join(f"{name} data ({layout.shown})" for name, layout in found.items())
         raise DatasetError(f"{root}: found {both}, expected format= to choose one, or the file of one")
     return *next(iter(found.items())), tree
 
 
-def _instead(tree: Tree) -> str:
-    """Say what lies where no data set was found."""
+def _instead(tree: Tree, format: Format | None, fitting: Mapping[str, Sequence[str]]) -> str:
+    """Say what lies where no data set was found, and what is expected."""
+    if fitting.get("yolo"):
+        found = f"YOLO boxes ({fitting['yolo'][0]}) and no names of their classes"
+        return f"{found}, expected data.yaml, obj.names or classes.txt"
+    looks = f"{format}: {_FORMATS[format].looks}" if format else f"boxes in one of {', '.join(_FORMATS)}"
     if tree.root.is_file():
         suffix = tree.root.suffix.lower()
-        return "an image" if suffix in SUFFIXES else f"a {suffix} file of none of the formats known here"
+        found = "an image" if suffix in SUFFIXES else f"a {suffix} file of none of the formats known here"
+        return f"{found}, expected {looks}"
     count = len(tree.photos.names) if tree.photos.base == tree.base else 0
-    return f"{count} image{'s' * (count > 1)} and no annotations known here" if count else "no dataset"
+    if not count:
+        return f"no dataset, expected {looks}"
+    images = f"{count} image{'s' * (count > 1)}"
+    return f"{images} and no annotations known here, expected {looks}; {_ADVICE}"

@@ -189,7 +189,7 @@ def _records(
     tree: Tree, classes: _Classes, labels: Sequence[str], sources: Sequence[_Source], findings: Findings
 ) -> Iterator[Record]:
     """Yield the images of folders and lists."""
-    findings.number({name: number for number, name in classes.names.items()}, str(tree.root))
+    findings.number({name: number for number, name in classes.names.items()})
     splits = {source.split for source in sources if source.split is not None}
     for source in sources:
         photos = []
