@@ -327,3 +327,24 @@ def test_predictions_are_read_as_data_sets(tmp_path, monkeypatch):
                 (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / "images" / name).symlink_to(Path("photos", name).absolute())
         assert_equal(read_dataset(root), plain, "yolo")
+
+
+@pytest.mark.parametrize("format", ["voc", "coco", "yolo"])
+def test_another_library_reads_the_same(format, tmp_path):
+    supervision = pytest.importorskip("supervision")
+    coco_tree(tmp_path / "in")
+    convert(tmp_path / "in", tmp_path / "out", format)
+    out, sets = tmp_path / "out", supervision.DetectionDataset
+    for split in ("train", "val"):
+        images = str(out / "images" / split)
+        if format == "voc":
+            theirs = sets.from_pascal_voc(str(out / "JPEGImages"), str(out / "Annotations"))
+        elif format == "coco":
+            theirs = sets.from_coco(images, str(out / "annotations" / f"instances_{split}.json"))
+        else:
+            theirs = sets.from_yolo(images, str(out / "labels" / split), str(out / "data.yaml"))
+        found = {Path(path).name: detections for path, _, detections in theirs}
+        for sample in read_dataset(tmp_path / "in", split):
+            detections = found[sample.path.name]
+            np.testing.assert_allclose(detections.xyxy, sample.target.boxes, atol=1e-4)
+            assert [theirs.classes[i] for i in detections.class_id] == list(sample.target.labels)
