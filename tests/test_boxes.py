@@ -314,9 +314,10 @@ class TestDetectionsElsewhere:
     def test_html(self, found):
         page = found._repr_html_()
         assert "<cow>" not in page
-        for text in ("3 detections", "&lt;cow&gt;", "90 %", "25 %", "-1.50", "10, 20, 50, 60"):
+        for text in ("3 detections", "&lt;cow&gt;", "0.90", "0.25", "-1.50", "10, 20, 50, 60"):
             assert text in page
         assert page.count("<tr>") == 4
+        assert "90 %" in found[:2]._repr_html_()
         many = Detections(np.zeros((60, 4), np.float32), np.zeros(60, np.float32), ("a",) * 60)
         assert "and 10 more" in many._repr_html_()
         assert "1 detection<" in found[:1]._repr_html_()

@@ -7,7 +7,7 @@ and the box of a whole image is ``0, 0, width, height``. See docs/conventions.md
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
@@ -240,11 +240,11 @@ class Detections:
         )
 
     def _repr_html_(self) -> str:
-        """Return a table of the best detections, for notebooks."""
+        """Return a table of the best detections, for notebooks; scores as `score_texts` has them."""
+        shown = self[:_ROWS_SHOWN]
         rows = "".join(
-            f"<tr><td>{escape(label)}</td><td>{shown_score(score)}</td>"
-            f"<td>{', '.join(f'{edge:.0f}' for edge in box)}</td></tr>"
-            for box, score, label in self[:_ROWS_SHOWN]
+            f"<tr><td>{escape(label)}</td><td>{score}</td><td>{', '.join(f'{edge:.0f}' for edge in box)}</td></tr>"
+            for (box, _, label), score in zip(shown, score_texts(self.scores), strict=False)
         )
         rest = len(self) - _ROWS_SHOWN
         more = f'<tr><td colspan="3">and {rest} more</td></tr>' if rest > 0 else ""
@@ -253,9 +253,11 @@ class Detections:
         return f"<table><caption>{many}</caption><thead>{head}</thead><tbody>{rows}{more}</tbody></table>"
 
 
-def shown_score(score: float) -> str:
-    """Return a score as it is shown to people: 0.93 as ``93 %``; one outside 0 to 1 is no probability."""
-    return f"{100 * score:.0f} %" if 0 <= score <= 1 else f"{score:.2f}"
+def score_texts(scores: Iterable[float], percent: bool = True) -> list[str]:
+    """Return scores as they are read: in per cent if all are between 0 and 1, and that is asked for."""
+    values = [float(score) for score in scores]
+    percent = percent and all(0 <= value <= 1 for value in values)
+    return [f"{100 * value:.0f} %" if percent else f"{value:.2f}" for value in values]
 
 
 def area(boxes: FloatArray) -> FloatArray:

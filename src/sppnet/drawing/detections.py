@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from sppnet.arrays import Boxes, Pixels
-from sppnet.boxes import Detections, Target, area, intersection, shown_score
+from sppnet.boxes import Detections, Target, area, intersection, score_texts
 from sppnet.drawing.colours import BLACK, WHITE, Colour, class_colour, text_colour
 from sppnet.drawing.fonts import LINE, draw_text, joined, legible, shortened, text_width
 from sppnet.drawing.labels import Placed, place_labels
@@ -125,13 +125,6 @@ def draw_target(image: Pixels, target: Target, names: Sequence[str]) -> Pixels:
     keys = {name: (colours[name], n) for name, n in Counter(target.labels).items()}
     _draw_labels(pen, picture.size, target.boxes, labels, keys)
     return np.asarray(picture)
-
-
-def score_texts(scores: Iterable[float], percent: bool = True) -> list[str]:
-    """Return scores as they are read: in per cent if all are between 0 and 1, and that is asked for."""
-    values = [float(score) for score in scores]
-    percent = percent and all(0 <= value <= 1 for value in values)
-    return [shown_score(value) if percent else f"{value:.2f}" for value in values]
 
 
 def line_width(size: tuple[int, int]) -> int:

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from sppnet.arrays import Boxes, IntArray, Pixels
-from sppnet.boxes import Detections, Target
-from sppnet.drawing.detections import draw_detections, score_texts
+from sppnet.boxes import Detections, Target, score_texts
+from sppnet.drawing.detections import draw_detections
 from sppnet.drawing.fonts import page_fonts
 from sppnet.drawing.plots import CURVES, PANELS, RATES, precision_recall_svg, reliability_svg, threshold_svgs
 from sppnet.drawing.sheets import message_tile, scaled
