@@ -33,6 +33,7 @@ PROGRESS = (
     "Fitting box regression",
     "Mining hard negatives",
     "Detecting",
+    "Reading",
     "Training",
     "Classifying",
     "Embedding",

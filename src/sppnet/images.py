@@ -391,6 +391,13 @@ def view_windows(height: int, width: int, size: int, middles: bool = False) -> n
     return np.concatenate([starts, starts + size], axis=1)
 
 
+def check_picture(path: str | Path) -> None:
+    """Raise a `SppnetError` unless `write_image` knows the suffix of a path."""
+    if Path(path).suffix.lower() not in _WRITTEN:
+        allowed = ", ".join(sorted(_WRITTEN))
+        raise SppnetError(f"{path}: found the suffix {Path(path).suffix!r}, expected one of {allowed}")
+
+
 def write_image(path: str | Path, image: Pixels, quality: int = 95) -> None:
     """Write an image in the format of the suffix of `path`; the file appears whole or not at all.
 
@@ -410,9 +417,7 @@ def write_image(path: str | Path, image: Pixels, quality: int = 95) -> None:
     OSError
         If the folder is missing or not writable.
     """
-    if Path(path).suffix.lower() not in _WRITTEN:
-        allowed = ", ".join(sorted(_WRITTEN))
-        raise SppnetError(f"{path}: found the suffix {Path(path).suffix!r}, expected one of {allowed}")
+    check_picture(path)
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, quality=quality)
 

@@ -1,5 +1,4 @@
 import math
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +6,8 @@ import pytest
 
 from sppnet.boxes import Target
 from sppnet.datasets import read_dataset
-from sppnet.datasets.summary import equal_photos, shared_photos, summarise
-from trees import save, scene, voc_tree, voc_xml, write
+from sppnet.datasets.summary import Place, equal_photos, summarise
+from trees import save, scene, voc_xml, write
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def test_images_in_memory_and_of_unknown_size(data):
     cat = summarise(replace(data, samples=(pixels,))).classes[0]
     assert cat.share == pytest.approx(np.median([100, 400]) / 4000)
     unknown = replace(data[0], size=None)
-    assert math.isnan(summarise(replace(data, samples=(unknown,)), compare=True).classes[0].share)
+    assert math.isnan(summarise(replace(data, samples=(unknown,))).classes[0].share)
 
 
 def test_names_and_boxes_that_look_odd(data):
@@ -61,30 +60,20 @@ def test_names_and_boxes_that_look_odd(data):
     )
 
 
-def test_equal_photos(tmp_path, data):
-    shutil.copy(tmp_path / "a.jpg", tmp_path / "d.jpg")
-    shutil.copy(tmp_path / "a.xml", tmp_path / "d.xml")
-    (tmp_path / "e.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-1] + b" ")  # of the same length
-    shutil.copy(tmp_path / "a.xml", tmp_path / "e.xml")
-    data = read_dataset(tmp_path)
-    assert not any("equal" in warning for warning in summarise(data).warnings)
-    warning = f"equal photos: {tmp_path / 'a.jpg'} and {tmp_path / 'd.jpg'}"
-    assert summarise(data, compare=True).warnings == (warning,)
-
-
-def test_photos_of_several_splits(tmp_path):
-    voc_tree(tmp_path, {"train": 2, "val": 2})
-    photos = tmp_path / "JPEGImages"
-    shutil.copy(photos / "000001.jpg", photos / "000003.jpg")
-    shutil.copy(photos / "000001.jpg", photos / "000002.jpg")
-    parts = {split: read_dataset(tmp_path, split) for split in ("train", "val")}
-    (group,) = shared_photos(parts)
-    assert [(place.split, place.path.stem) for place in group] == [
-        ("train", "000001"),
-        ("train", "000002"),
-        ("val", "000003"),
-    ]
-    assert shared_photos({"train": parts["train"]}) == []
+def test_equal_photos(tmp_path):
+    for name, content in {"a": b"one", "b": b"two", "c": b"one", "d": b"longer"}.items():
+        (tmp_path / name).write_bytes(content)
+    places = [Place(split, tmp_path / name) for split, name in zip("xxyy", "abcd", strict=True)]
+    assert equal_photos(places) == [[places[0], places[2]]]
     assert equal_photos([]) == []
-    (photos / "000001.jpg").unlink()
-    assert len(shared_photos(parts)[0]) == 2
+    places[2].path.unlink()
+    assert equal_photos(places) == []
+
+
+def test_the_short_form(data):
+    assert summarise(data).short == "3 photos, 4 objects: cat 3, dog 1; 1 photos without objects"
+    many = replace(data, classes=tuple(f"{i:02}" for i in range(14)))
+    target = Target.of([(0, 0, 9, 9)] * 14, many.classes)
+    short = summarise(replace(many, samples=(replace(data[0], target=target),))).short
+    assert short.startswith("1 photos, 14 objects: 00 1, 01 1, ")
+    assert short.endswith(", 11 1, 2 more classes")

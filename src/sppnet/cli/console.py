@@ -13,6 +13,7 @@ from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
     from sppnet.datasets import Dataset, LabelledImages
+    from sppnet.datasets.writing import Written
     from sppnet.detection.detector import Detector
     from sppnet.detection.ensemble import Ensemble
     from sppnet.evaluation.detection import DetectionReport
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sppnet.retrieval.embed import Embedded
     from sppnet.retrieval.index import Update
 
-Read = TypeVar("Read", bound="Dataset | Embedded | Found | LabelledImages | Proposed | Update")
+Read = TypeVar("Read", bound="Dataset | Embedded | Found | LabelledImages | Proposed | Update | Written")
 
 
 def check_places(

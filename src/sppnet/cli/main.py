@@ -17,6 +17,7 @@ from sppnet import compiling
 from sppnet.cli.backbone import backbone
 from sppnet.cli.classify import classify
 from sppnet.cli.console import note
+from sppnet.cli.dataset import dataset
 from sppnet.cli.detect import detect
 from sppnet.cli.embed import embed
 from sppnet.cli.evaluate import evaluate, score
@@ -32,6 +33,7 @@ detect.command()(evaluate)
 detect.command()(score)
 app.add_typer(detect, name="detect")
 app.add_typer(classify, name="classify")
+app.add_typer(dataset, name="dataset")
 app.command()(embed)
 app.command()(index)
 app.command()(search)

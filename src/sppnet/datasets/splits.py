@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sppnet.errors import DatasetError
+
+if TYPE_CHECKING:
+    from sppnet.datasets.records import Dataset
 
 Part = TypeVar("Part")
 
@@ -131,3 +134,20 @@ def default_training_split(splits: Iterable[str]) -> str | None:
     plain = [name for name in beginning if not name.casefold().startswith("trainval")]
     fitting = exact[:1] or plain or beginning
     return fitting[0] if len(fitting) == 1 else None
+
+
+def without_unions(parts: Sequence[Dataset]) -> tuple[list[Dataset], list[Dataset]]:
+    """Part splits from those that only repeat images of others, such as VOC's ``trainval``.
+
+    Returns
+    -------
+    two lists of Dataset
+        The splits that hold each image for themselves, in their order; and the others, the largest first.
+    """
+    kept, repeated = list(parts), []
+    for part in sorted(parts, key=len, reverse=True):
+        others = {sample.path for other in kept if other is not part for sample in other}
+        if len(kept) > 1 and others.issuperset(sample.path for sample in part):
+            kept.remove(part)
+            repeated.append(part)
+    return kept, repeated

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from sppnet.images import photo_keys
 
 SMALL = 8
 """Length in pixels, of the square of a box's area, below which a box is called small."""
+_LISTED = 12  # classes that a short form names
 
 
 class ClassSummary(NamedTuple):
@@ -64,6 +64,15 @@ class Summary(NamedTuple):
     classes: tuple[ClassSummary, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def short(self) -> str:
+        """What there is in one line: photos, objects, and those of the classes with the most."""
+        most = sorted(self.classes, key=lambda one: -one.objects)
+        listed = [f"{one.name} {one.objects}" for one in most[:_LISTED]]
+        rest = [f"{len(most) - _LISTED} more classes"] if len(most) > _LISTED else []
+        empty = f"; {self.empty} photos without objects" if self.empty else ""
+        return f"{self.images} photos, {self.objects} objects: {', '.join(listed + rest)}{empty}"
+
 
 class Place(NamedTuple):
     """Where a photo lies: the split that holds it, and its file."""
@@ -72,67 +81,49 @@ class Place(NamedTuple):
     path: Path
 
 
-def summarise(data: Dataset, *, compare: bool = False) -> Summary:
+def summarise(data: Dataset) -> Summary:
     """Count what a data set holds, and say what looks odd.
 
     Parameters
     ----------
     data : Dataset
         As `sppnet.read_dataset` gives it.
-    compare : bool
-        Whether equal photos are looked for: reads those files that have the same length.
 
     Returns
     -------
     Summary
         Its warnings tell of a class with one box, of classes whose names differ in capitals or spaces only,
-        of boxes smaller than 8 pixels, and of equal photos. What a reader put right or left out is told by
+        and of boxes smaller than 8 pixels. What a reader put right or left out is told by
         `Dataset.notes`.
     """
-    labels = np.array([label for sample in data for label in sample.target.labels], object)
     counts = [len(sample.target.labels) for sample in data]
     owner = np.repeat(np.arange(len(data)), counts)
     areas = area(np.concatenate([np.zeros((0, 4), np.float32), *(sample.target.boxes for sample in data)]))
     ignored = np.concatenate([np.zeros(0, bool), *(sample.target.ignored for sample in data)])
     whole = np.array([_pixels(sample) for sample in data], np.float64)[owner]
     classes = []
-    for name in data.classes:
-        mine = labels == name
-        if not mine.any():
+    numbers = {name: number for number, name in enumerate(data.classes)}
+    kinds = np.array([numbers[label] for sample in data for label in sample.target.labels], np.int64)
+    rows = np.split(np.argsort(kinds, kind="stable"), np.cumsum(np.bincount(kinds, minlength=len(numbers))))
+    for name, mine in zip(data.classes, rows, strict=False):
+        if not len(mine):
             continue
         low, middle, high = np.percentile(np.sqrt(areas[mine]), (25, 50, 75)).tolist()
         share = float(np.median(areas[mine] / whole[mine]))
         images = len(np.unique(owner[mine]))
         classes.append(
-            ClassSummary(name, int(mine.sum()), images, int(ignored[mine].sum()), (low, middle, high), share)
+            ClassSummary(name, len(mine), images, int(ignored[mine].sum()), (low, middle, high), share)
         )
     small = int((np.sqrt(areas) < SMALL).sum())
     warnings = _warnings(classes, small)
-    if compare:
-        groups = equal_photos([Place(data.split or "", path) for path in _files(data)])
-        warnings += [f"equal photos: {_names(group)}" for group in groups]
-    return Summary(len(data), len(labels), counts.count(0), tuple(classes), tuple(warnings))
-
-
-def shared_photos(parts: Mapping[str, Dataset]) -> list[list[Place]]:
-    """Find photos that several splits hold, in equal files.
-
-    Parameters
-    ----------
-    parts : mapping from str to Dataset
-        The splits by name. Files of the same length are read.
-
-    Returns
-    -------
-    list of list of Place
-        A list for each photo that is in more than one split.
-    """
-    places = [Place(split, path) for split, data in parts.items() for path in _files(data)]
-    return [group for group in equal_photos(places) if len({place.split for place in group}) > 1]
+    return Summary(len(data), len(kinds), counts.count(0), tuple(classes), tuple(warnings))
 
 
 def equal_photos(places: Sequence[Place]) -> list[list[Place]]:
-    """Return those photos together whose files are equal, two or more each, in their order."""
+    """Return those photos together whose files are equal, two or more each, in their order.
+
+    Files of the same length are read.
+    """
     sizes = [file_size(place.path) for place in places]
     times = Counter(sizes)
     found: dict[int, list[Place]] = {}
@@ -140,11 +131,6 @@ def equal_photos(places: Sequence[Place]) -> list[list[Place]]:
         if size >= 0 and times[size] > 1:
             found.setdefault(int(photo_keys([place.path])[0]), []).append(place)
     return [group for group in found.values() if len(group) > 1]
-
-
-def _files(data: Dataset) -> list[Path]:
-    """Return the files of a data set; of images in memory there are none."""
-    return [sample.image for sample in data if isinstance(sample.image, Path)]
 
 
 def _pixels(sample: Sample) -> float:
@@ -167,7 +153,3 @@ def _warnings(classes: Sequence[ClassSummary], small: int) -> list[str]:
     if small:
         found.append(f"boxes of less than {SMALL} x {SMALL} pixels: {small}")
     return found
-
-
-def _names(group: Iterable[Place]) -> str:
-    return " and ".join(os.fspath(place.path) for place in group)

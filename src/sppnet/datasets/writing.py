@@ -19,6 +19,7 @@ from sppnet.datasets.entries import Entry, names_below
 from sppnet.datasets.label_studio import write_label_studio
 from sppnet.datasets.reading import dataset_splits, read_dataset
 from sppnet.datasets.records import Dataset, Sample
+from sppnet.datasets.splits import without_unions
 from sppnet.datasets.voc import write_voc
 from sppnet.datasets.yolo import write_yolo
 from sppnet.errors import SppnetError, check_choice
@@ -92,7 +93,7 @@ def convert(
     names = dataset_splits(source)
     wanted = names if split is None and len(names) > 1 else (split,)
     parts = [read_dataset(source, name, photos=photos != "none") for name in wanted]
-    kept, repeated = _without_unions(parts)
+    kept, repeated = without_unions(parts)
     written = write_dataset(kept, out, format, photos)
     notes = [note if part.split is None else f"{part.split}: {note}" for part in kept for note in part.notes]
     notes += [f"split {part.split} left out: it repeats images of other splits" for part in repeated]
@@ -163,17 +164,6 @@ def _check(out: Path, format: str, photos: str) -> None:
     check_choice("format", format, get_args(DatasetFormat))
     check_choice("way with photos", photos, get_args(Photos))
     check_new_folder(out)
-
-
-def _without_unions(parts: Sequence[Dataset]) -> tuple[list[Dataset], list[Dataset]]:
-    """Return the splits, the larger of those that repeat only images of others apart."""
-    kept, repeated = list(parts), []
-    for part in sorted(parts, key=len, reverse=True):
-        others = {sample.path for other in kept if other is not part for sample in other}
-        if len(kept) > 1 and others.issuperset(sample.path for sample in part):
-            kept.remove(part)
-            repeated.append(part)
-    return kept, repeated
 
 
 def _placed(parts: Sequence[Dataset], format: str) -> Iterator[tuple[Entry, Path]]:
