@@ -242,10 +242,9 @@ class Detections:
     def _repr_html_(self) -> str:
         """Return a table of the best detections, for notebooks; scores as `score_texts` has them."""
         shown = self[:_ROWS_SHOWN]
-        rows = "".join(
-            f"<tr><td>{escape(label)}</td><td>{score}</td><td>{', '.join(f'{edge:.0f}' for edge in box)}</td></tr>"
-            for (box, _, label), score in zip(shown, score_texts(self.scores), strict=False)
-        )
+        places = [", ".join(f"{edge:.0f}" for edge in box) for box, _, _ in shown]
+        cells = zip(map(escape, shown.labels), score_texts(self.scores), places, strict=False)
+        rows = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in cells)
         rest = len(self) - _ROWS_SHOWN
         more = f'<tr><td colspan="3">and {rest} more</td></tr>' if rest > 0 else ""
         head = "<tr><th>class</th><th>score</th><th>box (x1, y1, x2, y2)</th></tr>"
