@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sppnet.datasets import dataset_splits, read_dataset
+from sppnet.datasets.reading import dataset_format
 from sppnet.errors import DatasetError, SppnetError
 from sppnet.images import read_image
 from trees import SPLITS, class_tree, coco_tree, only_error, voc_tree, write, yolo_tree
@@ -98,3 +99,15 @@ class TestEveryFormat:
         photo = next(tmp_path.glob("*/000001.jpg"))
         assert only_error(photo).startswith(f"{photo}: found an image, expected boxes in one of voc, ")
         assert "annotate" not in only_error(write(tmp_path / "a.txt", ""))
+
+
+def test_format_that_is_met(tmp_path):
+    class_tree(tmp_path / "classes", 2)
+    assert dataset_format(tmp_path / "classes") is None
+    for format, tree in TREES.items():
+        tree(tmp_path / format)
+        assert dataset_format(tmp_path / format) == format
+    with pytest.raises(DatasetError, match="found voc data .* and coco data .* and yolo data"):
+        dataset_format(tmp_path)
+    with pytest.raises(FileNotFoundError, match="gone: found no such folder or file"):
+        dataset_format(tmp_path / "gone")

@@ -17,6 +17,7 @@ from sppnet.datasets.labelme import LABELME
 from sppnet.datasets.records import Dataset, Sample
 from sppnet.datasets.splits import pick_split, same_split
 from sppnet.datasets.supervisely import SUPERVISELY
+from sppnet.datasets.tree import Format as FormatReader
 from sppnet.datasets.tree import Layout, Tree
 from sppnet.datasets.via import VIA
 from sppnet.datasets.voc import VOC
@@ -170,15 +171,54 @@ def _lies_in(photo: str, split: str) -> bool:
     return any(same_split(folder, split) for folder in photo.split("/")[:-1])
 
 
+def dataset_format(root: str | Path) -> str | None:
+    """Tell whether there are annotations that `read_dataset` reads, without reading them.
+
+    Parameters
+    ----------
+    root : path
+        Folder or file.
+
+    Returns
+    -------
+    str or None
+        The name of their format; None if nothing is recognised.
+
+    Raises
+    ------
+    DatasetError
+        If there is more than one format, or what names the splits of one is wrong.
+    FileNotFoundError
+        If there is no `root`.
+    """
+    found = _located(_existing(root), _FORMATS)[0]
+    return next(iter(found), None)
+
+
+def _existing(root: str | Path) -> Tree:
+    """Return the files of a data set, which must be there."""
+    if not Path(root).exists():
+        raise FileNotFoundError(f"{root}: found no such folder or file, expected a dataset")
+    return Tree(Path(root))
+
+
 def _recognised(root: str | Path, format: Format | None, photos: bool) -> tuple[str, Layout, Tree]:
     """Return the format of a data set, what it understood, and the files."""
-    root = Path(root)
-    if not root.exists():
-        raise FileNotFoundError(f"{root}: found no such folder or file, expected a dataset")
+    tree = _existing(root)
+    tree.looks_up = photos
     if format is not None:
         check_choice("format", format, _FORMATS)
     wanted = {name: _FORMATS[name] for name in ([format] if format else _FORMATS)}
-    tree = Tree(root, looks_up=photos)
+    found, fitting = _located(tree, wanted)
+    if not found:
+        raise DatasetError(f"{root}: found {_instead(tree, format, fitting)}")
+    return *next(iter(found.items())), tree
+
+
+def _located(
+    tree: Tree, wanted: Mapping[str, FormatReader]
+) -> tuple[dict[str, Layout], Mapping[str, Sequence[str]]]:
+    """Return what the one format that is met understood, if any is, and the files that fit each format."""
     found: dict[str, Layout] = {}
     with as_dataset_error():
         fitting = tree.fitting(wanted)
@@ -186,12 +226,10 @@ def _recognised(root: str | Path, format: Format | None, photos: bool) -> tuple[
             layout = wanted[name].locate(tree, names) if names else None
             if layout is not None:
                 found[name] = layout
-    if not found:
-        raise DatasetError(f"{root}: found {_instead(tree, format, fitting)}")
     if len(found) > 1:
         both = " and ".join(f"{name} data ({layout.shown})" for name, layout in found.items())
-        raise DatasetError(f"{root}: found {both}, expected format= to choose one, or the file of one")
-    return *next(iter(found.items())), tree
+        raise DatasetError(f"{tree.root}: found {both}, expected format= to choose one, or the file of one")
+    return found, fitting
 
 
 def _instead(tree: Tree, format: Format | None, fitting: Mapping[str, Sequence[str]]) -> str:

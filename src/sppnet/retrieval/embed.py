@@ -12,8 +12,8 @@ import numpy as np
 
 from sppnet.arrays import Boxes
 from sppnet.datasets.image_folder import read_image_folder
-from sppnet.datasets.reading import read_dataset
-from sppnet.errors import DatasetError, SppnetError
+from sppnet.datasets.reading import dataset_format, read_dataset
+from sppnet.errors import SppnetError
 from sppnet.images import SUFFIXES, find_images, image_size
 from sppnet.progress import Track, no_track
 from sppnet.retrieval.embedder import SAMPLE, Embedder, check_same
@@ -160,10 +160,10 @@ def _whole_images(sources: Sequence[str | Path], split: str | None) -> tuple[lis
     if len(sources) > 1 or not _is_dataset(place):
         paths, notes = find_images(sources)
         return [_Job(path, None, ("",)) for path in _distinct(paths)], notes
-    try:
-        return [_Job(sample.path, None, ("",)) for sample in read_dataset(place, split)], ()
-    except DatasetError:
-        labelled = read_image_folder(place, split)
+    if dataset_format(place) is not None:
+        dataset = read_dataset(place, split)
+        return [_Job(sample.path, None, ("",)) for sample in dataset], dataset.notes
+    labelled = read_image_folder(place, split)
     return [_Job(path, None, (labelled.classes[label],)) for path, label in labelled], labelled.notes
 
 
