@@ -143,6 +143,18 @@ class TestCsv:
         assert rows[0]["x1"] == "0.33333334"
         assert [rows[3][name] for name in ("x1", "y2", "label", "score", "width")] == ["", "", "", "", "60"]
 
+    def test_numbers_are_numbers(self, tmp_path):
+        found = [Prediction(Path("a.jpg"), 9, 9, detections((-0.5, 0, 1e-6, 4, -0.25, "cow")))]
+        write_predictions(found, CLASSES, "csv", tmp_path / "a.csv")
+        (row,) = self.read(tmp_path / "a.csv")
+        assert [row[name] for name in ("x1", "y1", "x2", "y2", "score")] == [
+            "-0.5",
+            "0",
+            "1e-06",
+            "4",
+            "-0.25",
+        ]
+
     def test_paths_are_relative_to_the_file(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         Path("out").mkdir()

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from sppnet.datasets.entries import Entry
+from sppnet.datasets.entries import Entry, decimals
 from sppnet.datasets.findings import Annotation, Findings, Record
 from sppnet.datasets.rows import cells_of, csv_bytes, csv_rows, first_line, name_in, safe_path, table_text
 from sppnet.datasets.splits import split_of_file
@@ -236,17 +237,17 @@ def csv_text(entries: Sequence[Entry]) -> str:
         target = entry.target
         for k, label in enumerate(target.labels):
             flags = {"difficult": int(target.difficult[k]), "crowd": int(target.crowd[k])}
-            corners = dict(zip(_CORNERS, map(_shortest, target.boxes[k]), strict=True))
-            score = {} if entry.scores is None else {"score": _shortest(entry.scores[k])}
+            corners = dict(zip(_CORNERS, _shortest(target.boxes[k]), strict=True))
+            score = {} if entry.scores is None else {"score": _shortest(entry.scores[k : k + 1])[0]}
             rows.append({**shared, **corners, **flags, **score, "label": label})
         if not target.labels:
             rows.append(shared)
     return table_text(columns, ([row.get(name, "") for name in columns] for row in rows))
 
 
-def _shortest(value: np.float32) -> str:
-    """Return a number with as few digits as come back equal, a whole one without a point."""
-    return np.format_float_positional(value, trim="-")
+def _shortest(values: npt.NDArray[np.float32]) -> list[float]:
+    """Return numbers with as few digits as come back equal, whole ones without a point."""
+    return [int(value) if value.is_integer() else value for value in decimals(values)]
 
 
 CSV = Format(
