@@ -26,7 +26,7 @@ _LEAST_FONT = 11
 # A line of two pixels would hide what is on pictures of a shorter side.
 _SMALL = 64
 # The most of a picture that a legend, and of its width that a label, may cover.
-_LEGEND, _LABEL = 0.35, 0.6
+_LEGEND, _LABEL = 0.12, 0.6
 # From so many boxes on their labels may cover no more than this share of a picture.
 _MANY, _LABELS = 12, 0.15
 # Height of their letters then, of that of a few.
@@ -225,13 +225,19 @@ def _draw_labels(
     labels: Sequence[_Label],
     keys: Mapping[str, tuple[Colour, int]],
 ) -> None:
-    """Draw labels where there is room, and a legend if there is none for some."""
+    """Draw labels where there is room, and a legend of the classes of which some have none."""
     size, texts = _texts(labels, picture)
     sizes = [[_label_size(text, size) for text in forms] for forms in texts]
     legend = np.zeros((0, 4))
     found = place_labels(boxes, sizes, picture, legend)
-    if any(place is None or texts[i][place.form] == labels[i].score for i, place in enumerate(found)):
-        rows = _legend_rows(keys, size, picture)
+    lacking = {
+        label.ground
+        for label, forms, place in zip(labels, texts, found, strict=True)
+        if place is None or forms[place.form] == label.score
+    }
+    if lacking:
+        named = {name: key for name, key in keys.items() if key[0] in lacking}
+        rows = _legend_rows(named, size, picture)
         legend = _legend_place(rows, size, picture, boxes)
         if len(legend):
             _draw_legend(pen, legend[0], rows, size)
@@ -245,7 +251,7 @@ def _texts(labels: Sequence[_Label], picture: tuple[int, int]) -> tuple[int, lis
     """Return the height of the letters, and the forms that each label may have.
 
     Names of very many labels would hide the picture. So letters become smaller, then names are left out, and
-    at last the scores of the last boxes.
+    at last the labels of the last boxes.
     """
     room = _LABELS * picture[0] * picture[1] if len(labels) > _MANY else math.inf
     size = font_size(picture)
@@ -254,9 +260,9 @@ def _texts(labels: Sequence[_Label], picture: tuple[int, int]) -> tuple[int, lis
         texts = [label.forms(height, most) for label in labels]
         if sum(map(math.prod, (_label_size(forms[0], height) for forms in texts if forms))) <= room:
             return height, texts
-    scores = [[label.score] if label.score else [] for label in labels]
-    spent = np.cumsum([math.prod(_label_size(forms[0], height)) if forms else 0 for forms in scores])
-    return height, [forms if area <= room else [] for forms, area in zip(scores, spent, strict=True)]
+    shortest = [forms[-1:] for forms in texts]
+    spent = np.cumsum([math.prod(_label_size(forms[0], height)) if forms else 0 for forms in shortest])
+    return height, [forms if area <= room else [] for forms, area in zip(shortest, spent, strict=True)]
 
 
 def _draw_label(pen: ImageDraw.ImageDraw, place: Placed, text: str, ground: Colour, size: int) -> None:
@@ -278,7 +284,8 @@ def _legend_rows(
 ) -> list[tuple[str, Colour | None]]:
     """Return the lines of a legend, no more than fit: text and colour."""
     width, height = picture
-    most = int(0.8 * height / (LINE * size))
+    widest = min(0.4 * width, max(text_width(legible(name), size) for name in keys)) + 6 * size
+    most = int(min(_LEGEND * width / widest, 0.8) * height / (LINE * size))
     rows: list[tuple[str, Colour | None]] = [
         (joined(shortened(legible(name), size, 0.4 * width), f"  {count}"), colour)
         for name, (colour, count) in keys.items()
@@ -295,7 +302,7 @@ def _legend_place(
     width, height = picture
     w = max(text_width(text, size) for text, _ in rows) + 3 * size
     h = (len(rows) * LINE + 0.6) * size
-    if w * h > _LEGEND * width * height or w > width or h > height:
+    if w * h > 2 * _LEGEND * width * height or w > width or h > height:
         return np.zeros((0, 4))
     corners = np.array([(x, y, x + w, y + h) for y in (0, height - h) for x in (width - w, 0)])
     places = boxes.astype(np.float64)
