@@ -152,3 +152,14 @@ class TestCoco:
         write(file, json.dumps([{"image_id": "000001", **results}]))
         with pytest.raises(SppnetError, match="found the unknown image_id '000001'"):
             read_results(file, dataset)
+
+
+def test_a_data_set_inside_another_one_is_left_out(tmp_path):
+    coco_tree(tmp_path, {"train": 3, "val": 2})
+    coco_tree(tmp_path / "old", {"val": 4})
+    data = read_dataset(tmp_path, "val")
+    assert len(data) == 2
+    assert all("old" not in sample.path.parts for sample in data)
+    left = "1 of a data set inside this one, first old/annotations/instances_val.json"
+    assert any(left in note for note in data.notes)
+    assert len(read_dataset(tmp_path / "old")) == 4

@@ -167,3 +167,13 @@ class TestYolo:
         assert dataset_splits(yolo) == ("train",)
         (yolo / "images" / "train").rename(yolo / "images" / "trains")
         assert dataset_splits(yolo) == ()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_all_text_files_in_other_encodings(tmp_path, encoding):
+    save(tmp_path / "images/a.jpg", scene(0).image)
+    write(tmp_path / "classes.txt", "cat\r\nhömu\r\n")
+    write(tmp_path / "labels/a.txt", "1 0.5 0.5 0.25 0.25\r\n")
+    for file in tmp_path.rglob("*.txt"):
+        file.write_bytes(file.read_text("utf-8").encode(encoding))
+    assert read_dataset(tmp_path)[0].target.labels == ("hömu",)

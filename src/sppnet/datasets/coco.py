@@ -44,10 +44,11 @@ class _Part(NamedTuple):
 def _fits(path: Path, head: bytes) -> bool:
     if _NAME.fullmatch(path.name):
         return True
-    if encoding_of(head[:2]) == "utf-16":
-        return all(key.search(path.read_bytes().replace(b"\0", b"")) for key in _KEYS)
-    if b'"shapes"' in head or not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+    if b'"shapes"' in head or not head.lstrip().startswith(b"{"):
         return False
+    with path.open("rb") as file:
+        if encoding_of(file.read(2)) == "utf-16":
+            return all(key.search(path.read_bytes().replace(b"\0", b"")) for key in _KEYS)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return all(key.search(content) for key in _KEYS)
 
@@ -59,7 +60,7 @@ def _locate(tree: Tree, names: Sequence[str]) -> Layout:
     for name in () if not official else names:
         if name not in official:
             tree.left.add("beside instances_*.json", name)
-    files = [(name, _split_of(name)) for name in official or names]
+    files = _highest(tree, [(name, _split_of(name)) for name in official or names])
     if len(files) > 1:
         files = [(name, split or _stem(name)) for name, split in files]
     splits: dict[str, list[tuple[str, str | None]]] = {}
@@ -72,6 +73,21 @@ def _locate(tree: Tree, names: Sequence[str]) -> Layout:
         partial(_read, tree),
         files[0][0],
     )
+
+
+def _highest(tree: Tree, files: Sequence[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    """Leave out files of a split and a name that another one higher up has: a data set within the other."""
+    depths: dict[tuple[str, str | None], int] = {}
+    for name, split in files:
+        key = name.rpartition("/")[2], split
+        depths[key] = min(name.count("/"), depths.get(key, name.count("/")))
+    kept = []
+    for name, split in files:
+        if name.count("/") == depths[name.rpartition("/")[2], split]:
+            kept.append((name, split))
+        else:
+            tree.left.add("of a data set inside this one", name)
+    return kept
 
 
 def _split_of(name: str) -> str | None:

@@ -20,9 +20,7 @@ _ROWS = ("annotations", "annotation")
 
 
 def _fits(path: Path, head: bytes) -> bool:
-    if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") or not any(
-        f'"{key}"'.encode() in head for key in _ROWS
-    ):
+    if not head.lstrip().startswith(b"[") or not any(f'"{key}"'.encode() in head for key in _ROWS):
         return False
     # An image may begin with many boxes, and Label Studio has annotations of tasks.
     content = path.read_bytes()

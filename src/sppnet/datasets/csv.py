@@ -14,7 +14,7 @@ from sppnet.datasets.entries import Entry, decimals
 from sppnet.datasets.findings import Annotation, Findings, Record
 from sppnet.datasets.rows import cells_of, csv_bytes, csv_rows, first_line, name_in, safe_path, table_text
 from sppnet.datasets.splits import split_of_file
-from sppnet.datasets.tree import HEAD, Format, Layout, Tree, suffix_of
+from sppnet.datasets.tree import Format, Layout, Tree, head_of, suffix_of
 from sppnet.errors import DatasetError
 from sppnet.images import SUFFIXES
 from sppnet.storage import atomic_path
@@ -151,8 +151,7 @@ class _Image(NamedTuple):
 
 def _table_of(file: Path) -> _Table:
     """Return how a file is written that is a table of boxes."""
-    with file.open("rb") as start:
-        table = _table(start.read(HEAD))
+    table = _table(head_of(file))
     if table is None:
         raise DatasetError(f"{file}: found no table of boxes, expected {CSV.looks}")
     return table

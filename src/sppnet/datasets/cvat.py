@@ -35,8 +35,7 @@ class _Image(NamedTuple):
 
 
 def _fits(path: Path, head: bytes) -> bool:
-    plain = head.replace(b"\0", b"")
-    return b"<annotations" in plain and any(tag in plain for tag in (b"<meta", b"<image", b"<version"))
+    return b"<annotations" in head and any(tag in head for tag in (b"<meta", b"<image", b"<version"))
 
 
 def _locate(tree: Tree, names: Sequence[str]) -> Layout:

@@ -50,7 +50,7 @@ class _Task(NamedTuple):
 
 
 def _fits(path: Path, head: bytes) -> bool:
-    if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+    if not head.lstrip().startswith(b"["):
         return False
     # A task may begin with many regions.
     return any(mark in content for content in (head, path.read_bytes()) for mark in _MARKS)

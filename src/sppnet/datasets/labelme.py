@@ -18,7 +18,7 @@ _OUTLINES = ("polygon", "rectangle", "rotation", "oriented_rectangle", "quadrila
 
 
 def _fits(path: Any, head: bytes) -> bool:
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and any(key in head for key in _KEYS)
+    return head.lstrip().startswith(b"{") and any(key in head for key in _KEYS)
 
 
 def _locate(tree: Tree, names: Sequence[str]) -> Layout:

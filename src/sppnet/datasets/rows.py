@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import re
@@ -96,9 +95,7 @@ def header_fits(head: bytes, columns: Collection[str]) -> bool:
 
 def first_line(head: bytes) -> str:
     """Return the first line with something in it, by the first bytes of a file."""
-    wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = head.decode("utf-16" if wide else "utf-8-sig", "replace")
-    return next((line for line in text.splitlines() if line.strip()), "")
+    return next((line for line in head.decode("utf-8", "replace").splitlines() if line.strip()), "")
 
 
 def cells_of(line: str, separator: str) -> list[str]:

@@ -16,7 +16,7 @@ from sppnet.storage import read_json
 
 
 def _fits(path: Path, head: bytes) -> bool:
-    is_object = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    is_object = head.lstrip().startswith(b"{")
     return is_object and all(key in head for key in (b'"objects"', b'"size"', b'"height"', b'"width"'))
 
 

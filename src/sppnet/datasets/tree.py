@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,12 +14,13 @@ from urllib.parse import unquote
 from sppnet.datasets.splits import same_split
 from sppnet.errors import DatasetError
 from sppnet.images import SUFFIXES, images_among
+from sppnet.storage import encoding_of
 from sppnet.walking import LeftOut, walk
 
 if TYPE_CHECKING:
     from sppnet.datasets.findings import Findings, Record
 
-HEAD = 4096  # bytes of a file by which its format is told
+_HEAD = 4096  # bytes of a file by which its format is told
 _PICTURES = frozenset({".heic", ".heif", ".hif", ".dng", ".cr2", ".nef", ".arw", ".jp2", ".psd"}) - SUFFIXES
 _NO_PHOTOS = frozenset(
     {"segmentationclass", "segmentationobject", "segmentation", "segmentations", "mask", "masks"}
@@ -54,8 +56,8 @@ class Format(NamedTuple):
     suffixes : collection of str
         Those that its files may have, in small letters.
     fits : callable
-        ``fits(path, head)`` tells by the first 4,096 bytes of a file (it may read on) whether it is of the
-        format. A file of which it can tell that it means to be, but is damaged, fits.
+        ``fits(path, head)`` tells by the first 4,096 bytes of a file, in UTF-8 (it may read on), whether it
+        is of the format. A file of which it can tell that it means to be, but is damaged, fits.
     locate : callable
         ``locate(tree, names)`` returns what the format makes of the files that fit, and None of nothing.
     looks : str
@@ -119,8 +121,7 @@ class Tree:
             asked = [(found[name], known.fits) for name, known in formats.items() if suffix in known.suffixes]
             for name in names if asked else ():
                 path = self.path(name)
-                with path.open("rb") as file:
-                    head = file.read(HEAD)
+                head = head_of(path)
                 for fitting, fits in asked:
                     if fits(path, head):
                         fitting.append(name)
@@ -306,6 +307,15 @@ def suffix_of(name: str) -> str:
     base = _base(name)
     dot = base.rfind(".")
     return base[dot:].lower() if dot > 0 else ""
+
+
+def head_of(path: Path) -> bytes:
+    """Return the first 4,096 bytes of a text file, in UTF-8 and without a mark; its mark tells UTF-16."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if encoding_of(head[:2]) == "utf-16":
+        return head.decode("utf-16", "ignore").encode()
+    return head.removeprefix(codecs.BOM_UTF8)
 
 
 def _as_written(tree: Tree, written: str, record: Record, splits: Collection[str]) -> str | None:

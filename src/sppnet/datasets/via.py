@@ -36,7 +36,7 @@ class _Region(NamedTuple):
 def _fits(path: Path, head: bytes) -> bool:
     if path.suffix.lower() == ".csv":
         return header_fits(head, ("filename", *_REGION)) or header_fits(head, ("#filename", *_REGION))
-    if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+    if not head.lstrip().startswith(b"{"):
         return False
     return b'"_via_' in head or (b'"filename"' in head and b'"regions"' in head and b'"images"' not in head)
 

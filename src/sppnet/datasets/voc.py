@@ -57,8 +57,7 @@ def _to_corners(x1: float, y1: float, x2: float, y2: float) -> Corners:
 
 
 def _fits(path: Path, head: bytes) -> bool:
-    text = head.replace(b"\0", b"")
-    return bool(_ROOT.search(text)) or (path.parent.name == "Annotations" and b"<annotations" not in text)
+    return bool(_ROOT.search(head)) or (path.parent.name == "Annotations" and b"<annotations" not in head)
 
 
 def _locate(tree: Tree, names: Sequence[str]) -> Layout:

@@ -52,7 +52,10 @@ def _fits(path: Path, head: bytes) -> bool:
         return bool(_NAMES_KEY.search(head))
     if suffix in (".names", ".labels") or path.name.lower() in _LISTS:
         return True
-    lines = [line for line in head.splitlines()[: None if len(head) < 4096 else -1] if line.strip()]
+    lines = head.splitlines()
+    if lines and not head.endswith((b"\n", b"\r")) and path.stat().st_size > len(head):
+        lines.pop()  # it may be cut
+    lines = [line for line in lines if line.strip()]
     return bool(lines) and all(map(_LINE.fullmatch, lines))
 
 
