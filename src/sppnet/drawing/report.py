@@ -272,7 +272,10 @@ def _of_photos(report: DetectionReport, data: Sequence[Sample]) -> dict[str, lis
     classes, thresholds = list(report.classes), report.thresholds
     shown = [above_thresholds(found, thresholds) for found in report.detections]
     there = [_of_classes(sample.target, classes) for sample in data]
-    quality = [image_f1(found, target, classes) for found, target in zip(shown, there, strict=True)]
+    quality = [
+        image_f1(found, target, {*found.labels, *target.labels})
+        for found, target in zip(shown, there, strict=True)
+    ]
 
     def rank(i: int) -> tuple[float, float]:
         return -quality[i], -float(report.detections[i].scores[:1].sum())

@@ -585,6 +585,8 @@ def _evaluate_class(
 ) -> ClassResult:
     scores, verdicts, positives = [np.zeros(0, np.float32)], [np.zeros(0, np.int8)], 0
     for detection, target in zip(detections, targets, strict=True):
+        if name not in detection.labels and name not in target.labels:
+            continue
         score, boxes, truth = of_class(name, detection, target)
         scores.append(score)
         verdicts.append(match(boxes, truth, threshold))

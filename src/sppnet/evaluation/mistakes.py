@@ -119,7 +119,8 @@ def find_mistakes(
     misses: list[Miss] = []
     for i, (found, target) in enumerate(zip(detections, targets, strict=True)):
         shown = above_thresholds(found, thresholds)
-        for name in classes:
+        present = {*shown.labels, *target.labels}
+        for name in (name for name in classes if name in present):
             scores, boxes, truth = of_class(name, shown, target)
             verdict = match(boxes, truth, overlap)
             wrong = np.flatnonzero(verdict == FALSE_POSITIVE)
