@@ -107,7 +107,7 @@ def test_format_that_is_met(tmp_path):
     for format, tree in TREES.items():
         tree(tmp_path / format)
         assert dataset_format(tmp_path / format) == format
-    with pytest.raises(DatasetError, match="found voc data .* and coco data .* and yolo data"):
+    with pytest.raises(DatasetError, match=r"found voc data .* and coco data .* and yolo data"):
         dataset_format(tmp_path)
     with pytest.raises(FileNotFoundError, match="gone: found no such folder or file"):
         dataset_format(tmp_path / "gone")

@@ -94,6 +94,19 @@ class TestEachTool:
         assert_drawn(read_dataset(tmp_path / f"my own name{file.suffix.upper()}"), scenes)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(("format", "writer"), WRITERS, ids=IDS)
+def test_encodings(format, writer, encoding, tmp_path):
+    scenes = {name: drawn._replace(labels=["猫"] * len(drawn.labels)) for name, drawn in named(1, 3).items()}
+    writer(tmp_path, ".", scenes)
+    name = encoding.removesuffix("-sig")
+    for file in tmp_path.rglob("*"):
+        if file.suffix in (".json", ".csv", ".xml"):
+            text = file.read_text("utf-8").replace('encoding="utf-8"', f'encoding="{name}"')
+            file.write_bytes(text.encode(encoding))
+    assert_drawn(read_dataset(tmp_path), scenes)
+
+
 def test_several_tools_in_one_folder(tmp_path):
     for format in ("labelme", "cvat"):
         TOOLS[format](tmp_path, ".", named(1))
