@@ -23,7 +23,7 @@ def _fits(path: Path, head: bytes) -> bool:
     if not head.lstrip().startswith(b"[") or not any(f'"{key}"'.encode() in head for key in _ROWS):
         return False
     # An image may begin with many boxes, and Label Studio has annotations of tasks.
-    content = path.read_bytes()
+    content = path.read_bytes().replace(b"\0", b"")
     return b'"coordinates"' in content or not any(key in content for key in (b'"data"', b'"original_width"'))
 
 

@@ -52,8 +52,11 @@ class _Task(NamedTuple):
 def _fits(path: Path, head: bytes) -> bool:
     if not head.lstrip().startswith(b"["):
         return False
-    # A task may begin with many regions.
-    return any(mark in content for content in (head, path.read_bytes()) for mark in _MARKS)
+    if any(mark in head for mark in _MARKS):
+        return True
+    # A task may begin with many regions. Without its zeros UTF-16 is ASCII, where that matters.
+    content = path.read_bytes().replace(b"\0", b"")
+    return any(mark in content for mark in _MARKS)
 
 
 def _locate(tree: Tree, names: Sequence[str]) -> Layout:
