@@ -32,6 +32,7 @@ PROGRESS = (
     "Computing feature maps",
     "Fitting box regression",
     "Mining hard negatives",
+    "Scoring photos not learned from",
     "Detecting",
     "Reading",
     "Training",
@@ -123,12 +124,12 @@ def one_image_tree(root, xml=None, image=None, name="000001"):
     write(root / "Annotations" / f"{name}.xml", xml or voc_xml(drawn.boxes, drawn.labels))
 
 
-def expected_detections(model, path, threshold=-0.5, windows="dense"):
+def expected_detections(model, path, threshold=None, windows="dense"):
     """Return what `Detector` itself finds, as the commands write it."""
     return found_by(Detector.load(model), path, threshold, windows)
 
 
-def found_by(detector, path, threshold=-0.5, windows="dense"):
+def found_by(detector, path, threshold=None, windows="dense"):
     pixels = read_image(path)
     found = detector.predict(pixels, parse(windows)(pixels)[0], threshold=threshold)
     rows = zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True)
@@ -203,11 +204,14 @@ def broken_images(folder):
     }
 
 
-def detections_of(model, dataset):
+def detections_of(model, dataset, threshold=0):
     """Return what evaluate judges, by sample name."""
     detector, windows = Detector.load(model), parse("dense")
     images = {sample.name: read_image(sample.path) for sample in dataset}
-    return {name: detector.predict(image, windows(image)[0]) for name, image in images.items()}
+    return {
+        name: detector.predict(image, windows(image)[0], threshold=threshold)
+        for name, image in images.items()
+    }
 
 
 def box_xml(x1, y1, x2, y2):

@@ -6,6 +6,7 @@ The paper takes both from R-CNN (section 4.1).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,14 +94,55 @@ def fit_ridge(
     (4, D - 1) float32, (4,) float32
         Weights and offsets that predict unwhitened targets.
     """
-    from sklearn.linear_model import Ridge
+    return fit_ridges(features, targets, penalty, [np.ones(len(features), bool)])[0]
 
-    mean = targets.mean(axis=0)
-    centred = targets - mean
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    root = np.sqrt(values + 1e-3)
-    whiten, unwhiten = (vectors * (1 / root)) @ vectors.T, (vectors * root) @ vectors.T
-    ridge = Ridge(alpha=penalty, fit_intercept=False, copy_X=False, solver="cholesky")
-    ridge.fit(features, (centred @ whiten).astype(features.dtype))
-    weights = unwhiten.T @ np.atleast_2d(ridge.coef_)
-    return weights[:, :-1].astype(np.float32), (weights[:, -1] + mean).astype(np.float32)
+
+def fit_ridges(
+    features: FloatArray, targets: FloatArray, penalty: float, parts: Sequence[npt.NDArray[np.bool_]]
+) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """Fit the box regression of one class, as `fit_ridge` does, to each of some parts of its examples.
+
+    With fewer examples than features, their inner products are computed once for all parts.
+
+    Parameters
+    ----------
+    features, targets, penalty
+        See `fit_ridge`.
+    parts : sequence of (n,) bool
+        Which examples to learn from.
+    """
+    few = len(features) < features.shape[1]
+    products: FloatArray | None = features @ features.T if few else None
+    found = []
+    for part in parts:
+        mean = targets[part].mean(axis=0)
+        centred = targets[part] - mean
+        values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+        root = np.sqrt(values + 1e-3)
+        whiten, unwhiten = (vectors * (1 / root)) @ vectors.T, (vectors * root) @ vectors.T
+        goal = np.zeros((len(features), targets.shape[1]), features.dtype)
+        goal[part] = centred @ whiten
+        weights = unwhiten.T @ _ridge(features, goal, penalty, part, products)
+        found.append((weights[:, :-1].astype(np.float32), (weights[:, -1] + mean).astype(np.float32)))
+    return found
+
+
+def _ridge(
+    features: FloatArray,
+    goal: FloatArray,
+    penalty: float,
+    part: npt.NDArray[np.bool_],
+    products: FloatArray | None,
+) -> FloatArray:
+    """Return the (4, D) weights of a ridge; with inner products of the examples, by the dual problem."""
+    from scipy.linalg import solve
+
+    inside: FloatArray = features if part.all() else features[part]
+    matrix: FloatArray = inside.T @ inside if products is None else products[np.ix_(part, part)]
+    right: FloatArray = inside.T @ goal[part] if products is None else goal[part]
+    matrix.flat[:: len(matrix) + 1] += penalty
+    solved: FloatArray = solve(matrix, right, assume_a="pos", overwrite_a=True, check_finite=False)
+    if products is None:
+        return solved.T
+    weights: FloatArray = solved.T @ inside
+    return weights

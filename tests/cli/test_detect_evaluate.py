@@ -170,13 +170,13 @@ class TestTogether:
     def test_run(self, model, second, photos):
         together = Ensemble([Detector.load(model), Detector.load(second)])
         images = [f"photos/{i}.png" for i in (1, 2, 3)]
-        run = ("detect", "run", model, photos, "--ensemble", second, "--threshold=-1", "--json")
+        run = ("detect", "run", model, photos, "--ensemble", second, "--threshold=0", "--json")
         outcome = succeeds(*run, "found.json", "--out", "found")
         entries = read_json("found.json")["images"]
         # The windows are those of the first detector, for both.
-        assert [e["detections"] for e in entries] == [found_by(together, path, -1) for path in images]
+        assert [e["detections"] for e in entries] == [found_by(together, path, 0) for path in images]
         for alone in (model, second):
-            assert any(e["detections"] != expected_detections(alone, e["image"], -1) for e in entries)
+            assert any(e["detections"] != expected_detections(alone, e["image"], 0) for e in entries)
         assert f"{entries[0]['detections'][0]['label']} " in outcome.out
         assert sorted(p.name for p in Path("found").iterdir()) == ["1.jpg", "2.jpg", "3.jpg"]
         succeeds(*run, "other.json", "--proposals", "edge-boxes")
@@ -208,7 +208,7 @@ class TestTogether:
         together, dense = Ensemble([Detector.load(model), Detector.load(second)]), parse("dense")
         dataset = read_dataset(data, "val")
         images = [read_image(sample.path) for sample in dataset]
-        found = [together.predict(image, dense(image)[0], regress=regress) for image in images]
+        found = [together.predict(image, dense(image)[0], regress=regress, threshold=0) for image in images]
         results = voc_detection(found, [sample.target for sample in dataset], sorted(SHAPES))
         evaluate = ("detect", "evaluate", model, data, "--ensemble", second, "--split", "val", *options)
         succeeds(*evaluate, "--json", "report.json", "--out", "report")
@@ -240,7 +240,7 @@ class TestTogether:
     def test_no_detector(self, model, second, data):
         self.refused(model, ["missing.safetensors"], data, ["missing.safetensors: found no such file"])
         save_file({"a": torch.zeros(3)}, "m.safetensors", {"format": "sppnet-classifier"})
-        says = ["m.safetensors: found sppnet-classifier, expected sppnet-detector 4"]
+        says = ["m.safetensors: found sppnet-classifier, expected sppnet-detector 5"]
         self.refused(model, ["m.safetensors"], data, says)
         self.refused("m.safetensors", [second], data, says)
 

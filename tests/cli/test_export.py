@@ -10,7 +10,7 @@ import onnx
 from commands import detections_of, fails, succeeds
 from processes import without_pytorch
 from sppnet.datasets import read_dataset
-from sppnet.detection.stream import LEAST_SCORE
+from sppnet.detection.detector import Detector
 from sppnet.images import read_image
 
 
@@ -26,10 +26,10 @@ class TestExport:
             "d.onnx: image -> boxes, scores and labels of disc, square, triangle; windows from a grid"
             in outcome.out
         )
-        assert facts_of("d.onnx")["threshold"] == LEAST_SCORE
+        assert facts_of("d.onnx")["thresholds"] == Detector.load(model).thresholds_.tolist()
         session = graphs.opened("d.onnx")
         photos = read_dataset(data, "val")
-        for name, expected in detections_of(model, photos).items():
+        for name, expected in detections_of(model, photos, None).items():
             image = read_image(next(sample.path for sample in photos if sample.name == name))
             boxes, scores, labels = graphs.run(session, image)
             assert [facts_of("d.onnx")["classes"][i] for i in labels] == list(expected.labels)
@@ -37,8 +37,8 @@ class TestExport:
             np.testing.assert_allclose(boxes, expected.boxes, atol=0.5)
 
     def test_threshold_of_a_detector(self, model):
-        succeeds("export", model, "--out", "d.onnx", "--threshold", "0.5")
-        assert facts_of("d.onnx")["threshold"] == 0.5
+        succeeds("export", model, "--out", "d.onnx", "--threshold", "50")
+        assert set(facts_of("d.onnx")["thresholds"]) == {0.5}
 
     def test_backbone(self):
         options = ("--levels", "2,1", "--scales", "64", "--stages", "3,head")

@@ -117,7 +117,7 @@ def test_shapes_are_found_in_pictures_not_seen_before(detector):
     ]
     assert precision(guessed) < 0.15, "the windows alone find nothing"
     plain, moved = (
-        [detector.predict(i, w, regress=regress) for i, w in zip(images, windows, strict=True)]
+        [detector.predict(i, w, regress=regress, threshold=0) for i, w in zip(images, windows, strict=True)]
         for regress in (False, True)
     )
     assert precision(plain) > 0.7
@@ -201,7 +201,7 @@ def test_a_fit_of_chosen_classes_tracked_and_timed(backbone, few, cache):
     names = ["triangle", "disc", "triangle"]
     fitted = fit(Detector(**SETTINGS), few, classes=names, cache=cache, track=track, timer=timer)
     assert fitted.classes_ == ("triangle", "disc")
-    assert set(fitted.predict(few[0][0], grid(), threshold=-9).labels) == {"triangle", "disc"}
+    assert set(fitted.predict(few[0][0], grid(), threshold=0).labels) == {"triangle", "disc"}
     assert seen.count("Computing feature maps") == seen.count("Mining hard negatives") == 3  # images
     assert seen.count("Fitting box regression") == 2  # classes
     assert {"maps from cache", "pooling", "SVMs", "box regression"} <= set(timer.seconds)
@@ -243,14 +243,14 @@ def test_difficult_and_crowd_boxes_are_neither_positive_nor_negative(backbone, f
     given = []
     plain = fitting.mine_hard_negatives
 
-    def spied(positives, labels, start, start_negative, candidates, settings):
+    def spied(positives, positive, start, start_negative, candidates, settings, leading):
         def kept():
             for features, negative in candidates:
-                given.append((features.copy(), negative))
+                given.append((features.copy(), negative[:, :leading]))
                 yield features, negative
 
-        given.append((positives, labels))
-        return plain(positives, labels, start, start_negative, kept(), settings)
+        given.append((positives, positive[:, :leading].argmax(axis=1)))
+        return plain(positives, positive, start, start_negative, kept(), settings, leading)
 
     monkeypatch.setattr(fitting, "mine_hard_negatives", spied)
     plans = []
@@ -317,8 +317,8 @@ def offered(monkeypatch, backbone, training, cache, rule):
     class Enough(Exception):
         pass
 
-    def spied(positives, labels, start, start_negative, candidates, settings):
-        given.extend([start_negative, [negative for _, negative in candidates]])
+    def spied(positives, positive, start, start_negative, candidates, settings, leading):
+        given.extend([start_negative[:, :leading], [negative[:, :leading] for _, negative in candidates]])
         raise Enough
 
     with monkeypatch.context() as patch:
@@ -401,9 +401,11 @@ def test_an_unfitted_detector_says_so(backbone, few, tmp_path):
 
 def test_predictions_keep_their_promises(detector):
     image, boxes = trees.scene(7).image, grid()
-    found = detector.predict(image, boxes, threshold=-1.5)
+    found = detector.predict(image, boxes, threshold=0)
     assert (np.diff(found.scores) <= 0).all()
-    assert found.scores.min() >= -1.5
+    assert found.scores.min() >= 0
+    assert found.scores.max() <= 1
+    assert detector.predict(image, boxes, threshold=0, scores="svm").scores.min() >= -1.5
     assert found.boxes.dtype == found.scores.dtype == np.float32
     assert len(found.boxes) == len(found.scores) == len(found.labels) > 3
     x1, y1, x2, y2 = found.boxes.T
@@ -414,13 +416,16 @@ def test_predictions_keep_their_promises(detector):
     for name in detector.classes_:
         mine = found.boxes[[label == name for label in found.labels]]
         assert np.triu(iou(mine, mine), 1).max(initial=0) <= 0.3 + 1e-6
-    few = detector.predict(image, boxes, threshold=-1.5, limit=2)
+    limited = copy.copy(detector)
+    limited.limit = 2
+    few = limited.predict(image, boxes, threshold=0)
     for name in detector.classes_:
         every = [s for s, label in zip(found.scores, found.labels, strict=True) if label == name]
         assert [s for s, label in zip(few.scores, few.labels, strict=True) if label == name] == every[:2]
-    high = detector.predict(image, boxes, threshold=0)
-    np.testing.assert_array_equal(high.scores, found.above(0).scores)
-    assert high.labels == found.above(0).labels
+    high = detector.predict(image, boxes, threshold=0.3)
+    np.testing.assert_array_equal(high.scores, found.above(0.3).scores)
+    assert 0 < len(high) < len(found)
+    assert high.labels == found.above(0.3).labels
     plain = detector.predict(image, boxes, regress=False)
     assert {tuple(b) for b in plain.boxes.tolist()} <= {tuple(b) for b in boxes.tolist()}
 
@@ -440,7 +445,7 @@ def test_images_of_any_size(detector, height_width):
     height, width = height_width
     image = np.full((height, width, 3), 200, np.uint8)
     whole = np.array([[0, 0, width, height]], np.float32)
-    found = detector.predict(image, np.concatenate([whole, whole + 5, whole * 3]), threshold=-99)
+    found = detector.predict(image, np.concatenate([whole, whole + 5, whole * 3]), threshold=0)
     assert len(found.boxes) > 0
     assert np.isfinite(found.scores).all()
     assert found.boxes[:, 2].max() <= width
@@ -448,12 +453,12 @@ def test_images_of_any_size(detector, height_width):
 
 def everything(detector, image, windows, regress):
     """Return the boxes and scores of every window, unsuppressed, by class."""
-    open_minded = copy.copy(detector)
-    open_minded.nms_iou = 1.0
-    found = open_minded.predict(image, windows, regress=regress, threshold=-1e9, limit=10**6)
+    boxes, scores = detector.score(detector.encode(image), windows, regress=regress)
+    boxes = np.clip(boxes, 0, np.array([*image.shape[1::-1]] * 2))
     rows = [
-        (label, score, *box)
-        for label, score, box in zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True)
+        (name, float(scores[r, k]), *boxes[r, k].tolist())
+        for r in range(len(windows))
+        for k, name in enumerate(detector.classes_)
     ]
     return sorted(rows)
 
@@ -497,11 +502,12 @@ def test_scores_of_all_windows_come_before_suppression(detector, backbone):
     moved, same_scores = detector.score(encoded, windows)
     np.testing.assert_array_equal(same_scores, scores)
     assert moved[..., 3].max() > 96, "boxes are not clipped yet"
-    selected = postprocess(moved, scores, detector.classes_, (96, 128), 0.3, -1.0, 5)
-    queried = detector.predict(encoded, windows, threshold=-1.0, limit=5)
-    np.testing.assert_array_equal(selected.boxes, queried.boxes)
-    np.testing.assert_array_equal(selected.scores, queried.scores)
-    assert selected.labels == queried.labels != ()
+    selected = postprocess(moved, scores, detector.classes_, (96, 128), 0.3, -1.5, 100)
+    queried = detector.predict(encoded, windows, threshold=0, scores="svm")
+    assert len(selected) == len(queried) > 3
+    for name in detector.classes_:
+        for ours, theirs in zip(by_class(selected, name), by_class(queried, name), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def by_class(found, name):
@@ -515,7 +521,7 @@ def test_adding_a_class_leaves_the_others_exactly_as_they_are(backbone, training
     few_photos = two.fitted_.photos[::2]
     two.fitted_ = replace(two.fitted_, photos=few_photos)
     image = trees.scene(104).image
-    before = two.predict(image, grid(), threshold=-9)
+    before = two.predict(image, grid(), threshold=0)
     kept = [f.copy() for f in fields(two)]
     data = trees.samples(training[0], training[2])
     three = two.add_class("triangle", data, windows=training[1], cache=cache)
@@ -523,7 +529,7 @@ def test_adding_a_class_leaves_the_others_exactly_as_they_are(backbone, training
     assert three.classes_ == ("disc", "square", "triangle")
     for old, new in zip(kept, fields(three), strict=True):
         np.testing.assert_array_equal(old, new[:2])
-    after = three.predict(image, grid(), threshold=-9)
+    after = three.predict(image, grid(), threshold=0)
     for name in ("disc", "square"):
         (old_boxes, old_scores), (boxes, scores) = by_class(before, name), by_class(after, name)
         # The weights are equal, bit by bit; a wider matrix product rounds otherwise.
@@ -642,11 +648,11 @@ def test_files_that_are_no_detectors(saved, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     refused(
         tmp_path / "plain.safetensors",
-        "found a safetensors file without a format mark, expected sppnet-detector 4",
+        "found a safetensors file without a format mark, expected sppnet-detector 5",
     )
-    refused(rewritten(saved, bad, format="pt"), "found pt 4, expected sppnet-detector 4")
-    refused(rewritten(saved, bad, version="1"), "found sppnet-detector 1, expected sppnet-detector 4")
-    refused(rewritten(saved, bad, version=""), "found sppnet-detector, expected sppnet-detector 4")
+    refused(rewritten(saved, bad, format="pt"), "found pt 5, expected sppnet-detector 5")
+    refused(rewritten(saved, bad, version="1"), "found sppnet-detector 1, expected sppnet-detector 5")
+    refused(rewritten(saved, bad, version=""), "found sppnet-detector, expected sppnet-detector 5")
     for text in ("", "{", "[]", "{}", json.dumps(read_facts(saved) | {"classes": 0})[:40]):
         refused(rewritten(saved, bad, detector=text), "damaged")
     whole = load_file(saved)
@@ -704,7 +710,7 @@ def test_a_failed_save_leaves_the_old_file(detector, tmp_path, monkeypatch):
 def shapes_found(detector, numbers=range(101, 111)):
     """Return the mean average precision in pictures not seen before."""
     images, windows, targets = drawn(numbers)
-    found = [detector.predict(i, w) for i, w in zip(images, windows, strict=True)]
+    found = [detector.predict(i, w, threshold=0) for i, w in zip(images, windows, strict=True)]
     return mean_average_precision(voc_detection(found, targets, detector.classes_))
 
 
@@ -840,6 +846,9 @@ def test_a_fit_goes_on_after_its_tuning(backbone, few, tmp_path, monkeypatch):
     assert sum(d.startswith("Training layers") for d in seen) == 2
     seen.clear()
     again = fit(Detector(**SETTINGS, layer="fc7", tuning=tuning), few, cache=tmp_path, track=track)
+    assert sum(d.startswith("Training layers") for d in seen) == 2, "those without the photos held out"
+    seen.clear()
+    fit(Detector(**SETTINGS, layer="fc7", tuning=tuning), few, cache=tmp_path, track=track)
     assert not any(d.startswith("Training layers") for d in seen)
     at_once = fit(Detector(**SETTINGS, layer="fc7", tuning=tuning), few)
     assert same(again, at_once)
@@ -869,8 +878,8 @@ def test_adding_a_class_leaves_the_head_and_the_others_as_they_are(headed, train
         np.testing.assert_array_equal(one.fitted_.head.state()[name], value)
     assert one.fitted_.feature_scale == headed.fitted_.feature_scale
     image, windows = trees.scene(101).image, grid()
-    found = one.predict(image, windows, threshold=-9)
-    before = headed.predict(image, windows, threshold=-9)
+    found = one.predict(image, windows, threshold=0)
+    before = headed.predict(image, windows, threshold=0)
     for name in headed.classes_:
         for ours, theirs in zip(by_class(found, name), by_class(before, name), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -1034,8 +1043,8 @@ def test_a_stream_reads_ahead_and_names_what_fails(detector, tmp_path):
     trees.save(tmp_path / "good.png", image)
     (tmp_path / "bad.png").write_bytes(b"no image")
     paths = [tmp_path / name for name in ("good.png", "bad.png", "missing.png", "good.png")]
-    first, bad, missing, last = detector.stream(paths, proposals="dense", threshold=-1)
-    expected = detector.predict(image, parse("dense")(image).boxes, threshold=-1)
+    first, bad, missing, last = detector.stream(paths, proposals="dense", threshold=0)
+    expected = detector.predict(image, parse("dense")(image).boxes, threshold=0)
     for pixels, found in (first, last):
         np.testing.assert_array_equal(pixels, image)
         np.testing.assert_array_equal(found.boxes, expected.boxes)
@@ -1049,7 +1058,7 @@ def test_an_evaluation_measures_and_tells_what_was_learned_from(detector, traini
     images, _, targets = drawn(range(101, 106))
     data = trees.samples(images, targets)
     report = detector.evaluate(data, proposals="dense")
-    found = [detector.predict(image, parse("dense")(image).boxes) for image in images]
+    found = [detector.predict(image, parse("dense")(image).boxes, threshold=0) for image in images]
     assert report.mean_ap == mean_average_precision(voc_detection(found, targets, detector.classes_)) > 0.3
     assert report.seen == detector.seen(data) == 0
     known = trees.samples([*images, *training[0][:2]], [*targets, *training[2][:2]])

@@ -6,6 +6,7 @@ import pytest
 
 import trees
 from sppnet.boxes import Target
+from sppnet.detection.calibration import Calibration
 from sppnet.detection.detector import Detector
 from sppnet.detection.ensemble import Ensemble
 from sppnet.detection.svm import LinearSVMs
@@ -40,11 +41,30 @@ def image():
 
 
 def scored(detector, image, boxes, regress):
-    """Return label, score and box of all windows, clipped but not suppressed, of a detector of its own."""
-    open_minded = copy.copy(detector)
-    open_minded.nms_iou = 1.0
-    found = open_minded.predict(image, boxes, regress=regress, threshold=-1e9, limit=10**6)
-    return rows(found)
+    """Return boxes, clipped, log-odds and SVM scores of all windows, of a detector of its own."""
+    moved, margins = detector.score(detector.encode(image), boxes, regress=regress)
+    clipped = np.clip(moved, 0, np.array([SHAPE[1], SHAPE[0]] * 2))
+    calibration = detector.fitted_.calibration
+    return clipped, margins * calibration.slopes + calibration.offsets, margins
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def combined(detectors, image, boxes, regress):
+    """Return label, probability and box of all windows that an SVM gives -1.5, in plain loops."""
+    parts, found = [scored(d, image, boxes, regress) for d in detectors], []
+    for r in range(len(boxes)):
+        for k, name in enumerate(detectors[0].classes_):
+            if max(margins[r, k] for _, _, margins in parts) < -1.5:
+                continue
+            weights = [sigmoid(odds[r, k]) for _, odds, _ in parts]
+            moved = [d.score(d.encode(image), boxes[r : r + 1], regress=regress)[0][0, k] for d in detectors]
+            box = sum(w * b for w, b in zip(weights, moved, strict=True)) / sum(weights)
+            box = np.clip(box, 0, np.array([SHAPE[1], SHAPE[0]] * 2))
+            found.append((name, sigmoid(np.mean([odds[r, k] for _, odds, _ in parts])), tuple(box)))
+    return found
 
 
 def rows(found):
@@ -80,28 +100,47 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("regress", "threshold", "limit"),
-    [(True, -1.5, 100), (False, -1.5, 100), (True, -1, 100), (True, -9, 3)],
+    ("regress", "threshold", "limit"), [(True, 0, 100), (False, 0, 100), (True, 0.9, 100), (True, 0, 3)]
 )
-def test_the_union_of_all_that_is_scored_is_suppressed(detectors, image, regress, threshold, limit):
-    boxes = windows(image)
-    union = [row for d in detectors for row in scored(d, image, boxes, regress)]
-    assert len(union) == 2 * len(trees.SHAPES) * len(boxes), "no window is without area"
-    expected = suppressed(union, threshold, limit)
-    found = Ensemble(detectors).predict(image, boxes, regress=regress, threshold=threshold, limit=limit)
+def test_likelyare_as_likely_as_the_detectors_say_on_the_mean(detectors, image, regress, threshold, limit):
+    boxes = windows(image)[::5]
+    likely = combined(detectors, image, boxes, regress)
+    # A threshold that parts them; as a share of the most likely one.
+    threshold *= max(row[1] for row in likely)
+    expected = suppressed(likely, threshold, limit)
+    limited = copy.copy(detectors[0])
+    limited.limit = limit
+    found = Ensemble([limited, detectors[1]]).predict(image, boxes, regress=regress, threshold=threshold)
+    assert expected
     assert_equal(rows(found), expected)
-    sources = [{row[:2] for row in scored(d, image, boxes, regress)} for d in detectors]
-    assert all(any(row[:2] in source for row in expected) for source in sources), "both have their part in it"
 
 
-def test_it_is_not_the_union_of_what_each_detector_keeps(detectors, image):
-    """A box that its own detector drops for a better one survives where the other's drops that one."""
-    boxes = windows(image)
-    everything = [scored(d, image, boxes, regress=True) for d in detectors]
-    apart = suppressed([row for one in everything for row in suppressed(one, -1.5, 100)], -1.5, 100)
-    together = rows(Ensemble(detectors).predict(image, boxes))
-    assert together != apart
-    assert len(together) > len(apart)
+def test_a_detector_whose_scores_say_nothing_changes_no_order(detectors, image):
+    one, two = detectors
+    dull = copy.copy(two)
+    flat = Calibration(np.full(3, 1e-6, np.float32), np.zeros(3, np.float32))
+    dull.fitted_ = replace(two.fitted_, calibration=flat)
+    dull.fitted_.svms.biases[:] = 0  # above -1.5 wherever the windows are
+    found = Ensemble([one, dull]).predict(image, windows(image), regress=False, threshold=0)
+    alone = one.predict(image, windows(image), regress=False, threshold=0)
+    number = len(alone)
+    for name in one.classes_:
+        mine, theirs = (
+            [tuple(b) for label, b in zip(f.labels, f.boxes.tolist(), strict=True) if label == name]
+            for f in (found, alone)
+        )
+        np.testing.assert_allclose(mine[: len(theirs)], theirs, rtol=1e-6)
+    assert number > 3
+
+
+def test_stored_thresholds_are_the_mean_of_the_detectors(detectors, image):
+    ensemble = Ensemble(detectors)
+    expected = (detectors[0].thresholds_ + detectors[1].thresholds_) / 2
+    np.testing.assert_allclose(ensemble.thresholds_, expected)
+    found = ensemble.predict(image, windows(image))
+    everything = ensemble.predict(image, windows(image), threshold=0)
+    least = dict(zip(ensemble.classes_, ensemble.thresholds_, strict=True))
+    assert rows(found) == [row for row in rows(everything) if row[1] >= least[row[0]]]
 
 
 def test_an_ensemble_of_one_is_its_detector(detectors, image):
@@ -119,6 +158,8 @@ def reordered(detector, order):
         classes=tuple(fitted.classes[k] for k in order),
         svms=LinearSVMs(fitted.svms.weights[order], fitted.svms.biases[order]),
         regression=BoxRegression(fitted.regression.weights[order], fitted.regression.offsets[order]),
+        calibration=Calibration(fitted.calibration.slopes[order], fitted.calibration.offsets[order]),
+        thresholds=fitted.thresholds[order],
     )
     return other
 
@@ -142,7 +183,7 @@ def test_files_and_pixels_timed(detectors, image, tmp_path):
     assert list(timer.seconds) == ["backbone", "pooling", "scoring"]
 
 
-def test_no_windows_no_detections(detectors, image):
+def test_no_likelyno_detections(detectors, image):
     found = Ensemble(detectors).predict(image, np.zeros((0, 4), np.float32))
     assert found.boxes.shape == (0, 4)
     assert found.labels == ()
@@ -180,7 +221,7 @@ def test_streams_and_evaluations_are_those_of_what_it_predicts(detectors, image)
     assert rows(found) == rows(expected)
     data = trees.samples([image, trees.scene(1).image], [Target.of(scene.boxes, scene.labels)] * 2)
     report = ensemble.evaluate(data, proposals="dense")
-    assert rows(report.detections[0]) == rows(expected)
+    assert rows(report.detections[0]) == rows(ensemble.predict(image, windows(image), threshold=0))
     assert report.seen == ensemble.seen(data) == 1, "both were fitted on the second image"
     others = copy.copy(detectors[1])
     others.fitted_ = replace(others.fitted_, photos=photo_keys([image]))

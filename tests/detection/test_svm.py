@@ -236,15 +236,15 @@ def stream(features, signs, size=50):
 
 
 def split(features, signs):
-    """Return the positives of all classes, their labels, and the rows that are positive for no class."""
-    row, label = np.nonzero(signs > 0)
-    return features[row], label.astype(np.int64), np.flatnonzero((signs < 0).all(axis=1))
+    """Return the positives of all classes, of which each is, and the rows that are positive for no class."""
+    row = np.flatnonzero((signs > 0).any(axis=1))
+    return features[row], signs[row] > 0, np.flatnonzero((signs < 0).all(axis=1))
 
 
 def test_tensors_are_mined_as_arrays_are(rng):
     features, signs = clouds(rng, 1000)
-    positives, labels, rest = split(features, signs)
-    first, negative = (positives, labels, features[rest[:300]]), np.ones((300, 3), bool)
+    positives, shown, rest = split(features, signs)
+    first, negative = (positives, shown, features[rest[:300]]), np.ones((300, 3), bool)
     later = rest[300:]
     tensors = ((torch.from_numpy(f), n) for f, n in stream(features[later], signs[later]))
     ours, theirs = (
@@ -257,12 +257,12 @@ def test_tensors_are_mined_as_arrays_are(rng):
 @pytest.mark.parametrize("retrain", [20, 200, 10**9])
 def test_mining_a_stream_ends_near_the_svm_of_all_negatives(rng, retrain):
     features, signs = clouds(rng, 4000, positives=0.02)
-    positives, labels, rest = split(features, signs)
+    positives, shown, rest = split(features, signs)
     start, later = rest[:300], rest[300:]
     settings = MiningSettings(retrain=retrain, tolerance=1e-3, epochs=1000)
     svms = mine_hard_negatives(
         positives,
-        labels,
+        shown,
         features[start],
         np.ones((300, 3), bool),
         stream(features[later], signs[later]),
@@ -279,9 +279,9 @@ def test_mining_a_stream_ends_near_the_svm_of_all_negatives(rng, retrain):
 
 def test_mining_without_candidates_is_fitting_the_start(rng):
     features, signs = clouds(rng, 400)
-    positives, labels, rest = split(features, signs)
+    positives, shown, rest = split(features, signs)
     svms = mine_hard_negatives(
-        positives, labels, features[rest], np.ones((len(rest), 3), bool), iter(()), EXACT
+        positives, shown, features[rest], np.ones((len(rest), 3), bool), iter(()), EXACT
     )
     signs[signs.max(axis=1) > 0] *= signs[signs.max(axis=1) > 0] > 0
     check_against_liblinear(svms, features, signs, EXACT)
@@ -289,14 +289,14 @@ def test_mining_without_candidates_is_fitting_the_start(rng):
 
 def test_only_negatives_of_a_class_are_mined_for_it(rng):
     features, signs = clouds(rng, 400, classes=2)
-    positives, labels, rest = split(features, signs)
+    positives, shown, rest = split(features, signs)
     start = features[rest]
     candidates = clouds(rng, 300, classes=2)[0]
     negative = np.zeros((300, 2), bool)
     negative[:, 1] = True
 
     def mined(stream):
-        return mine_hard_negatives(positives, labels, start, np.ones((len(start), 2), bool), stream, EXACT)
+        return mine_hard_negatives(positives, shown, start, np.ones((len(start), 2), bool), stream, EXACT)
 
     without, some = mined([]), mined([(candidates, negative)])
     np.testing.assert_allclose(some.weights[0], without.weights[0], atol=2e-3)
@@ -305,7 +305,7 @@ def test_only_negatives_of_a_class_are_mined_for_it(rng):
 
 def test_memory_is_bounded_by_the_hard_negatives(rng, monkeypatch):
     features, signs = clouds(rng, 500, classes=2)
-    positives, labels, rest = split(features, signs)
+    positives, shown, rest = split(features, signs)
     far = -30 * positives.mean(axis=0)
     alive, most, sizes = [], [], []
 
@@ -326,7 +326,7 @@ def test_memory_is_bounded_by_the_hard_negatives(rng, monkeypatch):
     monkeypatch.setattr(linear, "TrainingSet", Spied)
     mine_hard_negatives(
         positives,
-        labels,
+        shown,
         features[rest],
         np.ones((len(rest), 2), bool),
         windows(),
@@ -340,7 +340,7 @@ def test_memory_is_bounded_by_the_hard_negatives(rng, monkeypatch):
 
 def test_retraining_happens_when_enough_negatives_have_joined(rng, monkeypatch):
     features, signs = clouds(rng, 400, classes=1, positives=0.3)
-    positives, labels, rest = split(features, signs)
+    positives, shown, rest = split(features, signs)
     fits = []
 
     class Spied(TrainingSet):
@@ -352,7 +352,7 @@ def test_retraining_happens_when_enough_negatives_have_joined(rng, monkeypatch):
     hard = features[signs[:, 0] > 0][:10].copy()  # look like positives
     mine_hard_negatives(
         positives,
-        labels,
+        shown,
         features[rest],
         np.ones((len(rest), 1), bool),
         [(hard, np.ones((10, 1), bool))] * 8,
@@ -365,14 +365,14 @@ def test_retraining_happens_when_enough_negatives_have_joined(rng, monkeypatch):
 @pytest.mark.parametrize("kind", ["positive", "negative"])
 def test_a_class_of_one_kind_only_is_an_error(rng, kind):
     features, signs = clouds(rng, 100, classes=2)
-    positives, labels, rest = split(features, signs)
+    positives, shown, rest = split(features, signs)
     negative = np.ones((len(rest), 2), bool)
     if kind == "positive":
-        positives, labels = positives[labels == 0], labels[labels == 0]
+        positives, shown = positives[shown[:, 0]], shown[shown[:, 0]]
     else:
         negative[:, 1] = False
     with pytest.raises(ValueError, match="class number 1 needs positive and negative examples"):
-        mine_hard_negatives(positives, labels, features[rest], negative, [], EXACT)
+        mine_hard_negatives(positives, shown, features[rest], negative, [], EXACT)
 
 
 def test_folded_svms_score_raw_vectors_as_the_others_score_standardised_ones(rng):
@@ -388,3 +388,27 @@ def test_fitting_leaves_no_threads_behind(rng):
     before = threading.active_count()
     TrainingSet(features, signs, EXACT).fit()
     assert threading.active_count() == before
+
+
+def test_classes_that_do_not_lead_leave_the_others_as_they_are(rng):
+    """As without them, but for what a wider matrix product rounds; one without examples stays 0."""
+    features, signs = clouds(rng, 3000, classes=2)
+    positives, shown, rest = split(features, signs)
+    start, later = features[rest[:200]], features[rest[200:]]
+    settings = MiningSettings(retrain=100)
+
+    def mined(count):
+        wide, negative = np.zeros((len(positives), count), bool), np.zeros((len(rest), count), bool)
+        wide[:, :2], negative[:, :2] = shown, True
+        if count > 2:  # a class more learns from half of the first's examples, and another from nothing
+            wide[::2, 2], negative[::2, 2] = shown[::2, 0], True
+        parts = [slice(i, i + 50) for i in range(0, len(later), 50)]
+        stream = ((later[part], negative[200:][part]) for part in parts)
+        return mine_hard_negatives(positives, wide, start, negative[:200], stream, settings, 2)
+
+    alone, more = mined(2), mined(4)
+    np.testing.assert_allclose(more.weights[:2], alone.weights, atol=1e-5)
+    assert np.abs(more.weights[2]).max() > 0.01
+    assert np.abs(more.weights[2] - more.weights[0]).max() > 0.01
+    assert not more.weights[3].any()
+    assert more.biases[3] == 0

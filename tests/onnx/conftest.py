@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from sppnet.detection.calibration import Calibration
 from sppnet.detection.detector import Detector
 from sppnet.detection.fit import Fitted
 from sppnet.detection.head import Head
+from sppnet.detection.quality import unmeasured
 from sppnet.detection.svm import LinearSVMs
 from sppnet.features.backbone import Backbone
 from sppnet.images import read_image
@@ -81,6 +83,9 @@ def drawn_detector(small_backbone, photo):
             regression=BoxRegression(_drawn(rng, 2, 4, length) / 4, offsets),
             feature_scale=feature_scale,
             photos=np.zeros(0, np.uint64),
+            objects=np.zeros(2, np.int64),
+            **unmeasured(2)._asdict()
+            | {"calibration": Calibration(np.float32([2, 3]), np.float32([0.5, -1]))},
         )
         return detector
 

@@ -10,7 +10,6 @@ from processes import without_pytorch
 from sppnet.classification.scorer import NetworkSettings, Scorer
 from sppnet.classification.views import probabilities
 from sppnet.detection.detector import Detector
-from sppnet.detection.stream import LEAST_SCORE
 from sppnet.errors import NotFittedError, SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.linear import Linear
@@ -71,9 +70,7 @@ class TestFeatures:
         assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
 
 
-def finds_what_predict_finds(
-    session, detector, image, *, threshold=LEAST_SCORE, scores_atol=1e-3, box_atol=0.5
-):
+def finds_what_predict_finds(session, detector, image, *, threshold=None, scores_atol=1e-3, box_atol=0.5):
     """Compare a file with the library; of detections with nearly equal scores either may come first."""
     windows = None if detector.fitted_.objectness is not None else DenseWindows()(image).boxes
     proposals = None if windows is not None else "maps"
@@ -113,9 +110,11 @@ class TestDetector:
     @pytest.mark.parametrize("kind", DETECTORS)
     def test_finds_what_predict_finds(self, drawn_detector, scenes, tmp_path, kind):
         detector = drawn_detector(**DETECTORS[kind])
-        export_model(detector, tmp_path / "d.onnx")
+        export_model(detector, tmp_path / "d.onnx", threshold=0)
         session = opened(tmp_path / "d.onnx")
-        counts = [finds_what_predict_finds(session, detector, image) for image in scenes.values()]
+        counts = [
+            finds_what_predict_finds(session, detector, image, threshold=0) for image in scenes.values()
+        ]
         assert max(counts) > 10
         assert min(counts) < 10
 
@@ -140,16 +139,17 @@ class TestDetector:
         export_detector(detector, tmp_path / "d.onnx", threshold=0.25)
         session = opened(tmp_path / "d.onnx")
         count = finds_what_predict_finds(session, detector, photo, threshold=0.25)
-        assert 0 < count < len(detector.predict(photo).labels)
-        assert facts_of(session)["threshold"] == 0.25
-        export_detector(detector, tmp_path / "d.onnx", limit=3)
+        assert 0 < count < len(detector.predict(photo, threshold=0).labels)
+        assert facts_of(session)["thresholds"] == [0.25, 0.25]
+        detector.limit = 3
+        export_detector(detector, tmp_path / "d.onnx", threshold=0)
         windows = DenseWindows()(photo).boxes
-        expected = detector.predict(photo, windows, limit=3)
+        expected = detector.predict(photo, windows, threshold=0)
         assert len(expected.labels) == 6
         assert run(opened(tmp_path / "d.onnx"), photo)[2].tolist() == [
             detector.classes_.index(label) for label in expected.labels
         ]
-        export_detector(detector, tmp_path / "d.onnx", threshold=1e6)
+        export_detector(detector, tmp_path / "d.onnx", threshold=1.01)
         assert [len(part) for part in run(opened(tmp_path / "d.onnx"), photo)] == [0, 0, 0]
 
     def test_file_says_what_it_is(self, drawn_detector, tmp_path):
@@ -167,7 +167,7 @@ class TestDetector:
         expected = {
             "classes": ["this", "that"],
             "nms_iou": 0.4,
-            "threshold": 0,
+            "thresholds": [0, 0],
             "limit": 100,
             "scales": [320, 160],
         }
@@ -201,17 +201,17 @@ class TestDetector:
 def animals(tmp_path_factory):
     """The detector that is shipped, with its file."""
     path, detector = tmp_path_factory.mktemp("animals") / "animals.onnx", Detector.load("animals")
-    export_detector(detector, path, threshold=-1)
+    export_detector(detector, path, threshold=0)
     return detector, path
 
 
 def test_animals_in_a_photo(animals, photo):
     detector, path = animals
     session = opened(path)
-    assert finds_what_predict_finds(session, detector, photo, threshold=-1)
+    assert finds_what_predict_finds(session, detector, photo, threshold=0)
     _, scores, labels = run(session, photo)
     assert detector.classes_[labels[0]] == "cow"
-    assert scores[0] > 0
+    assert scores[0] > 0.5
     assert path.stat().st_size < 40e6
 
 

@@ -437,15 +437,19 @@ def test_windows_of_a_file_that_is_not_there():
 
 def test_failures_name_the_image(files, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    stream = propose_all([files[0], tmp_path / "broken.jpg", *files], EdgeBoxes())
-    check_equal(next(stream), EdgeBoxes()(read_image(files[0])))
-    with pytest.raises(ImageError, match=r"broken\.jpg"):
-        next(stream)
-    with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
-        list(propose_all([tmp_path / "missing.jpg"], EdgeBoxes(), tmp_path))
+    good, broken, *rest = propose_all([files[0], tmp_path / "broken.jpg", *files], EdgeBoxes())
+    check_equal(good, EdgeBoxes()(read_image(files[0])))
+    assert isinstance(broken, ImageError)
+    assert "broken.jpg" in str(broken)
+    assert len(rest) == len(files), "one that fails stops no other"
+    check_equal(rest[0], good)
+    (missing,) = propose_all([tmp_path / "missing.jpg"], EdgeBoxes(), tmp_path)
+    assert isinstance(missing, FileNotFoundError)
+    assert "missing.jpg" in str(missing)
     write_windows(tmp_path / "none.npz", [])
-    with pytest.raises(SppnetError, match=r"0\.png: found an image"):
-        list(propose_all(files, parse(str(tmp_path / "none.npz"))))
+    for error in propose_all(files, parse(str(tmp_path / "none.npz"))):
+        assert isinstance(error, SppnetError)
+        assert ".png: found an image" in str(error)
 
 
 def test_stopping_early_leaves_no_work(files):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 import sppnet.cli.console as console
 import sppnet.cli.options as opt
+from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
-    from sppnet.datasets import Dataset
     from sppnet.detection.detector import Detector
+    from sppnet.detection.quality import Quality
 
 detect = typer.Typer(no_args_is_help=True, help="Train, run and evaluate object detectors.")
 
@@ -22,6 +25,10 @@ Rule = Literal["released", "paper"]
 _NEGATIVES = "Negatives to keep; released: one of those with the same cells, paper: none overlaps 70 %."
 _LAYER = "What the SVMs stand on: pooled maps, or a fully connected layer above them."
 _TUNED = "The backbone's layers behind this stage learn, too."
+_FOLDS = "Folds of photos to measure on: each is scored by what the others taught; 0: nothing is measured."
+_OTHER_DATA = "Annotated photos, none of which it was fitted on, to learn thresholds and probabilities from."
+_SET = "Thresholds in percent, such as cow=40,dog=55."
+_PRECISION = "Take the least thresholds at which so many percent of what is shown is right."
 _CACHE = "Folder that keeps feature maps; default: OUT.cache, removed at the end."
 
 
@@ -46,11 +53,16 @@ def train(
     batches: Annotated[int, opt.training(help="Batches that train the fully connected layers.")] = 3000,
     width: Annotated[int, opt.training(help="Units of each fully connected layer.")] = 1024,
     epochs: Annotated[int, opt.training(help="Times over the images while the backbone learns.")] = 3,
+    folds: Annotated[int, opt.training(min=0, help=_FOLDS)] = 4,
     cache: Annotated[Path | None, opt.machine(help=_CACHE)] = None,
+    max_bad: opt.MaxBad = opt.BAD,
     device: opt.Device = "cpu",
     seed: opt.Seed = 0,
 ) -> None:
-    """Fit a detector to annotated images. An interrupted fit goes on when it is started again."""
+    """Fit a detector to annotated images. An interrupted fit goes on when it is started again.
+
+    Ends with how good it is on photos that it did not learn from.
+    """
     from sppnet.storage import check_folder, check_writable
 
     given = opt.read_lists(context)
@@ -64,15 +76,97 @@ def train(
 
     from sppnet.detection.detector import Detector
     from sppnet.detection.tuning import Tuning
-    from sppnet.features.cache import remove_maps
 
     tunes = layer != "pool" or tune_after is not None
     settings = opt.settings_of(Detector, given) | {
         "tuning": Tuning(tune_after, batches, width=width, epochs=epochs) if tunes else None,
     }
-    _fit(Detector(**settings), dataset, None if classes is None else opt.name_list(classes), folder, out)
-    if cache is None:
-        remove_maps(folder)
+    detector = Detector(**settings)
+    names = None if classes is None else opt.name_list(classes)
+    with _work(folder, cache is None) as work:
+        detector.fit(dataset, classes=names, max_bad=max_bad / 100, **work)
+        detector.save(out)
+        left_out = sorted(set(dataset.classes) - set(detector.classes_))
+        if left_out and classes is None:
+            console.note(f"left out, all examples are difficult or crowds: {', '.join(left_out)}")
+    _tell(detector, detector.classes_)
+    print(f"{out}: {', '.join(detector.classes_)} from {len(dataset)} images{_memory()}")
+
+
+@detect.command()
+def add_class(
+    model: opt.Model,
+    data: opt.Data,
+    classes: Annotated[str, typer.Option(help="Names of the new classes between commas.")],
+    out: Annotated[Path, typer.Option(help="Detector file to write.")],
+    split: opt.TrainingSplit = None,
+    cache: Annotated[Path | None, opt.machine(help=_CACHE)] = None,
+    max_bad: opt.MaxBad = opt.BAD,
+    device: opt.Device = "cpu",
+) -> None:
+    """Teach a detector further classes; the others stay exactly as they are."""
+    from sppnet.storage import check_folder, check_writable
+
+    check_writable(out)
+    folder = cache or out.with_name(f"{out.name}.cache")
+    check_folder(folder)
+    (path,) = console.model_files([model])
+
+    from sppnet.datasets.training import read_training_data
+
+    dataset = console.notes_of(read_training_data(data, split))
+
+    from sppnet.detection.detector import Detector
+
+    detector, names = Detector.load(path, device=device), opt.name_list(classes)
+    with _work(folder, cache is None) as work:
+        detector.add_class(names, dataset, max_bad=max_bad / 100, **work)
+        detector.save(out)
+    _tell(detector, names)
+    print(f"{out}: {', '.join(detector.classes_)}{_memory()}")
+
+
+@detect.command()
+def thresholds(
+    model: opt.Model,
+    data: Annotated[Path | None, typer.Argument(metavar="[DATA]", help=_OTHER_DATA)] = None,
+    split: opt.Split = None,
+    given: Annotated[str | None, typer.Option("--set", help=_SET)] = None,
+    precision: Annotated[float | None, typer.Option(min=0, max=100, help=_PRECISION)] = None,
+    out: Annotated[Path | None, typer.Option(help="Detector file to write, with what is changed.")] = None,
+    max_bad: opt.MaxBad = opt.BAD,
+    device: opt.Device = "cpu",
+) -> None:
+    """Show from which probability on a detector shows what it finds, and change that.
+
+    Without a change: what it finds at its thresholds and at others, measured on photos that it was not fitted
+    on. With DATA, annotated photos that it was not fitted on either, thresholds and probabilities are learned
+    from these.
+    """
+    from sppnet.storage import check_writable
+
+    if out is not None:
+        check_writable(out)
+    elif data is not None or given is not None or precision is not None:
+        raise SppnetError("found a change of thresholds without --out, expected a file to write")
+    wanted = {} if given is None else _read_thresholds(given)
+    (path,) = console.model_files([model])
+    dataset = None
+    if data is not None:
+        from sppnet.datasets import read_dataset
+
+        dataset = console.notes_of(read_dataset(data, split))
+
+    from sppnet.detection.detector import Detector
+
+    detector = Detector.load(path, device=device)
+    if dataset is not None:
+        detector = detector.calibrated(dataset, max_bad=max_bad / 100, track=console.track)
+    detector = detector.with_thresholds(_precise(detector, precision) | wanted)
+    _tell(detector, detector.classes_, (0.25, 0.5, 0.75))
+    if out is not None:
+        detector.save(out)
+        print(f"{out}: {_listed(detector)}")
 
 
 @detect.command()
@@ -94,23 +188,83 @@ def compress(
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _fit(
-    detector: Detector, dataset: Dataset, classes: Sequence[str] | None, folder: Path, out: Path
-) -> None:
-    """Fit a detector, write it, and say what it holds and what it took."""
-    from sppnet.progress import StageTimer, peak_memory
+@contextmanager
+def _work(folder: Path, remove: bool) -> Iterator[dict[str, Any]]:
+    """Yield what a fit is told of its work; then say what it took, and remove its maps if so asked."""
+    from sppnet.features.cache import remove_maps
+    from sppnet.progress import StageTimer
 
     timer, start = StageTimer(), time.perf_counter()
     try:
-        detector.fit(dataset, classes=classes, cache=folder, track=console.track, timer=timer)
+        yield {"cache": folder, "track": console.track, "timer": timer}
     except KeyboardInterrupt:
         console.note(f"feature maps so far are kept in {folder}; the same command goes on from them")
         raise
-    detector.save(out)
-    left_out = sorted(set(dataset.classes) - set(detector.classes_))
-    if left_out and classes is None:
-        console.note(f"left out, all examples are difficult or crowds: {', '.join(left_out)}")
     console.print_seconds({**timer.seconds, "wall": time.perf_counter() - start})
+    if remove:
+        remove_maps(folder)
+
+
+def _memory() -> str:
+    from sppnet.progress import peak_memory
+
     memory = peak_memory()
-    held = "" if memory is None else f", {memory:.1f} GB of memory at the peak"
-    print(f"{out}: {', '.join(detector.classes_)} from {len(dataset)} images{held}")
+    return "" if memory is None else f", {memory:.1f} GB of memory at the peak"
+
+
+def _tell(detector: Detector, names: Sequence[str], others: Sequence[float] = ()) -> None:
+    """Say how good classes are on photos that they were not learned from: in a table, and in words."""
+    quality, rows = detector.fitted_.quality, []
+    stored = dict(zip(detector.classes_, detector.thresholds_.tolist(), strict=True))
+    for name in names:
+        k = detector.classes_.index(name)
+        known = f"{100 * quality.average_precision[k]:.1f}" if quality.objects[k] else "-"
+        rows.append(
+            (name, str(quality.photos[k]), str(quality.objects[k]), known, *_row(quality, k, stored[name]))
+        )
+        rows += [("", "", "", "", *_row(quality, k, threshold)) for threshold in others]
+    columns = ("class", "photos", "objects", "AP", "threshold", "precision", "recall", "F1")
+    console.print_rows(columns, rows, "On photos not learned from")
+    for name in names:
+        print(f"{name}: {quality.sentence(detector.classes_.index(name), stored[name])}")
+
+
+def _row(quality: Quality, k: int, threshold: float) -> tuple[str, ...]:
+    counts = quality.at(k, threshold)
+    shares = (counts.precision, counts.recall, counts.f1)
+    return (
+        f"{100 * threshold:.0f} %",
+        *("-" if isnan(share) else f"{100 * share:.0f} %" for share in shares),
+    )
+
+
+def _listed(detector: Detector) -> str:
+    pairs = zip(detector.classes_, detector.thresholds_, strict=True)
+    return ", ".join(f"{name} from {100 * threshold:.0f} %" for name, threshold in pairs)
+
+
+def _read_thresholds(text: str) -> dict[str, float]:
+    """Read ``cow=40,dog=55``, in percent."""
+    found = {}
+    for part in opt.name_list(text):
+        name, equals, number = part.rpartition("=")
+        try:
+            found[name] = float(number) / 100
+        except ValueError:
+            equals = ""
+        if not (equals and name):
+            raise SppnetError(f"--set {text}: found {part!r}, expected a class and percents, such as cow=40")
+    return found
+
+
+def _precise(detector: Detector, percent: float | None) -> dict[str, float]:
+    """Return the thresholds that give a precision; say of which classes none does."""
+    found = {}
+    for k, name in enumerate(detector.classes_ if percent is not None else ()):
+        assert percent is not None
+        threshold = detector.fitted_.quality.threshold_of(k, percent / 100)
+        if threshold is None:
+            console.note(f"{name}: no threshold is known to give a precision of {percent:g} %; it stays")
+        else:
+            found[name] = threshold
+    return found

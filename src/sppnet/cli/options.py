@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,6 @@ BACKBONE, STAGES = "efficientnet-lite0", "head"
 # Of an embedder.
 STRIDE, SCALES, LEVELS = 32, "224", "3,2,1"
 PROPOSALS = "selective-search+edge-boxes"
-# What is shown of an image scores at least this, as in the released demo; at 0 an SVM is undecided.
-SHOWN = -0.5
 # What `sppnet.images` asks for the most pixels of an image, which tests hold together; and photos in percent.
 PIXELS, BAD = "SPPNET_MAX_PIXELS", 1.0
 # The names that `parse` and `model_path` know; tests hold them together.
@@ -103,6 +102,11 @@ _PIXELS = "Most pixels of a photo; larger ones are refused before they are decod
 MaxPixels = Annotated[
     int | None, machine("--max-pixels", min=1, envvar=PIXELS, callback=_limit_pixels, help=_PIXELS)
 ]
+_THRESHOLD = "Least probability of a detection, in percent; default: the detector's own for each class."
+Threshold = Annotated[float | None, typer.Option(min=0, max=100, help=_THRESHOLD)]
+_SCORES = "What scores are: probabilities, or what the SVMs give."
+ScoreKind = Literal["probability", "svm"]
+Scores = Annotated[ScoreKind, typer.Option(help=_SCORES)]
 _BAD = "Most photos, in percent, that may be unreadable for the work to count as done."
 MaxBad = Annotated[float, machine("--max-bad", min=0, max=100, help=_BAD)]
 Device = Annotated[str, machine(help="cpu, or a PyTorch device such as cuda.")]
@@ -112,6 +116,13 @@ Seed = Annotated[int, machine(help="Seed of every random draw.")]
 def name_list(text: str) -> tuple[str, ...]:
     """Read names between commas."""
     return tuple(part.strip() for part in text.split(","))
+
+
+def share(percent: float | None) -> float | None:
+    """Return a threshold in percent as a probability."""
+    if percent is not None and 0 < percent < 1:
+        print(f"note: --threshold is in percent: {percent:g} is less than one in a hundred", file=sys.stderr)
+    return None if percent is None else percent / 100
 
 
 def integers(option: str, text: str) -> tuple[int, ...]:

@@ -57,7 +57,8 @@ def run(
     result_format: Annotated[Format | None, typer.Option("--format", help=_FORMAT)] = None,
     counts: Annotated[Path | None, typer.Option(help=_COUNTS)] = None,
     json_file: opt.Json = None,
-    threshold: Annotated[float, typer.Option(help="Least score; at 0 the SVM is undecided.")] = opt.SHOWN,
+    threshold: opt.Threshold = None,
+    scores: opt.Scores = "probability",
     ensemble: opt.Ensemble = None,
     every: Annotated[int, typer.Option(min=1, help=_EVERY)] = 1,
     proposals: opt.OtherProposals = None,
@@ -82,13 +83,13 @@ def run(
         written.check(given)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-        options = {"proposals": proposals, "threshold": threshold}
+        options = {"proposals": proposals, "threshold": opt.share(threshold), "scores": scores}
         found = _Found(detector, options, keep=written.asked)
         _detect_photos(found, given, drawn[: len(given.photos)])
         for i, source in enumerate(given.videos, len(given.photos)):
             _detect_video(found, source, drawn[i] if drawn else None, every)
     if not written.to_stdout:
-        _print_found(found, len(given.photos), threshold)
+        _print_found(found, len(given.photos), scores)
     written.write(found.predictions)
     if out is not None and found.seen:
         print(f"pictures in {out}")
@@ -304,16 +305,17 @@ def _print_speed(video: Video, number: int, every: int, speed: float) -> None:
         console.note(f"{video.name}: found fewer than the {video.count} frames that it states, it is damaged")
 
 
-def _print_found(found: _Found, photos: int, threshold: float) -> None:
+def _print_found(found: _Found, photos: int, scores: opt.ScoreKind) -> None:
     """Print each object of a few photos, or how many there are in many, and those of videos."""
     of_photos = [prediction for prediction in found.predictions if prediction.frame is None]
     rows: list[tuple[str, ...]] = []
     if 0 < photos <= _LISTED:
         for p in of_photos:
             for box, score, label in p.detections:
-                rows.append((p.image.name, label, f"{score:.2f}", ", ".join(f"{edge:.0f}" for edge in box)))
+                shown = f"{score:.2f}" if scores == "svm" else f"{100 * score:.0f} %"
+                rows.append((p.image.name, label, shown, ", ".join(f"{edge:.0f}" for edge in box)))
             if not p.detections:
-                rows.append((p.image.name, "-", "", f"nothing scores {threshold:g} or more"))
+                rows.append((p.image.name, "-", "", "nothing is likely enough"))
         console.print_rows(("image", "class", "score", "box (x1, y1, x2, y2)"), rows)
     elif photos:
         objects = Counter(label for p in of_photos for label in p.detections.labels)

@@ -41,7 +41,7 @@ def propose(
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL, autocompletion=opt.models)],
     out: Annotated[Path, typer.Option(help="ONNX file to write.")],
-    threshold: Annotated[float, typer.Option(help="Least score, of a detector's detections.")] = -1.5,
+    threshold: opt.Threshold = None,
     stages: opt.Stages = opt.STAGES,
     scale: Annotated[int, opt.network("--scales", min=1, help="Shorter side, of a backbone.")] = 224,
     levels: opt.Levels = "6,3,2,1",
@@ -61,7 +61,7 @@ def export(
 
     for file in console.track([path], "Exporting"):
         found = _read_backbone(file, stages) if file.suffix == ".onnx" else _read_model(file)
-        said = export_model(found, out, threshold=threshold, scale=scale, levels=pyramid)
+        said = export_model(found, out, threshold=opt.share(threshold), scale=scale, levels=pyramid)
     print(f"{out}: {said}")
 
 

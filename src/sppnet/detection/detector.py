@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.arrays import Boxes, Image, Pixels, to_numpy
+from sppnet import __version__
+from sppnet.arrays import Boxes, Image, Pixels
 from sppnet.boxes import Detections
 from sppnet.datasets.records import Dataset, Sample, class_names
+from sppnet.detection.calibration import Calibration, Scores
 from sppnet.detection.file import (
     Arrays,
     dequantise,
@@ -33,10 +35,11 @@ from sppnet.detection.file import (
     write_detector,
 )
 from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_more, fit_objectness
-from sppnet.detection.head import LAYERS, Head, activate
-from sppnet.detection.postprocess import postprocess
+from sppnet.detection.head import LAYERS, Head
+from sppnet.detection.postprocess import LEAST_SCORE, postprocess
+from sppnet.detection.quality import PERCENTS, Learned, Quality, learn_scores
 from sppnet.detection.sampling import Examples, SamplingRules
-from sppnet.detection.stream import LEAST_SCORE, Asked, check_data, detect_each, measure
+from sppnet.detection.stream import Asked, check_bad, check_data, detect_each, look, measure, tell_bad
 from sppnet.detection.svm import LinearSVMs, MiningSettings
 from sppnet.detection.tuning import Tuning
 from sppnet.errors import SppnetError, check_choice, check_extra
@@ -53,7 +56,7 @@ from sppnet.proposals.cache import cache_folder, propose_all
 from sppnet.proposals.choosing import parse
 from sppnet.proposals.maps import MAPS, Objectness
 from sppnet.proposals.method import Proposer
-from sppnet.regression import BoxRegression, decode_deltas
+from sppnet.regression import BoxRegression
 
 PROPOSALS = "selective-search+edge-boxes"
 """The candidate windows of a detector unless others are asked for."""
@@ -115,6 +118,13 @@ class Detector(Estimator):
         Penalty of the box regression (released code: 4000).
     nms_iou : float
         Detections of a class that overlap a better one by more are dropped (paper: 0.3).
+    limit : int
+        Most detections of a class in an image.
+    folds : int
+        Into how many folds the fit deals its photos to find out what scores mean and how good they are, each
+        fold scored by what was learned from the others. Of more than 500 photos, and where layers are tuned,
+        one fold of at most 300 photos is held out instead. Less than 2: nothing is measured, and scores mean
+        what they did elsewhere.
     seed : int
         Seed of every random draw.
 
@@ -127,11 +137,12 @@ class Detector(Estimator):
     --------
     >>> from sppnet.photos import demo_photo
     >>> found = Detector.load("animals").predict(demo_photo())
-    >>> found.above(-0.5).labels
+    >>> found.labels
     ('cow', 'cow', 'cow')
     """
 
     fitted_: Fitted
+    LEAST_SCORE = LEAST_SCORE
 
     def __init__(
         self,
@@ -156,6 +167,8 @@ class Detector(Estimator):
         regression_windows: int = 4000,
         ridge: float = 1000.0,
         nms_iou: float = 0.3,
+        limit: int = 100,
+        folds: int = 4,
         seed: int = 0,
     ) -> None:
         self.backbone, self.stages, self.output_stride = backbone, stages, output_stride
@@ -165,7 +178,7 @@ class Detector(Estimator):
         self.layer, self.tuning, self.objectness, self.mining = layer, tuning, objectness, mining
         self.negative_iou, self.negatives, self.nms_iou = negative_iou, negatives, nms_iou
         self.regression_iou, self.regression_windows, self.ridge = regression_iou, regression_windows, ridge
-        self.seed = seed
+        self.limit, self.folds, self.seed = limit, folds, seed
 
     @property
     def pooling(self) -> WindowPooling:
@@ -201,6 +214,10 @@ class Detector(Estimator):
             SamplingRules(self.negative_iou, self.regression_iou, self.regression_windows, self.negatives),
             self.ridge,
             self.seed,
+            self.nms_iou,
+            self.limit,
+            self.folds,
+            self.proposals == MAPS,
         )
 
     @property
@@ -209,12 +226,19 @@ class Detector(Estimator):
         self._check_fitted()
         return self.fitted_.classes
 
+    @property
+    def thresholds_(self) -> npt.NDArray[np.float32]:
+        """Least probability of a detection of each class, unless another is asked for: (K,)."""
+        self._check_fitted()
+        return self.fitted_.thresholds
+
     def fit(
         self,
         data: Sequence[Sample],
         *,
         classes: Sequence[str] | None = None,
         windows: Sequence[Boxes] | None = None,
+        max_bad: float = 0.01,
         cache: str | Path | None = None,
         track: Track = no_track,
         timer: StageTimer | None = None,
@@ -232,6 +256,9 @@ class Detector(Estimator):
             The classes to learn; by default all that have an example which is neither difficult nor a crowd.
         windows : sequence of (R, 4) float32, optional
             Candidate windows of each image; by default those of `proposals`.
+        max_bad : float
+            Share of the photos that may be unreadable; these are left out, with a warning. They are found
+            while windows are proposed.
         cache : path, optional
             Folder for the feature maps. Give one to resume an interrupted fit; by default a temporary one.
         track : callable
@@ -247,8 +274,8 @@ class Detector(Estimator):
         Raises
         ------
         SppnetError
-            If there are no images, a class has no example (said before any work), or a setting is none of its
-            kind.
+            If there are no images, a class has no example (said before any work), more photos than `max_bad`
+            allows cannot be read, or a setting is none of its kind.
         """
         settings, timer = self.settings, timer or StageTimer()
         learning = {
@@ -265,32 +292,38 @@ class Detector(Estimator):
             # Said before any work.
             backbone.graph.facts.check_tunable(self.tuning.stage)
         backbone.compile()  # A network that cannot run is an error now, too.
-        examples = self._examples(data, names, windows, track, timer)
+        examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer))
         with _folder(cache) as folder:
             self.fitted_ = fit(examples, settings, backbone, Work(folder, track, timer))
         return self
 
     def add_class(
         self,
-        name: str,
+        name: str | Sequence[str],
         data: Sequence[Sample],
         *,
         windows: Sequence[Boxes] | None = None,
+        max_bad: float = 0.01,
         cache: str | Path | None = None,
         track: Track = no_track,
         timer: StageTimer | None = None,
     ) -> Detector:
-        """Learn one more class and leave the others exactly as they are.
+        """Learn one more class, or several, and leave the others exactly as they are.
 
         One-vs-rest SVMs make that free. Parameters and errors are those of `fit`; a class that the detector
-        already has is an error.
+        already has is an error. What the scores of the new classes mean is found out as in `fit`; layers that
+        were tuned on the same photos have seen them.
         """
         self._check_fitted()
-        if name in self.classes_:
-            raise SppnetError(f"class {name!r} is already there; the detector has {', '.join(self.classes_)}")
+        names = [name] if isinstance(name, str) else class_names(name)
+        for each in names:
+            if each in self.classes_:
+                there = ", ".join(self.classes_)
+                raise SppnetError(f"class {each!r} is already there; the detector has {there}")
         check_data(data)
+        names = classes_to_learn(data, names)
         timer = timer or StageTimer()
-        examples = self._examples(data, [name], windows, track, timer)
+        examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer))
         with _folder(cache) as folder:
             self.fitted_ = fit_more(self.fitted_, examples, self.settings, Work(folder, track, timer))
         return self
@@ -346,17 +379,28 @@ class Detector(Estimator):
         data: Sequence[Sample],
         names: Sequence[str],
         windows: Sequence[Boxes] | None,
-        track: Track,
-        timer: StageTimer,
+        max_bad: float,
+        work: Work,
     ) -> Examples:
-        images = [sample.image for sample in data]
+        """Return what to learn from; where windows are to be proposed, without photos that cannot be read."""
         if windows is None:
             # Maps propose nothing before an objectness is fitted, on what the default windows show.
-            method = parse(PROPOSALS if self.proposals == MAPS else self.proposals)
-            with timer("proposals"):
-                found = propose_all(images, method, cache_folder())
-                windows = [next(found).boxes for _ in track(images, "Proposing windows")]
-        return Examples(images, windows, [sample.target for sample in data], tuple(names))
+            method, bad = parse(PROPOSALS if self.proposals == MAPS else self.proposals), []
+            kept, windows, total = [], [], len(data)
+            with work.timer("proposals"):
+                found = propose_all([sample.image for sample in data], method, cache_folder())
+                for sample in work.track(data, "Proposing windows"):
+                    proposed = next(found)
+                    if isinstance(proposed, Exception):
+                        bad.append(proposed)
+                        check_bad(bad, total, max_bad)
+                    else:
+                        kept.append(sample)
+                        windows.append(proposed.boxes)
+            tell_bad(bad, total)
+            data = kept
+        images, targets = [sample.image for sample in data], [sample.target for sample in data]
+        return Examples(images, windows, targets, tuple(names))
 
     def encode(self, image: Image) -> EncodedImage:
         """Compute the maps of an image, the expensive step, once for any number of questions.
@@ -376,8 +420,8 @@ class Detector(Estimator):
         *,
         proposals: str | None = None,
         regress: bool = True,
-        threshold: float = LEAST_SCORE,
-        limit: int = 100,
+        threshold: float | None = None,
+        scores: Scores = "probability",
         timer: StageTimer | None = None,
     ) -> Detections:
         """Detect objects in one image.
@@ -392,10 +436,11 @@ class Detector(Estimator):
             Other candidate windows than the detector's own.
         regress : bool
             Whether boxes are moved by the box regression.
-        threshold : float
-            Least score (released code: -1.5). At 0 the SVM is undecided.
-        limit : int
-            Most detections per class.
+        threshold : float, optional
+            Least probability; by default that of each class, ``fitted_.thresholds``. At 0 all is returned
+            that the SVM gives -1.5 or more (as in the released code).
+        scores : {"probability", "svm"}
+            What the scores of the result are: probabilities, or what the SVMs give.
         timer : StageTimer, optional
             Takes the seconds of the stages proposals, backbone, pooling and scoring.
 
@@ -422,9 +467,13 @@ class Detector(Estimator):
         if windows is None:
             with timer("proposals"):
                 windows = self.propose(pixels, image, proposals)
-        boxes, scores = self.score(image, windows, regress=regress, timer=timer)
+        boxes, margins = self.score(image, windows, regress=regress, timer=timer)
         with timer("scoring"):
-            return postprocess(boxes, scores, self.classes_, image.size, self.nms_iou, threshold, limit)
+            found = postprocess(
+                boxes, margins, self.classes_, image.size, self.nms_iou, LEAST_SCORE, self.limit
+            )
+            least = self.thresholds_ if threshold is None else threshold
+            return self.fitted_.calibration.applied(found, self.classes_, least, scores)
 
     def prepare(self) -> None:
         """Do now what the first image would wait for: compile the network."""
@@ -473,7 +522,7 @@ class Detector(Estimator):
         (R, K, 4) float32
             The windows as each class's regression moves them; they may reach beyond the image.
         (R, K) float32
-            Scores.
+            Scores of the SVMs.
         """
         self._check_fitted()
         timer = timer or StageTimer()
@@ -502,17 +551,10 @@ class Detector(Estimator):
     def _score_block(
         self, encoded: EncodedImage, windows: Boxes, regress: bool, timer: StageTimer
     ) -> tuple[Boxes, npt.NDArray[np.float32]]:
-        fitted = self.fitted_
         with timer("pooling"):
             pooled = self.pooling(encoded, windows)
-            pooled *= fitted.feature_scale
         with timer("scoring"):
-            scores = to_numpy(fitted.svms(activate(fitted.head, self.layer, pooled)))
-            places = windows[:, None]
-            if regress:
-                moved: Boxes = decode_deltas(places, to_numpy(fitted.regression(pooled)))
-                return moved, scores
-            return np.repeat(places, len(fitted.classes), axis=1), scores
+            return self.fitted_.score(pooled, windows, self.layer, regress)
 
     def stream(
         self,
@@ -520,7 +562,8 @@ class Detector(Estimator):
         *,
         proposals: str | None = None,
         regress: bool = True,
-        threshold: float = LEAST_SCORE,
+        threshold: float | None = None,
+        scores: Scores = "probability",
         timer: StageTimer | None = None,
     ) -> Iterator[tuple[Pixels, Detections] | Exception]:
         """Detect in many images; the next one is read, and its windows proposed, while one is looked at.
@@ -531,7 +574,7 @@ class Detector(Estimator):
             The images.
         proposals : str, optional
             Other candidate windows than the detector's own.
-        regress, threshold, timer
+        regress, threshold, scores, timer
             See `predict`.
 
         Yields
@@ -540,8 +583,8 @@ class Detector(Estimator):
             In the order of the images.
         """
         self._check_fitted()
-        asked = Asked(self.proposer(proposals), regress, threshold, timer or StageTimer())
-        return detect_each(self, images, asked)
+        options = {"regress": regress, "threshold": threshold, "scores": scores}
+        return detect_each(self, images, Asked(self.proposer(proposals), options, timer or StageTimer()))
 
     def proposer(self, proposals: str | None = None) -> Proposer | None:
         """Return what proposes windows from pixels, by another method if asked; None where the maps do.
@@ -567,6 +610,7 @@ class Detector(Estimator):
         *,
         proposals: str | None = None,
         regress: bool = True,
+        max_bad: float = 0.01,
         track: Track = no_track,
         timer: StageTimer | None = None,
     ) -> DetectionReport:
@@ -579,27 +623,95 @@ class Detector(Estimator):
             figures say little.
         proposals, regress, timer
             See `stream`.
+        max_bad : float
+            Share of the photos that may be unreadable; these are left out, with a warning.
         track : callable
             ``track(items, description)`` yields the items and may draw progress.
 
         Returns
         -------
         DetectionReport
-            Its ``seen`` tells how many of the images the detector was fitted on.
+            Of all that scores -1.5 or more. Its ``seen`` tells how many of the images the detector was fitted
+            on, its ``left_out`` which could not be read.
 
         Raises
         ------
-        SppnetError, OSError
-            From the first image that cannot be read.
+        SppnetError
+            If more photos than `max_bad` allows cannot be read.
         """
         self._check_fitted()
-        asked = Asked(self.proposer(proposals), regress, timer=timer or StageTimer())
-        return measure(self, data, asked, track)
+        asked = Asked(self.proposer(proposals), {"regress": regress}, timer or StageTimer())
+        return measure(self, data, asked, track, max_bad)
 
     def seen(self, data: Sequence[Sample]) -> int:
         """Return how many of some images are among those that the detector was fitted on."""
         keys = photo_keys(sample.image for sample in data)
         return int(np.isin(keys, self.fitted_.photos).sum())
+
+    def with_thresholds(self, thresholds: Mapping[str, float]) -> Detector:
+        """Return the detector with other thresholds of some classes, as probabilities.
+
+        Raises
+        ------
+        SppnetError
+            If it does not know a class, or a threshold is no probability.
+        """
+        chosen = dict(zip(self.classes_, self.thresholds_.tolist(), strict=True))
+        for name, value in thresholds.items():
+            if name not in chosen:
+                raise SppnetError(f"found a threshold of {name!r}, expected one of {', '.join(chosen)}")
+            if not 0 <= value <= 1:
+                raise SppnetError(f"found the threshold {value:g} of {name}, expected a probability, 0 to 1")
+            chosen[name] = value
+        return self._with(thresholds=np.array(list(chosen.values()), np.float32))
+
+    def calibrated(
+        self,
+        data: Sequence[Sample],
+        *,
+        proposals: str | None = None,
+        max_bad: float = 0.01,
+        track: Track = no_track,
+        timer: StageTimer | None = None,
+    ) -> Detector:
+        """Return the detector with probabilities, thresholds and quality as other photos tell them.
+
+        Where it will look at photos of another kind than it was fitted on, some annotated ones of these tell
+        what its scores mean there. What it finds stays; classes that are not shown keep what they had.
+
+        Parameters
+        ----------
+        data : sequence of Sample
+            Annotated images, none of which it was fitted on.
+        proposals, max_bad, track, timer
+            See `evaluate`.
+
+        Raises
+        ------
+        SppnetError
+            If it was fitted on some of the images, or more than `max_bad` allows cannot be read.
+        """
+        check_data(data)
+        if seen := self.seen(data):
+            raise SppnetError(
+                f"the detector was fitted on {seen} of these {len(data)} photos, expected others: what it "
+                "makes of these says little of new ones"
+            )
+        asked = Asked(self.proposer(proposals), {"threshold": 0.0, "scores": "svm"}, timer or StageTimer())
+        looked = look(self, data, asked, track, max_bad)
+        measured = np.ones((len(looked.kept), len(self.classes_)), bool)
+        targets = [sample.target for sample in looked.kept]
+        learned = learn_scores(looked.found, targets, self.classes_, measured, 1)
+        fitted = self.fitted_
+        before = Learned(fitted.calibration, fitted.thresholds, fitted.quality)
+        return self._with(**learned.where(learned.quality.objects > 0, before)._asdict())
+
+    def _with(self, **learned: Any) -> Detector:
+        """Return a detector that differs in some of what was fitted."""
+        self._check_fitted()
+        other = copy.copy(self)
+        other.fitted_ = replace(self.fitted_, **learned)
+        return other
 
     def compressed(self, ranks: Sequence[int]) -> Detector:
         """Return the detector with its fully connected layers replaced by thin ones; see `Head.compressed`.
@@ -612,9 +724,7 @@ class Detector(Estimator):
         self._check_fitted()
         if self.fitted_.head is None:
             raise SppnetError("found a detector without fully connected layers, expected one on fc6 or fc7")
-        thin = copy.copy(self)
-        thin.fitted_ = replace(self.fitted_, head=self.fitted_.head.compressed(ranks))
-        return thin
+        return self._with(head=self.fitted_.head.compressed(ranks))
 
     def save(self, path: str | Path) -> None:
         """Write the detector to one safetensors file that holds everything needed to run it.
@@ -633,7 +743,9 @@ class Detector(Estimator):
             **kept,
             **quantise("svms", fitted.svms.weights, fitted.svms.biases),
             **quantise("regression", fitted.regression.weights, fitted.regression.offsets),
-            "photos": fitted.photos,
+            **{name: getattr(fitted, name) for name in ("photos", "objects", "thresholds")},
+            **{f"calibration.{name}": value for name, value in vars(fitted.calibration).items()},
+            **{f"quality.{name}": value for name, value in vars(fitted.quality).items()},
         }
         if fitted.head is not None:
             tensors |= {f"head.{n}": value.astype(np.float16) for n, value in fitted.head.state().items()}
@@ -650,6 +762,7 @@ class Detector(Estimator):
             "feature_scale": fitted.feature_scale,
             "backbone": backbone,
             "settings": settings,
+            "sppnet": __version__,
         }
         write_detector(path, tensors, facts)
 
@@ -711,6 +824,10 @@ class Detector(Estimator):
             BoxRegression(*dequantise("regression", tensors)),
             facts["feature_scale"],
             tensors["photos"],
+            tensors["objects"],
+            Calibration(**with_prefix("calibration", tensors)),
+            tensors["thresholds"],
+            Quality(**with_prefix("quality", tensors)),
         )
         self._check_lengths(path, fitted)
         return fitted
@@ -731,6 +848,9 @@ class Detector(Estimator):
         found = {
             "SVMs": (fitted.svms.weights.shape, (count, taken)),
             "regressions": (fitted.regression.weights.shape, (count, 4, pooled)),
+            "thresholds": (fitted.thresholds.shape, (count,)),
+            "slopes": (fitted.calibration.slopes.shape, (count,)),
+            "curves": (fitted.quality.curve.shape, (count, PERCENTS, 2)),
         }
         if head is not None:
             found["fully connected layers"] = (head.length,), (pooled,)

@@ -1,4 +1,4 @@
-"""Several detectors as one: each scores all candidate windows, and their boxes are suppressed together.
+"""Several detectors as one: each scores all candidate windows, and together they say how likely each is.
 
 The paper's section 4.4. What makes detectors complement each other are their backbones: two that differ only
 in what was fitted on one backbone gained nothing there.
@@ -11,12 +11,14 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from sppnet.arrays import Boxes, Image, Pixels
+from sppnet.arrays import Boxes, FloatArray, Image, Pixels
 from sppnet.boxes import Detections
 from sppnet.datasets.records import Sample
-from sppnet.detection.postprocess import postprocess
-from sppnet.detection.stream import LEAST_SCORE, Asked, detect_each, measure
+from sppnet.detection.calibration import Calibration, Scores
+from sppnet.detection.postprocess import LEAST_SCORE, postprocess
+from sppnet.detection.stream import Asked, detect_each, measure
 from sppnet.errors import NotFittedError, SppnetError
 from sppnet.evaluation.detection import DetectionReport
 from sppnet.images import photo_keys, pixels_of
@@ -26,19 +28,25 @@ from sppnet.proposals.method import Proposer
 if TYPE_CHECKING:
     from sppnet.detection.detector import Detector
 
+# Log-odds that no window has.
+NO_ODDS = -1e30
+
 
 class Ensemble:
     """Detectors of the same classes, each on its own backbone, that detect together (paper section 4.4).
 
-    Each one scores every window and moves its boxes on its own. Suppression then goes over the union of these
-    boxes, class by class, by their scores as they are: margins of SVMs, trained alike, compare without being
-    calibrated. So a box survives that is the best of its surroundings for any of the detectors.
+    Each one scores every window and moves its box. A window's log-odds are the mean of those that its scores
+    mean to the detectors, so that one that is often wrong, whose scores say less, counts less; its box is the
+    mean of the moved ones, weighted by the probabilities. Suppression then goes class by class, as ever.
+
+    The paper compares the scores as they are, over the union of all moved boxes. Then the mistakes of a
+    weaker detector come with it.
 
     Parameters
     ----------
     detectors : sequence of Detector
         Fitted, on the same classes in any order, and all different. They may differ in everything else but
-        `nms_iou`, which is one for all.
+        `nms_iou`, which is one for all; the first one's `limit` is that of all.
 
     Attributes
     ----------
@@ -46,6 +54,8 @@ class Ensemble:
         The detectors; the first one's candidate windows are those of all.
     classes_ : tuple of str
         Names of the classes, in the order of the first detector.
+    thresholds_ : (K,) float32
+        Least probability of a detection of each class, unless another is asked for: mean of the detectors'.
 
     Raises
     ------
@@ -66,6 +76,16 @@ class Ensemble:
         """Names of the classes, in the order of the first detector."""
         return self.detectors[0].classes_
 
+    @property
+    def thresholds_(self) -> npt.NDArray[np.float32]:
+        """Least probability of a detection of each class, unless another is asked for."""
+        own = [detector.thresholds_[self._columns(detector)] for detector in self.detectors]
+        mean: npt.NDArray[np.float32] = np.mean(own, axis=0)
+        return mean
+
+    def _columns(self, detector: Detector) -> list[int]:
+        return [detector.classes_.index(name) for name in self.classes_]
+
     def prepare(self) -> None:
         """Do now what the first image would wait for; see `Detector.prepare`."""
         for detector in self.detectors:
@@ -78,30 +98,43 @@ class Ensemble:
         *,
         proposals: str | None = None,
         regress: bool = True,
-        threshold: float = LEAST_SCORE,
-        limit: int = 100,
+        threshold: float | None = None,
+        scores: Scores = "probability",
         timer: StageTimer | None = None,
     ) -> Detections:
         """Detect objects in one image; all is as in `Detector.predict`, and seconds add up over detectors.
 
         Without `windows`, all score those that the first detector takes.
+
+        Raises
+        ------
+        SppnetError
+            Also if scores of SVMs are asked for: those of several detectors do not compare.
         """
+        if scores != "probability":
+            raise SppnetError(f"found several detectors, whose {scores} scores do not compare, expected one")
         timer = timer or StageTimer()
         pixels = pixels_of(image)
-        boxes, scores = [], []
+        boxes, margins, odds = [], [], []
         for detector in self.detectors:
             with timer("backbone"):
                 encoded = detector.encode(pixels)
             if windows is None:
                 with timer("proposals"):
                     windows = detector.propose(pixels, encoded, proposals)
-            moved, margins = detector.score(encoded, windows, regress=regress, timer=timer)
-            columns = [detector.classes_.index(name) for name in self.classes_]
+            moved, values = detector.score(encoded, windows, regress=regress, timer=timer)
+            columns = self._columns(detector)
             boxes.append(moved[:, columns])
-            scores.append(margins[:, columns])
+            margins.append(values[:, columns])
+            odds.append(detector.fitted_.calibration.odds(values)[:, columns])
         with timer("scoring"):
-            union, nms_iou = (np.concatenate(boxes), np.concatenate(scores)), self.detectors[0].nms_iou
-            return postprocess(*union, self.classes_, encoded.size, nms_iou, threshold, limit)
+            places, together = _mean(np.stack(boxes), np.stack(odds), np.stack(margins))
+            nms_iou, limit = self.detectors[0].nms_iou, self.detectors[0].limit
+            found = postprocess(places, together, self.classes_, encoded.size, nms_iou, NO_ODDS, limit)
+            least = self.thresholds_ if threshold is None else threshold
+            count = len(self.classes_)
+            plain = Calibration(np.ones(count, np.float32), np.zeros(count, np.float32))
+            return plain.applied(found, self.classes_, least, scores)
 
     def stream(
         self,
@@ -109,12 +142,13 @@ class Ensemble:
         *,
         proposals: str | None = None,
         regress: bool = True,
-        threshold: float = LEAST_SCORE,
+        threshold: float | None = None,
+        scores: Scores = "probability",
         timer: StageTimer | None = None,
     ) -> Iterator[tuple[Pixels, Detections] | Exception]:
         """Detect in many images; all is as in `Detector.stream`."""
-        asked = Asked(self.proposer(proposals), regress, threshold, timer or StageTimer())
-        return detect_each(self, images, asked)
+        options = {"regress": regress, "threshold": threshold, "scores": scores}
+        return detect_each(self, images, Asked(self.proposer(proposals), options, timer or StageTimer()))
 
     def evaluate(
         self,
@@ -122,17 +156,34 @@ class Ensemble:
         *,
         proposals: str | None = None,
         regress: bool = True,
+        max_bad: float = 0.01,
         track: Track = no_track,
         timer: StageTimer | None = None,
     ) -> DetectionReport:
         """Measure the ensemble on annotated images; all is as in `Detector.evaluate`."""
-        asked = Asked(self.proposer(proposals), regress, timer=timer or StageTimer())
-        return measure(self, data, asked, track)
+        asked = Asked(self.proposer(proposals), {"regress": regress}, timer or StageTimer())
+        return measure(self, data, asked, track, max_bad)
 
     def seen(self, data: Sequence[Sample]) -> int:
         """Return how many of some images are among those that any of the detectors was fitted on."""
         photos = np.concatenate([detector.fitted_.photos for detector in self.detectors])
         return int(np.isin(photo_keys(sample.image for sample in data), photos).sum())
+
+
+def _mean(boxes: Boxes, odds: FloatArray, margins: FloatArray) -> tuple[Boxes, npt.NDArray[np.float32]]:
+    """Return boxes and log-odds of all detectors together.
+
+    Parameters
+    ----------
+    boxes : (N, R, K, 4) float32
+        How each of N detectors moves each window for each class.
+    odds, margins : (N, R, K) float32
+        Logarithms of the odds, and scores of the SVMs. A window that no SVM gives `LEAST_SCORE` is none.
+    """
+    chances = 1 / (1 + np.exp(-np.clip(odds, -30, 30)))[..., None]
+    moved = (boxes * (chances / chances.sum(axis=0))).sum(axis=0)
+    together = np.where((margins >= LEAST_SCORE).any(axis=0), odds.mean(axis=0), 2 * NO_ODDS)
+    return moved.astype(np.float32), together.astype(np.float32)
 
 
 def _check(detectors: Sequence[Detector]) -> None:

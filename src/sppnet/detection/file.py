@@ -16,12 +16,13 @@ from sppnet.storage import read_metadata, write_tensors
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-FORMAT, VERSION = "sppnet-detector", "4"
+FORMAT, VERSION = "sppnet-detector", "5"
 _FITTED = [
     *(f"{name}.{part}" for name in ("svms", "regression") for part in ("weights", "largest", "offsets")),
-    "photos",
+    *("photos", "objects", "calibration.slopes", "calibration.offsets", "thresholds"),
+    *(f"quality.{part}" for part in ("average_precision", "curve", "objects", "photos", "folds")),
 ]
-_FACTS = {"backbone", "classes", "feature_scale", "settings"}
+_FACTS = {"backbone", "classes", "feature_scale", "settings", "sppnet"}
 
 
 def write_detector(path: str | Path, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -36,7 +37,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     -------
     dict
         ``backbone``, of which `sppnet.features.stored.backbone_of` makes one, ``classes``, ``feature_scale``,
-        and the ``settings``.
+        the ``settings``, and ``sppnet``, the version that fitted it.
 
     Raises
     ------

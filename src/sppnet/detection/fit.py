@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.arrays import Boxes, like, to_numpy
+from sppnet.arrays import Boxes, IntArray, like, to_numpy
+from sppnet.boxes import Detections
+from sppnet.detection.calibration import Calibration
+from sppnet.detection.folds import Folds, choose_folds, shown_classes
 from sppnet.detection.head import Head, activate
+from sppnet.detection.postprocess import LEAST_SCORE, postprocess
+from sppnet.detection.quality import Quality, learn_scores, unmeasured
 from sppnet.detection.sampling import Examples, Plan, SamplingRules, plan_images
 from sppnet.detection.svm import LinearSVMs, MiningSettings, mine_hard_negatives
 from sppnet.detection.tuning import Tuning
@@ -25,7 +30,7 @@ from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import Objectness
-from sppnet.regression import BoxRegression, encode_deltas, fit_ridge
+from sppnet.regression import BoxRegression, decode_deltas, encode_deltas, fit_ridges
 
 Halves = npt.NDArray[np.float16]
 
@@ -52,6 +57,14 @@ class FitSettings:
         Penalty of the box regression.
     seed : int
         Seed of every random draw.
+    nms_iou : float
+        Detections of a class that overlap a better one by more are dropped.
+    limit : int
+        Most detections of a class in an image.
+    folds : int
+        Number of folds of photos to measure on; less than 2: nothing is measured.
+    maps : bool
+        Whether the windows that the maps propose are all that is scored afterwards.
     """
 
     pooling: WindowPooling = WindowPooling()  # noqa: RUF009  (frozen)
@@ -62,6 +75,10 @@ class FitSettings:
     sampling: SamplingRules = SamplingRules()  # noqa: RUF009
     ridge: float = 1000.0
     seed: int = 0
+    nms_iou: float = 0.3
+    limit: int = 100
+    folds: int = 4
+    maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,14 @@ class Fitted:
         Pooled vectors are multiplied by this, so that their mean norm is 20.
     photos : (n,) uint64
         The `sppnet.images.photo_keys` of the images that were learned from, rising.
+    objects : (K,) int64
+        Number of objects that each class was learned from.
+    calibration : Calibration
+        How scores become probabilities.
+    thresholds : (K,) float32
+        Least probability of a detection of each class, unless another is asked for.
+    quality : Quality
+        How good the classes are on photos that were not learned from.
     """
 
     classes: tuple[str, ...]
@@ -96,6 +121,54 @@ class Fitted:
     regression: BoxRegression
     feature_scale: float
     photos: npt.NDArray[np.uint64]
+    objects: IntArray
+    calibration: Calibration
+    thresholds: npt.NDArray[np.float32]
+    quality: Quality
+
+    def score(
+        self, pooled: Any, windows: Boxes, layer: str, regress: bool = True
+    ) -> tuple[Boxes, npt.NDArray[np.float32]]:
+        """Score windows for all classes and move them.
+
+        Parameters
+        ----------
+        pooled : (R, D) float32
+            Their pooled features, an array or a tensor on any device; scaled in place.
+        windows : (R, 4) float32
+        layer : {"pool", "fc6", "fc7"}
+            What the SVMs stand on.
+        regress : bool
+            Whether boxes are moved by the box regression.
+
+        Returns
+        -------
+        (R, K, 4) float32
+            The windows as each class's regression moves them.
+        (R, K) float32
+            Scores of the SVMs.
+        """
+        pooled *= self.feature_scale
+        scores = to_numpy(self.svms(activate(self.head, layer, pooled)))
+        places = windows[:, None]
+        if regress:
+            moved: Boxes = decode_deltas(places, to_numpy(self.regression(pooled)))
+            return moved, scores
+        return np.repeat(places, len(self.classes), axis=1), scores
+
+    def joined(self, other: Fitted) -> Fitted:
+        """Return what was fitted with the classes of another one after its own, on the same features."""
+        return replace(
+            self,
+            classes=(*self.classes, *other.classes),
+            svms=self.svms.joined(other.svms),
+            regression=self.regression.joined(other.regression),
+            photos=np.union1d(self.photos, other.photos),
+            objects=np.concatenate([self.objects, other.objects]),
+            calibration=self.calibration.joined(other.calibration),
+            thresholds=np.concatenate([self.thresholds, other.thresholds]),
+            quality=self.quality.joined(other.quality),
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +194,13 @@ def fit(examples: Examples, settings: FitSettings, backbone: Backbone, work: Wor
     """Fit SVMs and box regressions to annotated images, and first what they stand on.
 
     Goes through the images twice: for the positives, then for the hard negatives. Feature maps are kept on
-    disk in between, in half precision, so memory does not grow with the number of images.
+    disk in between, in half precision, so memory does not grow with the number of images. Then each photo of
+    a fold is scored by what was learned without this fold: that tells what scores mean, and how good they
+    are.
+
+    SVMs and box regressions of the folds are learned on the way. Where layers are trained, they would have
+    seen the photos: all is fitted once more then, without the photos that are held out. An objectness alone
+    sees all photos, and so do what is not learned here, such as the weights of the backbone.
 
     Raises
     ------
@@ -130,13 +209,95 @@ def fit(examples: Examples, settings: FitSettings, backbone: Backbone, work: Wor
     """
     # Planned before any work, because it finds the classes that have no example.
     plans = plan_images(examples, settings.sampling, settings.seed)
+    tuned = settings.tuning is not None
+    folds = _folds(examples, settings, one=tuned)
+    inside = replace(folds, numbers=np.full(len(examples), -1), learned=folds.learned[:0]) if tuned else folds
+    fitted, models = _fit(examples, settings, backbone, work, plans, inside)
+    if tuned and folds.count:
+        models = [_fit_without(examples, settings, backbone, work, folds)]
+    return _measured(fitted, models, folds, examples, settings, work)
+
+
+def _fit(
+    examples: Examples,
+    settings: FitSettings,
+    backbone: Backbone,
+    work: Work,
+    plans: list[Plan],
+    folds: Folds,
+) -> tuple[Fitted, list[Fitted]]:
+    """Fit to all images, and to those outside of each fold."""
     head, scale = None, None
     if settings.tuning is not None:
         with work.timer("fine-tuning"):
             backbone, head, scale = _tune(examples, settings, settings.tuning, backbone, work)
     objectness = fit_objectness(examples, settings, backbone, work)
     store = MapCache(work.folder, backbone, settings.pooling.scales)
-    return _Learning(examples, settings, store, work).learn(plans, head, objectness, scale)
+    return _Learning(examples, settings, store, work, folds).learn(plans, head, objectness, scale)
+
+
+def _fit_without(
+    examples: Examples, settings: FitSettings, backbone: Backbone, work: Work, folds: Folds
+) -> Fitted:
+    """Fit anew to the images outside of the one fold, and the classes that are shown there."""
+    rows = np.flatnonzero(folds.numbers < 0).tolist()
+    names = tuple(name for name, there in zip(examples.classes, folds.learned[0], strict=True) if there)
+    rest = Examples(
+        [examples.images[i] for i in rows],
+        [examples.windows[i] for i in rows],
+        [examples.targets[i] for i in rows],
+        names,
+    )
+    plans = plan_images(rest, settings.sampling, settings.seed)
+    none = Folds(np.full(len(rest), -1), np.zeros((0, len(names)), bool))
+    return _fit(rest, settings, backbone, work, plans, none)[0]
+
+
+def _folds(examples: Examples, settings: FitSettings, *, one: bool = False) -> Folds:
+    """Choose the folds of a fit, and find which classes can be learned outside of each."""
+    shown = shown_classes(examples.targets, examples.classes)
+    numbers = choose_folds(shown, photo_keys(examples.images), settings.folds, settings.seed, one=one)
+    learned = [shown[numbers != f].any(axis=0) for f in range(numbers.max(initial=-1) + 1)]
+    return Folds(numbers, np.array(learned, bool).reshape(-1, len(examples.classes)))
+
+
+def _measured(
+    fitted: Fitted,
+    models: Sequence[Fitted],
+    folds: Folds,
+    examples: Examples,
+    settings: FitSettings,
+    work: Work,
+) -> Fitted:
+    """Return what was fitted with what its scores mean, by the photos of the folds.
+
+    `models` are what was learned without each fold.
+    """
+    stores = [MapCache(work.folder, model.backbone, settings.pooling.scales) for model in models]
+    rows, found = np.flatnonzero(folds.numbers >= 0).tolist(), []
+    for i in work.track(rows, "Scoring photos not learned from"):
+        fold = int(folds.numbers[i])
+        encoded = stores[fold](examples.images[i], work.timer)
+        with work.timer("measuring"):
+            found.append(_found(models[fold], encoded, examples.windows[i], settings))
+    learned = learn_scores(
+        found,
+        [examples.targets[i] for i in rows],
+        fitted.classes,
+        folds.learned[folds.numbers[rows]],
+        folds.count,
+    )
+    return replace(fitted, **learned._asdict())
+
+
+def _found(model: Fitted, encoded: EncodedImage, windows: Boxes, settings: FitSettings) -> Detections:
+    """Detect in one image, with scores of the SVMs."""
+    if settings.maps and model.objectness is not None:
+        windows = model.objectness.propose(encoded).boxes
+    windows = np.asarray(windows, np.float32).reshape(-1, 4)
+    boxes, scores = model.score(settings.pooling(encoded, windows), windows, settings.layer)
+    nms_iou, limit = settings.nms_iou, settings.limit
+    return postprocess(boxes, scores, model.classes, encoded.size, nms_iou, LEAST_SCORE, limit)
 
 
 def fit_objectness(
@@ -160,17 +321,11 @@ def fit_more(fitted: Fitted, examples: Examples, settings: FitSettings, work: Wo
 
     One-vs-rest SVMs make that free. Errors are those of `fit`.
     """
-    plans = plan_images(examples, settings.sampling, settings.seed)
+    plans, folds = plan_images(examples, settings.sampling, settings.seed), _folds(examples, settings)
     store = MapCache(work.folder, fitted.backbone, settings.pooling.scales)
-    learning = _Learning(examples, settings, store, work)
-    more = learning.learn(plans, fitted.head, fitted.objectness, fitted.feature_scale)
-    return replace(
-        fitted,
-        classes=(*fitted.classes, *more.classes),
-        svms=fitted.svms.joined(more.svms),
-        regression=fitted.regression.joined(more.regression),
-        photos=np.union1d(fitted.photos, more.photos),
-    )
+    learning = _Learning(examples, settings, store, work, folds)
+    more, models = learning.learn(plans, fitted.head, fitted.objectness, fitted.feature_scale)
+    return fitted.joined(_measured(more, models, folds, examples, settings, work))
 
 
 def _tune(
@@ -203,19 +358,35 @@ class _Gathered:
 
     positives: Halves
     start: Halves
-    regression: list[tuple[list[Halves], Boxes]]
+    regression: list[_Moves]
+
+
+@dataclass
+class _Moves:
+    """What teaches the box regression of a class: vectors, deltas and folds, image by image."""
+
+    features: list[Halves] = field(default_factory=list)
+    deltas: list[Boxes] = field(default_factory=list)
+    folds: list[int] = field(default_factory=list)
 
 
 class _Learning:
-    """One fit of SVMs and box regressions on what they stand on."""
+    """One fit of SVMs and box regressions on what they stand on, for all images and without each fold."""
 
-    def __init__(self, examples: Examples, settings: FitSettings, store: MapCache, work: Work) -> None:
+    def __init__(
+        self, examples: Examples, settings: FitSettings, store: MapCache, work: Work, folds: Folds
+    ) -> None:
         self.examples, self.settings, self.store, self.work = examples, settings, store, work
+        self.folds = folds
 
     def learn(
         self, plans: list[Plan], head: Head | None, objectness: Objectness | None, scale: float | None
-    ) -> Fitted:
-        """Fit what is convex; without a scale, it is the one that gives the start a mean norm of 20."""
+    ) -> tuple[Fitted, list[Fitted]]:
+        """Fit what is convex; without a scale, it is the one that gives the start a mean norm of 20.
+
+        Returns what was learned from all images, and from those outside of each fold. What its scores mean is
+        not known yet.
+        """
         timer, settings = self.work.timer, self.settings
         if objectness is not None:
             self.examples = replace(self.examples, windows=self._more_windows(objectness))
@@ -226,23 +397,40 @@ class _Learning:
         if scale is None:
             scale = 20.0 / _mean_norm(gathered.start.astype(np.float32))
         with timer("box regression"):
-            ridges = [
-                self._regress(*gathered.regression.pop(0), scale)
-                for _ in self.work.track(self.examples.classes, "Fitting box regression")
-            ]
+            regressions = self._regressions(gathered, scale)
         with timer("SVMs"):
             svms = self._mine(plans, gathered, head, scale)
-        weights, offsets = (np.stack(parts) for parts in zip(*ridges, strict=True))
-        return Fitted(
+        count = len(self.examples.classes)
+        labels = np.concatenate([plan.labels for plan in plans])
+        fitted = Fitted(
             self.examples.classes,
             self.store.backbone,
             head,
             objectness,
-            svms,
-            BoxRegression(weights, offsets),
+            LinearSVMs(svms.weights[:count], svms.biases[:count]),
+            regressions[0],
             scale,
             np.sort(photo_keys(self.examples.images)),
+            np.bincount(labels, minlength=count),
+            *unmeasured(count),
         )
+        models = []
+        for f, moves in enumerate(regressions[1:]):
+            part = slice(count * (1 + f), count * (2 + f))
+            # What cannot be learned without the fold finds nothing.
+            biases = np.where(self.folds.learned[f], svms.biases[part], np.float32(-np.inf))
+            models.append(replace(fitted, svms=LinearSVMs(svms.weights[part], biases), regression=moves))
+        return fitted, models
+
+    def _regressions(self, gathered: _Gathered, scale: float) -> list[BoxRegression]:
+        """Fit the box regressions to all images, and to those outside of each fold."""
+        found = []
+        for k in self.work.track(range(len(self.examples.classes)), "Fitting box regression"):
+            found.append(self._regress(k, gathered.regression.pop(0), scale))
+        return [
+            BoxRegression(*(np.stack(parts) for parts in zip(*ridges, strict=True)))
+            for ridges in zip(*found, strict=True)
+        ]
 
     def _encoded(self, i: int) -> EncodedImage:
         return self.store(self.examples.images[i], self.work.timer)
@@ -264,7 +452,7 @@ class _Learning:
     def _gather(self, plans: list[Plan]) -> _Gathered:
         """Pool the positives and the windows to start with, and each class's regression examples."""
         positives, start = [], []
-        regression: list[tuple[list[Halves], list[Boxes]]] = [([], []) for _ in self.examples.classes]
+        regression = [_Moves() for _ in self.examples.classes]
         for i, plan in self._tracked(plans, "Computing feature maps"):
             encoded = self._encoded(i)
             if self.settings.sampling.negatives == "released":
@@ -280,10 +468,10 @@ class _Learning:
             rest = wanted[second:]
             for k in np.unique(plan.fitted[rest]):
                 mine = np.flatnonzero(plan.fitted[rest] == k)
-                regression[k][0].append(features[second:][mine])
-                regression[k][1].append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
-        joined = [(f, np.concatenate(d)) for f, d in regression]
-        return _Gathered(np.concatenate(positives), np.concatenate(start), joined)
+                regression[k].features.append(features[second:][mine])
+                regression[k].deltas.append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
+                regression[k].folds.append(int(self.folds.numbers[i]))
+        return _Gathered(np.concatenate(positives), np.concatenate(start), regression)
 
     def _drop_duplicates(self, plan: Plan, encoded: EncodedImage) -> None:
         """Leave one negative of the windows that cover the same cells at the same scale."""
@@ -292,15 +480,19 @@ class _Learning:
         plan.negative[duplicate] = False
 
     def _regress(
-        self, features: list[Halves], deltas: Boxes, scale: float
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Fit one class's box regression to half-precision features."""
-        wide = np.ones((len(deltas), features[0].shape[1] + 1), dtype=np.float32)
+        self, k: int, moves: _Moves, scale: float
+    ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Fit class k's box regression to half-precision features, all and those outside of each fold."""
+        deltas = np.concatenate(moves.deltas)
+        wide = np.ones((len(deltas), moves.features[0].shape[1] + 1), dtype=np.float32)
         filled = 0
-        for part in features:
+        for part in moves.features:
             np.multiply(part, np.float32(scale), out=wide[filled : filled + len(part), :-1])
             filled += len(part)
-        return fit_ridge(wide, deltas, self.settings.ridge)
+        number = np.repeat(moves.folds, [len(part) for part in moves.deltas])
+        # A class that cannot be learned without a fold is not looked for there.
+        parts = [(number != f) | ~learned for f, learned in enumerate(self.folds.learned[:, k])]
+        return fit_ridges(wide, deltas, self.settings.ridge, [np.ones(len(deltas), bool), *parts])
 
     def _mine(self, plans: list[Plan], gathered: _Gathered, head: Head | None, scale: float) -> LinearSVMs:
         """Fit the SVMs to activations of positives and first negatives, then with hard negatives."""
@@ -320,13 +512,17 @@ class _Learning:
             vectors *= factor
             return vectors
 
+        count = len(self.examples.classes)
+        photos = np.repeat(np.arange(len(plans)), [len(p.labels) for p in plans])
+        first = np.repeat(np.arange(len(plans)), [len(p.start) for p in plans])
         return mine_hard_negatives(
             standard(positives),
-            np.concatenate([p.labels for p in plans]),
+            self.folds.widened(np.concatenate([np.eye(count, dtype=bool)[p.labels] for p in plans]), photos),
             standard(start),
-            np.concatenate([p.negative[p.start] for p in plans]),
+            self.folds.widened(np.concatenate([p.negative[p.start] for p in plans]), first),
             ((standard(activations(pooled)), negative) for pooled, negative in self._candidates(plans)),
             self.settings.mining,
+            count,
         ).folded(centre, factor)
 
     def _standard(self, vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]:
@@ -349,7 +545,7 @@ class _Learning:
                 features = self.settings.pooling(encoded, plan.boxes)
             negative = plan.negative.copy()
             negative[plan.start] = False  # These are in the training set from the start.
-            yield features, negative
+            yield features, self.folds.widened(negative, i)
 
 
 def _mean_norm(vectors: npt.NDArray[np.float32]) -> float:

@@ -9,6 +9,9 @@ import numpy as np
 from sppnet.arrays import FloatArray
 from sppnet.boxes import Detections, batched_nms
 
+LEAST_SCORE = -1.5
+"""Windows whose SVM gives less are no detections, as in the released code; at 0 it is undecided."""
+
 
 def postprocess(
     boxes: FloatArray,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from sppnet.arrays import Boxes, Image, Pixels
 from sppnet.boxes import Detections
@@ -21,9 +25,6 @@ from sppnet.progress import StageTimer, Track
 from sppnet.proposals.maps import MAPS
 from sppnet.proposals.method import Proposer
 
-# The least score of a detection, as in the released code; at 0 an SVM is undecided.
-LEAST_SCORE = -1.5
-
 
 class Predictor(Protocol):
     """What a detector and an ensemble of detectors have in common."""
@@ -33,20 +34,17 @@ class Predictor(Protocol):
         """Names of the classes."""
         ...
 
+    @property
+    def thresholds_(self) -> npt.NDArray[np.float32]:
+        """Least probability of a detection of each class, unless another is asked for."""
+        ...
+
     def prepare(self) -> None:
         """Do now what the first image would wait for."""
         ...
 
-    def predict(
-        self,
-        image: Pixels,
-        windows: Boxes | None,
-        *,
-        proposals: str | None,
-        regress: bool,
-        threshold: float,
-        timer: StageTimer,
-    ) -> Detections:
+    @property
+    def predict(self) -> Callable[..., Detections]:
         """Detect objects in one image."""
         ...
 
@@ -63,17 +61,14 @@ class Asked:
     ----------
     method : Proposer or None
         What proposes windows from the pixels; None where the detector's maps do.
-    regress : bool
-        Whether boxes are moved by the box regression.
-    threshold : float
-        Least score of a detection.
+    options : mapping of str
+        What else `predict` is told, such as ``threshold``.
     timer : StageTimer
         Takes the seconds by stage.
     """
 
     method: Proposer | None
-    regress: bool = True
-    threshold: float = LEAST_SCORE
+    options: Mapping[str, Any] = field(default_factory=dict)
     timer: StageTimer = field(default_factory=StageTimer)
 
 
@@ -101,9 +96,8 @@ def detect_each(
                 pixels,
                 windows,
                 proposals=MAPS if windows is None else None,
-                regress=asked.regress,
-                threshold=asked.threshold,
                 timer=asked.timer,
+                **asked.options,
             )
             yield pixels, found
 
@@ -122,24 +116,74 @@ def _prepare(asked: Asked, image: Image) -> tuple[Pixels, Boxes | None] | Except
         return SppnetError(f"{image}: {error}") if unnamed else error
 
 
-def measure(predictor: Predictor, data: Sequence[Sample], asked: Asked, track: Track) -> DetectionReport:
-    """Detect in annotated images and measure how good that is.
+class Looked(NamedTuple):
+    """What was found in annotated images.
+
+    Attributes
+    ----------
+    found : list of Detections
+        Image by image.
+    kept : list of Sample
+        The images.
+    bad : list of int
+        Places of those that could not be read.
+    """
+
+    found: list[Detections]
+    kept: list[Sample]
+    bad: list[int]
+
+
+def look(predictor: Predictor, data: Sequence[Sample], asked: Asked, track: Track, max_bad: float) -> Looked:
+    """Detect in annotated images, and warn of those that cannot be read.
 
     Raises
     ------
-    SppnetError, OSError
-        From the first image that cannot be read.
+    SppnetError
+        If more than the share `max_bad` of the images cannot be read.
     """
-    check_data(data)
-    found = []
+    looked, errors = Looked([], [], []), []
     stream = detect_each(predictor, [sample.image for sample in data], asked)
-    for _ in track(data, "Detecting"):
+    for i in track(range(len(data)), "Detecting"):
         result = next(stream)
         if isinstance(result, Exception):
-            raise result
-        found.append(result[1])
-    targets = [sample.target for sample in data]
-    return evaluate_detections(found, targets, predictor.classes_, seen=predictor.seen(data))
+            looked.bad.append(i)
+            errors.append(result)
+            check_bad(errors, len(data), max_bad)
+        else:
+            looked.found.append(result[1])
+            looked.kept.append(data[i])
+    tell_bad(errors, len(data))
+    return looked
+
+
+def measure(
+    predictor: Predictor, data: Sequence[Sample], asked: Asked, track: Track, max_bad: float
+) -> DetectionReport:
+    """Detect in annotated images and measure how good that is; errors are those of `look`."""
+    check_data(data)
+    asked = replace(asked, options={**asked.options, "threshold": 0.0})
+    found, kept, bad = look(predictor, data, asked, track, max_bad)
+    targets, seen = [sample.target for sample in kept], predictor.seen(kept)
+    stored = dict(zip(predictor.classes_, predictor.thresholds_.tolist(), strict=True))
+    report = evaluate_detections(found, targets, predictor.classes_, seen, stored)
+    return replace(report, left_out=tuple(bad))
+
+
+def check_bad(bad: Collection[Exception], total: int, max_bad: float) -> None:
+    """Raise an error that lists them if more than a share of some photos cannot be read."""
+    if len(bad) > max_bad * total:
+        raise SppnetError(
+            f"found {len(bad)} of {total} photos that cannot be read, "
+            f"expected at most {100 * max_bad:g} %: {'; '.join(map(str, bad))}"
+        )
+
+
+def tell_bad(bad: Collection[Exception], total: int) -> None:
+    """Warn of the photos that are left out because they cannot be read."""
+    if bad:
+        listed = "; ".join(map(str, bad))
+        warnings.warn(f"{len(bad)} of {total} photos left out, unreadable: {listed}", stacklevel=3)
 
 
 def check_data(data: object) -> None:

@@ -89,11 +89,12 @@ class LinearSVMs:
 
 def mine_hard_negatives(
     positives: FloatVector,
-    labels: npt.NDArray[np.int64],
+    positive: npt.NDArray[np.bool_],
     start: FloatVector,
     start_negative: npt.NDArray[np.bool_],
     candidates: Iterable[tuple[Any, npt.NDArray[np.bool_]]],
     settings: MiningSettings = MiningSettings(),
+    leading: int | None = None,
 ) -> LinearSVMs:
     """Fit one SVM per class, going once through all negatives and keeping the hard ones (section 4.1).
 
@@ -101,8 +102,8 @@ def mine_hard_negatives(
     ----------
     positives : (P, D) float32
         Features of the ground-truth windows of all classes.
-    labels : (P,) int64
-        Class index of each positive.
+    positive : (P, K) bool
+        For which classes each of them is a positive.
     start : (S, D) float32
         Features that the first SVMs are trained with.
     start_negative : (S, K) bool
@@ -111,21 +112,23 @@ def mine_hard_negatives(
         Windows image by image, arrays or tensors on any device, and for which classes each is a negative.
         Consumed once.
     settings : MiningSettings
+    leading : int, optional
+        Number of the first classes whose hard negatives decide when all are trained anew; by default all. So
+        these come out as they would alone.
 
     Returns
     -------
     LinearSVMs
+        Those of classes without any example are 0.
 
     Raises
     ------
     SppnetError
-        If a class has no positives or no negatives.
+        If a class has positives and no negatives, or the other way round.
     """
-    count = start_negative.shape[1]
-    signs = np.concatenate([np.eye(count, dtype=np.int8)[labels], -start_negative.astype(np.int8)])
-    for k in range(count):
-        if not (signs[:, k] > 0).any() or not (signs[:, k] < 0).any():
-            raise SppnetError(f"class number {k} needs positive and negative examples, found one kind only")
+    for k in np.flatnonzero(positive.any(axis=0) != start_negative.any(axis=0)):
+        raise SppnetError(f"class number {k} needs positive and negative examples, found one kind only")
+    signs = np.concatenate([positive.astype(np.int8), -start_negative.astype(np.int8)])
     training = TrainingSet(np.concatenate([positives, start]), signs, settings)
     del positives, start  # copied; mining takes long, and memory is short
     svms = training.fit()
@@ -134,7 +137,7 @@ def mine_hard_negatives(
         hard = negative & (to_numpy(svms(features)) > settings.hard)
         chosen = np.flatnonzero(hard.any(axis=1))
         training.add(to_numpy(features[like(chosen, features)]), -hard[chosen].astype(np.int8))
-        joined += len(chosen)
+        joined += int(hard[:, :leading].any(axis=1).sum())
         if joined > settings.retrain:
             svms, joined = training.fit(), 0
     return training.fit()

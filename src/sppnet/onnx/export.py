@@ -24,7 +24,7 @@ from sppnet.onnx.nodes import Nodes, Value
 from sppnet.onnx.pooling import pool_maps
 from sppnet.onnx.preparation import PixelRules, prepare
 from sppnet.onnx.proposing import from_grid, from_maps
-from sppnet.onnx.scoring import score
+from sppnet.onnx.scoring import calibrate, score
 from sppnet.onnx.suppression import suppress
 from sppnet.onnx.windows import encode
 from sppnet.pooling.bins import LEVELS, valid_levels
@@ -43,7 +43,7 @@ def export_model(
     model: Detector | Classifier | Backbone,
     path: str | Path,
     *,
-    threshold: float = -1.5,
+    threshold: float | None = None,
     scale: int = 224,
     levels: Sequence[int] = LEVELS,
 ) -> str:
@@ -55,8 +55,8 @@ def export_model(
         See `export_detector`, `export_classifier` and `export_features`.
     path : path
         The file to write, which ends in ``.onnx``; replaced if it exists, as a whole or not at all.
-    threshold : float
-        For a detector: least score of a detection.
+    threshold : float, optional
+        For a detector: least probability of a detection; by default that of each class.
     scale : int
         For a backbone: shorter side in pixels to which the graph resizes the image.
     levels : sequence of int
@@ -137,20 +137,20 @@ def export_detector(
     detector: Detector,
     path: str | Path,
     *,
-    threshold: float = -1.5,
-    limit: int = 100,
+    threshold: float | None = None,
 ) -> None:
     """Write a detector to an ONNX file: an image becomes detections.
 
     The file takes ``image``, (H, W, 3) uint8 RGB, and returns by falling score ``boxes``, (D, 4) float32 in
-    pixels of that image, ``scores``, (D,) float32, and ``labels``, (D,) int64, places in the list of classes:
-    what `Detector.predict` finds. Candidate windows are those that the detector has learned to propose from
-    its maps; where it has not learned that, they are those of `sppnet.proposals.DenseWindows`, a grid, and
-    not the detector's own, which come from the pixels by methods that no graph holds.
+    pixels of that image, ``scores``, (D,) float32 probabilities, and ``labels``, (D,) int64, places in the
+    list of classes: what `Detector.predict` finds. Candidate windows are those that the detector has learned
+    to propose from its maps; where it has not learned that, they are those of
+    `sppnet.proposals.DenseWindows`, a grid, and not the detector's own, which come from the pixels by methods
+    that no graph holds.
 
-    The metadata are JSON: ``classes``, the K names, ``windows``, where they come from, ``threshold``,
-    ``limit`` and ``nms_iou``, ``backbone``, its signature, ``licence`` and ``source`` of its weights, and the
-    fields of `sppnet.features.windows.WindowPooling`.
+    The metadata are JSON: ``classes``, the K names, ``windows``, where they come from, ``thresholds``, one
+    for each class, ``limit`` and ``nms_iou``, ``backbone``, its signature, ``licence`` and ``source`` of its
+    weights, and the fields of `sppnet.features.windows.WindowPooling`.
 
     Parameters
     ----------
@@ -158,11 +158,9 @@ def export_detector(
         A fitted one.
     path : path
         The file to write, which ends in ``.onnx``; replaced if it exists, as a whole or not at all.
-    threshold : float
-        Least score of a detection, fixed in the graph: by default that of `Detector.predict`. At 0 an SVM is
-        undecided.
-    limit : int
-        Most detections of a class.
+    threshold : float, optional
+        Least probability of a detection, fixed in the graph; by default that of each class, as in
+        `Detector.predict`.
 
     Raises
     ------
@@ -175,18 +173,22 @@ def export_detector(
     """
     classes, fitted = detector.classes_, detector.fitted_
     objectness, grid = fitted.objectness, DenseWindows()
+    chosen = detector.thresholds_ if threshold is None else threshold
+    least = np.broadcast_to(np.float32(chosen), len(classes)).copy()
 
     def build(op: Nodes, image: Value) -> Outputs:
         encoded = encode(op, image, fitted.backbone, detector.scales)
         windows = (
             from_grid(op, grid, encoded.size) if objectness is None else from_maps(op, objectness, encoded)
         )
-        found = suppress(op, *score(op, detector, encoded, windows), detector.nms_iou, threshold, limit)
+        scored = score(op, detector, encoded, windows)
+        left = suppress(op, *scored, detector.nms_iou, detector.LEAST_SCORE, detector.limit)
+        found = calibrate(op, left, fitted.calibration, least)
         count = "detections"
         return {"boxes": (found[0], [count, 4]), "scores": (found[1], [count]), "labels": (found[2], [count])}
 
-    facts = {"classes": classes, "windows": _windows(detector), "threshold": threshold}
-    facts |= {"limit": limit, "nms_iou": detector.nms_iou, **asdict(detector.pooling)}
+    facts = {"classes": classes, "windows": _windows(detector), "thresholds": least.tolist()}
+    facts |= {"limit": detector.limit, "nms_iou": detector.nms_iou, **asdict(detector.pooling)}
     _export(path, fitted.backbone, build, facts)
 
 

@@ -1,4 +1,4 @@
-"""What a detector makes of windows, as nodes of a graph: scores and moved boxes."""
+"""What a detector makes of windows, as nodes of a graph: scores, moved boxes, and probabilities."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from sppnet.onnx.windows import Encoded, pooled
 from sppnet.regression import decode_deltas
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from sppnet.detection.calibration import Calibration
     from sppnet.detection.detector import Detector
     from sppnet.onnx.nodes import Nodes, Value
 
@@ -30,10 +34,45 @@ def score(op: Nodes, detector: Detector, encoded: Encoded, windows: Value) -> tu
     (R, K, 4) float32 value
         Boxes, cut off at the borders of the image.
     (R, K) float32 value
-        Scores.
+        Scores of the SVMs.
     """
     fitted = detector.fitted_
     vectors: Any = pooled(op, encoded, windows, detector.pooling) * fitted.feature_scale
     layers = vectors if fitted.head is None else fitted.head.activations(vectors, detector.layer)
     moved: Value = decode_deltas(windows[:, None], fitted.regression(vectors))
     return moved.clip(0.0, encoded.limits), fitted.svms(layers)
+
+
+def calibrate(
+    op: Nodes,
+    found: tuple[Value, Value, Value],
+    calibration: Calibration,
+    thresholds: npt.NDArray[np.float32],
+) -> tuple[Value, Value, Value]:
+    """Turn scores into probabilities and drop what is unlikely; see `Calibration.applied`.
+
+    Parameters
+    ----------
+    op : Nodes
+        The graph.
+    found : (D, 4) float32, (D,) float32 and (D,) int64 values
+        Boxes, scores of the SVMs, and classes.
+    calibration : Calibration
+        Of the K classes.
+    thresholds : (K,) float32
+        Least probability of each.
+
+    Returns
+    -------
+    (D, 4) float32, (D,) float32 and (D,) int64 values
+        Boxes, probabilities and classes by falling probability.
+    """
+    boxes, scores, labels = found
+    chances = op.Sigmoid(
+        op.Gather(calibration.slopes, labels) * scores + op.Gather(calibration.offsets, labels)
+    )
+    kept = op.NonZero(chances >= op.Gather(thresholds, labels))[0]
+    values = op.Gather(chances, kept)
+    falling, order = op.TopK(values, op.Shape(values), outputs=2)
+    places = op.Gather(kept, order)
+    return op.Gather(boxes, places), falling, op.Gather(labels, places)

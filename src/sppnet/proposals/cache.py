@@ -14,6 +14,7 @@ from platformdirs import user_cache_path
 
 from sppnet.arrays import Pixels
 from sppnet.boxes import Windows
+from sppnet.errors import SppnetError
 from sppnet.images import pixels_of
 from sppnet.parallel import in_order
 from sppnet.proposals.file import image_key
@@ -31,7 +32,7 @@ def propose_all(
     method: Proposer,
     cache: str | Path | None = None,
     workers: int | None = None,
-) -> Iterator[Windows]:
+) -> Iterator[Windows | Exception]:
     """Propose windows for many images, several at a time.
 
     Parameters
@@ -49,13 +50,8 @@ def propose_all(
 
     Yields
     ------
-    Windows
+    Windows, or the SppnetError or OSError that an image gave, which names it
         In the order of the images.
-
-    Raises
-    ------
-    SppnetError, OSError
-        From the first image that cannot be read or proposed for; the message names it.
     """
     if cache is not None:
         try:
@@ -67,7 +63,14 @@ def propose_all(
                 f"{cache}: cannot keep windows there ({error.strerror}); going on without", stacklevel=2
             )
             cache = None
-    yield from in_order(lambda image: _propose(image, method, cache), images, workers or os.cpu_count() or 1)
+    yield from in_order(lambda image: _result(image, method, cache), images, workers or os.cpu_count() or 1)
+
+
+def _result(image: str | Path | Pixels, method: Proposer, cache: str | Path | None) -> Windows | Exception:
+    try:
+        return _propose(image, method, cache)
+    except (SppnetError, OSError) as error:
+        return error
 
 
 def _propose(image: str | Path | Pixels, method: Proposer, cache: str | Path | None) -> Windows:

@@ -152,7 +152,7 @@ class Objectness(Estimator, Proposer):
         scale = _NORM / max(float(np.linalg.norm(features[:, :-1], axis=1).mean()), 1e-12)
         features[:, :-1] *= scale
         close = overlaps > POSITIVE
-        score = fit_ridge(features.copy(), overlaps[:, None], self.ridge)
+        score = fit_ridge(features, overlaps[:, None], self.ridge)
         moves = fit_ridge(features[close], deltas[close], self.ridge)
         weights, offsets = (np.concatenate(part) for part in zip(score, moves, strict=True))
         self.network_, self.weights_, self.offsets_ = network, weights * np.float32(scale), offsets
