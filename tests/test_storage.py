@@ -160,13 +160,20 @@ class TestAtomicFolder:
             folder.mkdir()
         with atomic_folder(folder) as temporary:
             (temporary / "a").write_text("a")
-            assert list(folder.glob("*")) == []
+            assert list(folder.glob("[!.]*")) == []
         assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["out", "out/a"]
 
     def test_an_error_leaves_nothing(self, tmp_path):
         with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "out") as temporary:
             (temporary / "a").write_text(str(1 / 0))
         assert list(tmp_path.iterdir()) == []
+
+    def test_the_working_directory_itself(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with atomic_folder(Path(".")) as temporary:
+            (temporary / "sub").mkdir()
+            (temporary / "sub" / "a").touch()
+        assert [path.name for path in sorted(Path.cwd().rglob("*"))] == ["sub", "a"]
 
     def test_a_folder_in_the_working_directory(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

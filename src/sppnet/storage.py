@@ -89,7 +89,7 @@ def check_new_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Lend a temporary folder beside `folder`, which takes its place when the ``with`` block ends well.
+    """Lend a temporary folder, whose content becomes that of `folder` when the ``with`` block ends well.
 
     Parameters
     ----------
@@ -107,13 +107,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         If `folder` holds something, or cannot be made.
     """
     check_new_folder(folder)
-    temporary = folder.absolute().with_name(f".{folder.absolute().name[:100]}-{secrets.token_hex(4)}")
+    # A folder that is there may be another disk, or the one in which somebody works, and stays.
+    stays = folder.exists()
+    place = folder.absolute()
+    temporary = (place if stays else place.parent) / f".{place.name[:100]}-{secrets.token_hex(4)}"
     temporary.mkdir()
     try:
         yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.replace(folder)
+        if stays:
+            for child in temporary.iterdir():
+                child.replace(place / child.name)
+            temporary.rmdir()
+        else:
+            temporary.replace(place)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

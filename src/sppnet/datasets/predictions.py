@@ -113,8 +113,9 @@ def write_predictions(
         return _written(label_studio_tasks(entries), None)
     if format == "labelstudio":
         return write_label_studio(path, entries, classes)
-    path.mkdir(exist_ok=True)
-    return write_voc(path, entries) if format == "voc" else write_yolo(path, entries, classes)
+    with atomic_folder(path) as folder:
+        files = write_voc(folder, entries) if format == "voc" else write_yolo(folder, entries, classes)
+    return [path / file.relative_to(folder) for file in files]
 
 
 def check_predictions(
