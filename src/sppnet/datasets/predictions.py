@@ -27,7 +27,15 @@ from sppnet.datasets.rows import csv_bytes, table_text
 from sppnet.datasets.voc import write_voc
 from sppnet.datasets.yolo import write_yolo
 from sppnet.errors import SppnetError, check_choice
-from sppnet.storage import atomic_path, check_new_folder, check_suffix, check_writable, json_text, write_json
+from sppnet.storage import (
+    atomic_folder,
+    atomic_path,
+    check_new_folder,
+    check_suffix,
+    check_writable,
+    json_text,
+    write_json,
+)
 
 PredictionFormat = Literal["csv", "coco", "voc", "yolo", "labelstudio", "json"]
 
