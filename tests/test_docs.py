@@ -59,7 +59,11 @@ def parameters_of(words):
 
     command: Any = typer.main.get_command(app)
     rest = list(words)
-    while rest and rest[0] in getattr(command, "commands", {}):
+    while hasattr(command, "commands"):
+        if hasattr(command, "completed"):
+            rest = command.completed(rest, command.context_class(command))
+        if not rest or rest[0] not in command.commands:
+            break
         command = command.commands[rest.pop(0)]
     context = command.context_class(command, info_name=command.name)
     if rest and rest == words[-1:] and rest[0].startswith("--"):

@@ -22,11 +22,14 @@ _NAMED = 8  # splits that are named
 class _ShowsByDefault(TyperGroup):
     """A group of commands that shows what follows its name, if that is the name of no command."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def completed(self, args: list[str], context: Any) -> list[str]:
         """Put ``show`` before what names no command and asks for no help."""
-        if args and args[0] not in {*self.commands, *self.get_help_option_names(ctx)}:
-            args = ["show", *args]
-        return super().parse_args(ctx, args)
+        named = args and args[0] in {*self.commands, *self.get_help_option_names(context)}
+        return args if named or not args else ["show", *args]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what follows the name of the group."""
+        return super().parse_args(ctx, self.completed(args, ctx))
 
 
 _HELP = "Show what a data set holds: sppnet dataset DATA; or write it in another format."
