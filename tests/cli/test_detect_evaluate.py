@@ -158,6 +158,18 @@ class TestEvaluate:
         assert "no object to find" in Path("report/report.html").read_text()
         assert "no object to find" in outcome.out
 
+    def test_photos_that_cannot_be_read_are_left_out_up_to_a_share(self, model):
+        voc_tree(Path("shapes"), {"val": 4})
+        broken = Path("shapes/JPEGImages/000003.jpg")
+        broken.write_bytes(broken.read_bytes()[:600])
+        evaluate = ("detect", "evaluate", model, "shapes", "--json", "report.json")
+        fails(*evaluate, says=[broken])
+        outcome = succeeds(*evaluate, "--out", "report", "--max-bad", "25")
+        assert str(broken) in outcome.err
+        assert read_json("report.json")["images"] == 3
+        assert "left out" in Path("report/report.html").read_text()
+        fails(*evaluate, "--max-bad", "24", says=[broken])
+
     def test_unwritable_json_is_said_at_once(self, model, data, monkeypatch):
         monkeypatch.setattr(Detector, "evaluate", None)
         evaluate = ("detect", "evaluate", model, data, "--split", "val")

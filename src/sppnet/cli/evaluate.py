@@ -30,6 +30,7 @@ def evaluate(
     ensemble: opt.Ensemble = None,
     regress: Annotated[bool, typer.Option(help="Move boxes by the box regression.")] = True,
     proposals: opt.OtherProposals = None,
+    max_bad: opt.MaxBad = opt.BAD,
     device: opt.Device = "cpu",
 ) -> None:
     """Measure a detector, or several together, on a data set; --out writes a report that shows all of it."""
@@ -39,7 +40,8 @@ def evaluate(
 
     from sppnet.datasets import read_dataset
 
-    dataset = console.notes_of(read_dataset(data, split))
+    share = max_bad / 100
+    dataset = console.notes_of(read_dataset(data, split, max_bad=share))
 
     from sppnet.detection.detector import Detector
     from sppnet.progress import StageTimer
@@ -60,7 +62,12 @@ def evaluate(
     if unseen:
         print(f"left out, the detector does not know them: {', '.join(unseen)}")
     report = detector.evaluate(
-        dataset, proposals=proposals, regress=regress, track=console.track, timer=timer
+        dataset,
+        proposals=proposals,
+        regress=regress,
+        max_bad=share,
+        track=console.track,
+        timer=timer,
     )
     passed = {**timer.seconds, "wall": time.perf_counter() - start}
     seconds = {stage: total / len(dataset) for stage, total in passed.items()}
@@ -174,8 +181,8 @@ def _print_classes(report: DetectionReport) -> None:
     means = (f"{100 * mean:.1f}" for mean in (report.mean_ap, report.mean_ap_area))
     alarms = total.false_alarms / max(report.images, 1)
     last = ("all", str(report.objects), *means, "", *_rates(total), f"{alarms:.2f}")
-    columns = ("class", "objects", "AP", "AP area", "shown from", "precision", "recall", "false alarms")
-    title = f"{report.images} images, IoU 0.5, in per cent; false alarms of an image"
+    columns = ("class", "objects", "AP", "AP area", "from", "precision", "recall", "false alarms")
+    title = f"{report.images} images, IoU 0.5, in per cent; shown from a score, false alarms of an image"
     console.print_rows(columns, rows, title, [last])
 
 
