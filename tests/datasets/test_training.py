@@ -7,6 +7,7 @@ import pytest
 
 from sppnet.datasets import read_dataset
 from sppnet.datasets.image_folder import read_image_folder
+from sppnet.datasets.summary import summarise
 from sppnet.datasets.training import read_training_data, read_training_images
 from sppnet.errors import DatasetError
 from trees import class_tree, coco_tree, voc_tree, yolo_tree
@@ -18,26 +19,25 @@ def test_the_split_for_training_is_the_default(tmp_path, tree):
     data, expected = read_training_data(tmp_path), read_dataset(tmp_path, "train")
     assert data.fingerprint == expected.fingerprint
     assert data.split == expected.split
-    assert data.notes == (f"{tmp_path}: learning from the split {data.split}: 4 photos", *expected.notes)
+    told = f"{tmp_path} ({data.format}): learning from the split {data.split}: {summarise(data).short}"
+    assert data.notes == (told, *expected.notes)
     assert read_training_data(tmp_path, "val").fingerprint == read_dataset(tmp_path, "val").fingerprint
-    assert read_training_data(tmp_path, "val").notes == read_dataset(tmp_path, "val").notes
+    assert "learning from the split val: 2 photos, " in read_training_data(tmp_path, "val").notes[0]
 
 
 def test_everything_is_learned_from_without_one(tmp_path):
     voc_tree(tmp_path, {"val": 3})
     data = read_training_data(tmp_path)
     assert data.fingerprint == read_dataset(tmp_path).fingerprint
-    assert data.notes[0] == f"{tmp_path}: learning from the split val: 3 photos"
+    assert data.notes[0].startswith(f"{tmp_path} (voc): learning from the split val: 3 photos, ")
     voc_tree(tmp_path, {"val": 3, "test": 1})
     with pytest.raises(
         DatasetError, match="found 2 splits and none chosen, expected one of: test, val; or all"
     ):
         read_training_data(tmp_path)
     shutil.rmtree(tmp_path / "ImageSets")
-    assert (
-        read_training_data(tmp_path).notes[0]
-        == f"{tmp_path}: learning from everything, as there is no split for training: 4 photos"
-    )
+    told = "learning from everything, as there is no split for training: 4 photos, "
+    assert told in read_training_data(tmp_path).notes[0]
     with pytest.raises(DatasetError, match="'test'"):
         read_training_data(tmp_path, "test")
 

@@ -72,7 +72,7 @@ def train(
 
     from sppnet.datasets.training import read_training_data
 
-    dataset = console.notes_of(read_training_data(data, split))
+    dataset = console.notes_of(read_training_data(data, split, max_bad=max_bad / 100))
 
     from sppnet.detection.detector import Detector
     from sppnet.detection.tuning import Tuning
@@ -114,7 +114,7 @@ def add_class(
 
     from sppnet.datasets.training import read_training_data
 
-    dataset = console.notes_of(read_training_data(data, split))
+    dataset = console.notes_of(read_training_data(data, split, max_bad=max_bad / 100))
 
     from sppnet.detection.detector import Detector
 
@@ -155,7 +155,7 @@ def thresholds(
     if data is not None:
         from sppnet.datasets import read_dataset
 
-        dataset = console.notes_of(read_dataset(data, split))
+        dataset = console.notes_of(read_dataset(data, split, max_bad=max_bad / 100))
 
     from sppnet.detection.detector import Detector
 

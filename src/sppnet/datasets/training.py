@@ -9,11 +9,12 @@ from sppnet.datasets.image_folder import LabelledImages, image_folder_splits, re
 from sppnet.datasets.reading import dataset_splits, read_dataset
 from sppnet.datasets.records import Dataset
 from sppnet.datasets.splits import default_training_split
+from sppnet.datasets.summary import summarise
 
 _VALIDATION = ("val", "valid", "validation")
 
 
-def read_training_data(root: str | Path, split: str | None = None) -> Dataset:
+def read_training_data(root: str | Path, split: str | None = None, *, max_bad: float = 0.01) -> Dataset:
     """Read the part of a detection data set to learn from.
 
     Parameters
@@ -22,18 +23,24 @@ def read_training_data(root: str | Path, split: str | None = None) -> Dataset:
         Folder or file, as `sppnet.read_dataset` takes it.
     split : str, optional
         The part to learn from; by default the one that `default_training_split` chooses, the only one there
-        is, or everything where there are no splits. The first of the notes tells which.
+        is, or everything where there are no splits.
+    max_bad : float
+        As in `sppnet.read_dataset`.
+
+    Returns
+    -------
+    Dataset
+        The first of its notes tells what is learned from: the format, the split, and what it holds.
 
     Raises
     ------
     DatasetError, FileNotFoundError
         As `sppnet.read_dataset` does.
     """
-    if split is not None:
-        return read_dataset(root, split)
-    chosen = default_training_split(dataset_splits(root))
-    data = read_dataset(root, chosen)
-    return replace(data, notes=(_told(root, data.split, len(data)), *data.notes))
+    chosen = default_training_split(dataset_splits(root)) if split is None else split
+    data = read_dataset(root, chosen, max_bad=max_bad)
+    told = _told(f"{root} ({data.format})", data.split, summarise(data).short)
+    return replace(data, notes=(told, *data.notes))
 
 
 def read_training_images(
@@ -65,10 +72,10 @@ def read_training_images(
     chosen = default_training_split(splits) if split is None else split
     images = read_image_folder(root, chosen)
     if split is None:
-        images = replace(images, notes=(_told(root, chosen, len(images)), *images.notes))
+        images = replace(images, notes=(_told(str(root), chosen, f"{len(images)} photos"), *images.notes))
     return images, None if validation in (None, "none") else read_image_folder(root, validation)
 
 
-def _told(root: str | Path, split: str | None, count: int) -> str:
-    what = f"the split {split}:" if split else "everything, as there is no split for training:"
-    return f"{root}: learning from {what} {count} photos"
+def _told(root: str, split: str | None, what: str) -> str:
+    part = f"the split {split}:" if split else "everything, as there is no split for training:"
+    return f"{root}: learning from {part} {what}"
