@@ -125,9 +125,15 @@ def print_rows(
     table = Table(*columns, title=title)
     for part in (rows, last):
         for row in part:
-            table.add_row(*row)
+            table.add_row(*map(_shown, row))
         table.add_section()
     Console(markup=False, emoji=False).print(table)
+
+
+def _shown(text: str) -> str:
+    """Return what the terminal will show of a text, so that a table knows how wide that is."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def print_precisions(report: DetectionReport | VocReport, column: str, title: str, digits: int) -> None:

@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that ``sppnet --help`` answer
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from pathlib import Path
@@ -92,6 +93,10 @@ def main() -> None:
     arguments = [text for text in sys.argv[1:] if text != _VERBOSE]
     verbose = len(arguments) < len(sys.argv) - 1
     compiling.announce = note
+    for stream in (sys.stdout, sys.stderr):
+        # Names that a terminal cannot show, or that are no text, are shown by their codes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show
