@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +21,7 @@ from commands import (
     QUICK,
     SPLITS,
     broken_images,
+    environment,
     expected_detections,
     fails,
     odd_images,
@@ -28,6 +31,7 @@ from commands import (
     sppnet,
     succeeds,
 )
+from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
 from sppnet.detection.file import read_facts
 from sppnet.images import read_image
@@ -460,10 +464,19 @@ class TestBadModels:
 
 
 class TestBadPlaces:
+    def test_a_model_ends_so_and_never_replaces_its_source(self, data, model):
+        says = ["m.pt: found", "expected .safetensors"]
+        fails("detect", "train", data, "--out", "m.pt", *QUICK, says=says)
+        fails("detect", "compress", model, "--out", "m.pt", says=says)
+        shutil.copy(model, "m.safetensors")
+        says = ["m.safetensors: found a file that is to be read"]
+        fails("detect", "compress", "m.safetensors", "--out", "./m.safetensors", says=says)
+
     def test_folder_as_file(self, data, model, photos):
         Path("folder").mkdir()
+        Path("folder.safetensors").mkdir()
         says = ["folder", "found a folder", "expected"]
-        fails("detect", "train", data, "--out", "folder", *QUICK, says=says)
+        fails("detect", "train", data, "--out", "folder.safetensors", *QUICK, says=says)
         fails("detect", "run", model, photos, "--json", "folder", says=says)
         fails("detect", "evaluate", model, data, "--json", "folder", says=says)
         Path("folder.npz").mkdir()
@@ -504,3 +517,36 @@ class TestBadPlaces:
         full = OSError(28, "No space left on device", "found.json")
         monkeypatch.setattr(Path, "write_text", mock.Mock(side_effect=full))
         fails("detect", "run", model, photos, "--json", "found.json", says=["No space left on device"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+class TestNames:
+    NAMES = (b"\xff\xfe.png", "猫 (1).png".encode(), b'it\'s "quoted".png', "ü.png".encode())
+
+    @pytest.fixture
+    def folder(self):
+        folder = Path(os.fsdecode(b"caf\xe9 x"))
+        for name in self.NAMES:
+            save(folder / os.fsdecode(name), scene(1).image)
+        return folder
+
+    def test_come_through_whole(self, model, folder):
+        succeeds("detect", "run", model, folder, "--out", "found", "--json", "found.json", "--format", "csv")
+        images = [os.fsencode(entry["image"]) for entry in results("found.json")]
+        assert images == sorted(os.fsencode(folder) + b"/" + name for name in self.NAMES)
+        drawn = {name.replace(b".png", b".jpg") for name in self.NAMES}
+        assert set(os.listdir(b"found")) == drawn | {b"detections.csv"}
+        dataset = read_dataset("found/detections.csv")
+        assert sorted(os.fsencode(os.path.normpath(sample.path)) for sample in dataset) == images
+
+    @pytest.mark.parametrize("settings", [{}, {"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}])
+    def test_are_shown_by_any_terminal(self, model, folder, settings):
+        (folder / "x.t\udcff").touch()
+        command = [sys.executable, "-m", "sppnet", "detect", "run", model, folder, "--threshold", "100"]
+        shown = environment() | settings
+        done = subprocess.run(command, capture_output=True, env=shown)
+        assert done.returncode == 0, done.stderr
+        assert b"\\udcff\\udcfe.png" in done.stdout
+        assert b"1 .t\\xff, first x.t\\xff" in done.stderr
+        cat = "猫 (1)" if not settings.get("PYTHONIOENCODING") else r"\u732b (1)"
+        assert cat in done.stdout.decode()

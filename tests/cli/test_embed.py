@@ -363,8 +363,6 @@ class TestSearch:
         ("arguments", "says"),
         [
             (("--box", "1,2,3"), ["--box 1,2,3", "expected four numbers"]),
-            (("--box", "9,9,9,20"), ["expected x1 < x2"]),
-            (("--box", "300,300,400,400"), ["inside the image of 128 x 96"]),
         ],
     )
     def test_bad_boxes(self, arguments, says, index, photos):
@@ -435,3 +433,19 @@ def test_manifest_is_plain(photos):
     about = json.loads(trees.Path("index/index.json").read_text())
     assert (about["images"], about["count"]) == (8, 8)
     assert set(content("index")) == {f"index/{name}" for name in ("index.json", *about["files"])}
+
+
+class TestBox:
+    def test_is_cut_at_the_edges_with_a_note(self, photos, index):
+        search = ("search", index, "--image", photos / "1.png", "--json")
+        outcome = succeeds(*search, "cut.json", "--box=-5,10,900,60")
+        assert "note: --box -5,10,900,60 reaches beyond the image of 128 x 96 pixels, cut to 0,10,128,60" in (
+            outcome.err
+        )
+        assert read_json("cut.json")["query"]["box"] == [0, 10, 128, 60]
+        assert "note" not in succeeds(*search, "whole.json", "--box", "0,0,128,96").err
+
+    @pytest.mark.parametrize("box", ["900,0,950,50", "60,60,0,0", "0,0,nan,5", "5,5,5,9", "-9,0,0,9"])
+    def test_of_nothing_is_refused(self, photos, index, box):
+        says = [f"--box {box}: expected x1 < x2 and y1 < y2, in the image of 128 x 96 pixels"]
+        fails("search", index, "--image", photos / "1.png", f"--box={box}", says=says)

@@ -73,10 +73,9 @@ def train(
     Several GPUs or machines: torchrun --nproc-per-node N --no-python sppnet classify train ...
     """
     from sppnet.errors import check_extra
-    from sppnet.storage import check_writable
 
     check_extra("torch", "training a network")
-    check_writable(out)
+    console.check_model(out)
     lists = {
         "levels": () if levels == "none" else _integers("--levels", levels),
         "scales": opt.integers("--scales", scales),

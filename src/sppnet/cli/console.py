@@ -42,6 +42,14 @@ def check_places(
             raise SppnetError(f"{target}: found a file that is to be read, expected another for the results")
 
 
+def check_model(out: Path, source: Path | None = None) -> None:
+    """Raise now if a model could not be written after long work, or would replace the one it is made of."""
+    from sppnet.storage import check_suffix
+
+    check_suffix(out, ".safetensors")
+    check_places(out, None, [] if source is None else [source])
+
+
 def model_files(names: Iterable[str]) -> list[Path]:
     """Return the files of models that are given by path or name; one that is not there is said at once."""
     from sppnet.models import model_path

@@ -56,6 +56,7 @@ def train(
     folds: Annotated[int, opt.training(min=0, help=_FOLDS)] = 4,
     cache: Annotated[Path | None, opt.machine(help=_CACHE)] = None,
     max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
     seed: opt.Seed = 0,
 ) -> None:
@@ -63,10 +64,10 @@ def train(
 
     Ends with how good it is on photos that it did not learn from.
     """
-    from sppnet.storage import check_folder, check_writable
+    from sppnet.storage import check_folder
 
     given = opt.read_lists(context)
-    check_writable(out)
+    console.check_model(out)
     folder = cache or out.with_name(f"{out.name}.cache")
     check_folder(folder)
 
@@ -102,15 +103,16 @@ def add_class(
     split: opt.TrainingSplit = None,
     cache: Annotated[Path | None, opt.machine(help=_CACHE)] = None,
     max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Teach a detector further classes; the others stay exactly as they are."""
-    from sppnet.storage import check_folder, check_writable
+    from sppnet.storage import check_folder
 
-    check_writable(out)
+    (path,) = console.model_files([model])
+    console.check_model(out)
     folder = cache or out.with_name(f"{out.name}.cache")
     check_folder(folder)
-    (path,) = console.model_files([model])
 
     from sppnet.datasets.training import read_training_data
 
@@ -135,6 +137,7 @@ def thresholds(
     precision: Annotated[float | None, typer.Option(min=0, max=100, help=_PRECISION)] = None,
     out: Annotated[Path | None, typer.Option(help="Detector file to write, with what is changed.")] = None,
     max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Show from which probability on a detector shows what it finds, and change that.
@@ -143,14 +146,12 @@ def thresholds(
     on. With DATA, annotated photos that it was not fitted on either, thresholds and probabilities are learned
     from these.
     """
-    from sppnet.storage import check_writable
-
+    (path,) = console.model_files([model])
     if out is not None:
-        check_writable(out)
+        console.check_model(out)
     elif data is not None or given is not None or precision is not None:
         raise SppnetError("found a change of thresholds without --out, expected a file to write")
     wanted = {} if given is None else _read_thresholds(given)
-    (path,) = console.model_files([model])
     dataset = None
     if data is not None:
         from sppnet.datasets import read_dataset
@@ -177,10 +178,8 @@ def compress(
     fc7: Annotated[int, typer.Option(min=0, help="Rank that is left of fc7; 0 leaves it whole.")] = 0,
 ) -> None:
     """Make a detector's fully connected layers thin by truncated singular value decomposition."""
-    from sppnet.storage import check_writable
-
-    check_writable(out)
     (path,) = console.model_files([model])
+    console.check_model(out, path)
 
     from sppnet.detection.detector import Detector
 

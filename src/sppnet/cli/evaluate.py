@@ -31,6 +31,7 @@ def evaluate(
     regress: Annotated[bool, typer.Option(help="Move boxes by the box regression.")] = True,
     proposals: opt.OtherProposals = None,
     max_bad: opt.MaxBad = opt.BAD,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Measure a detector, or several together, on a data set; --out writes a report that shows all of it."""

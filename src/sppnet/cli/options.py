@@ -66,8 +66,9 @@ TrainingSplit = Annotated[
 Classes = Annotated[str | None, typer.Option(help="Names of classes between commas; default: all.")]
 
 # Options of a panel.
-windows, network, training, machine = (
-    partial(typer.Option, rich_help_panel=panel) for panel in ("Windows", "Network", "Training", "Machine")
+results, windows, network, training, machine = (
+    partial(typer.Option, rich_help_panel=panel)
+    for panel in ("Results", "Windows", "Network", "Training", "Machine")
 )
 
 _WINDOWS = "Candidate windows: a method (see sppnet propose --help), or a file that propose wrote"

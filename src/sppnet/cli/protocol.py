@@ -31,6 +31,7 @@ def caltech101(
     view: opt.View = "full",
     flip: opt.Flip = False,
     power: opt.Power = 0.5,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
     seed: opt.Seed = 0,
 ) -> None:
@@ -69,6 +70,7 @@ def voc(
     view: opt.View = "full",
     flip: opt.Flip = False,
     power: opt.Power = 0.5,
+    max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
     seed: opt.Seed = 0,
 ) -> None:

@@ -53,9 +53,9 @@ def run(
     model: opt.Model,
     images: Annotated[list[str], typer.Argument(metavar="PHOTO", help=_SOURCES)],
     out: opt.Out = None,
-    pictures: Annotated[Literal["jpg", "png"], typer.Option(help=_PICTURES)] = "jpg",
-    result_format: Annotated[Format | None, typer.Option("--format", help=_FORMAT)] = None,
-    counts: Annotated[Path | None, typer.Option(help=_COUNTS)] = None,
+    pictures: Annotated[Literal["jpg", "png"], opt.results(help=_PICTURES)] = "jpg",
+    result_format: Annotated[Format | None, opt.results("--format", help=_FORMAT)] = None,
+    counts: Annotated[Path | None, opt.results(help=_COUNTS)] = None,
     json_file: opt.Json = None,
     threshold: opt.Threshold = None,
     scores: opt.Scores = "probability",
@@ -222,11 +222,17 @@ class _Found:
     rows: list[tuple[str, ...]] = field(default_factory=list)
     seen: int = 0
 
+    def draw(self, pixels: Pixels, detections: Detections) -> Pixels:
+        """Return a picture of what was found in one."""
+        from sppnet.drawing import draw_detections
+
+        percent = self.options["scores"] == "probability"
+        return draw_detections(pixels, detections, self.detector.classes_, percent=percent)
+
 
 def _detect_photos(found: _Found, given: _Given, drawn: Sequence[Path]) -> None:
     """Detect in photos, and draw them."""
     from sppnet.datasets.predictions import Prediction
-    from sppnet.drawing import draw_detections
     from sppnet.images import write_image
 
     if not given.photos:
@@ -241,12 +247,11 @@ def _detect_photos(found: _Found, given: _Given, drawn: Sequence[Path]) -> None:
         height, width = pixels.shape[:2]
         found.predictions.append(Prediction(given.name(given.photos[i]), height, width, detections))
         if drawn:
-            write_image(drawn[i], draw_detections(pixels, detections, found.detector.classes_), quality=90)
+            write_image(drawn[i], found.draw(pixels, detections), quality=90)
 
 
 def _detect_video(found: _Found, source: str, target: Path | None, every: int) -> None:
     """Detect in the frames of a video or webcam, and draw them as another video."""
-    from sppnet.drawing import draw_detections
     from sppnet.video import Video, video_writer
 
     number, counts, frames = 0, Counter[str](), Counter[str]()
@@ -260,7 +265,7 @@ def _detect_video(found: _Found, source: str, target: Path | None, every: int) -
                 counts.update(detections.labels)
                 frames.update(set(detections.labels))
                 if add is not None:
-                    add(draw_detections(pixels, detections, found.detector.classes_), frame.seconds)
+                    add(found.draw(pixels, detections), frame.seconds)
         except KeyboardInterrupt:
             if not video.live:
                 raise

@@ -79,7 +79,7 @@ def search(
 
     console.check_places(json_file, out, [image], [] if out is None else [out / "search.png"])
     pixels = read_image(image)
-    region = np.array(corners or (0, 0, *pixels.shape[1::-1]), np.float32)
+    region = np.array(_inside(corners, *pixels.shape[:2]), np.float32)
     known = Index.open(store, backbone=backbone, device=device)
     encoded = known.embedder.encode(pixels)
     start = time.perf_counter()
@@ -97,6 +97,23 @@ def search(
         write_image(out / "search.png", sheet)
         print(f"contact sheet in {out / 'search.png'}")
         console.end(failures, len(hits))
+
+
+def _inside(corners: tuple[float, ...] | None, height: int, width: int) -> tuple[float, ...]:
+    """Return the part of a box that lies in the image, or the whole image; say what is cut off."""
+    if corners is None:
+        return 0, 0, width, height
+    x1, y1, x2, y2 = corners
+    inside = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    given = ",".join(f"{edge:g}" for edge in corners)
+    # Written so that NaN fails, too.
+    if not (x1 < x2 and y1 < y2 and inside[0] < inside[2] and inside[1] < inside[3]):
+        expected = f"x1 < x2 and y1 < y2, in the image of {width} x {height} pixels"
+        raise SppnetError(f"--box {given}: expected {expected}")
+    if inside != corners:
+        cut = ",".join(f"{edge:g}" for edge in inside)
+        console.note(f"--box {given} reaches beyond the image of {width} x {height} pixels, cut to {cut}")
+    return inside
 
 
 def _corners(text: str) -> tuple[float, ...]:
