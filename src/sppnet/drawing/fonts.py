@@ -201,15 +201,18 @@ def _fonts() -> Iterator[Path]:
 @cache
 def _files() -> tuple[Path, ...]:
     """Return the font of nearly all text, and those of the extra."""
-    import matplotlib
-
-    paths = [Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")]
-    for name in _PACKAGES:
-        spec = importlib.util.find_spec(name)
-        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-            files = (path for path in Path(folder).iterdir() if path.suffix in _SUFFIXES)
-            paths += sorted(files, key=lambda path: path.name)
+    # Importing matplotlib for the place of its files would take a third of a second.
+    paths = [folder / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf" for folder in _folders("matplotlib")]
+    for folder in (folder for name in _PACKAGES for folder in _folders(name)):
+        files = (path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+        paths += sorted(files, key=lambda path: path.name)
     return tuple(paths)
+
+
+def _folders(package: str) -> list[Path]:
+    """Return where a package lies; nowhere if it is not installed."""
+    spec = importlib.util.find_spec(package)
+    return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec is not None else []
 
 
 @cache
