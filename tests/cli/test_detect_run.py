@@ -34,6 +34,7 @@ from commands import (
 from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
 from sppnet.detection.file import read_facts
+from sppnet.drawing import draw_detections
 from sppnet.images import read_image
 from sppnet.proposals import parse, read_windows
 from sppnet.video import Video, video_writer
@@ -70,6 +71,13 @@ class TestRun:
         picture = read_image("found/1.jpg")
         assert picture.shape == (96, 128, 3)
         assert (picture != read_image(photos / "1.png")).any()
+
+    @pytest.mark.parametrize("scores", ["probability", "svm"])
+    def test_pictures_show_the_scores_asked_for(self, model, photos, scores):
+        run = ("detect", "run", model, photos / "1.png", "--threshold=0", "--scores", scores)
+        with mock.patch("sppnet.drawing.draw_detections", side_effect=draw_detections) as drawn:
+            succeeds(*run, "--out", "found")
+        assert drawn.call_args.kwargs == {"percent": scores == "probability"}
 
     def test_threshold(self, model, photos):
         outcome = succeeds(

@@ -76,9 +76,11 @@ def test_order():
         detections((0, 0, 5, 5, 0.8, "cat")),
     ]
     none = Target.of([], [])
-    found = find_mistakes(found, [target, none, none], ["cat", "dog"], HALF)
-    assert [m.box[0] for m in found.misses] == [20, 0, 80, 60], "the largest of those without a score first"
-    assert [(a.image, a.label) for a in found.false_alarms] == [(2, "cat"), (1, "dog"), (1, "cat")]
+    mistakes = find_mistakes(found, [target, none, none], ["cat", "dog"], HALF)
+    assert [m.box[0] for m in mistakes.misses] == [20, 0, 80, 60], (
+        "the largest of those without a score first"
+    )
+    assert [(a.image, a.label) for a in mistakes.false_alarms] == [(2, "cat"), (1, "dog"), (1, "cat")]
 
 
 def test_no_mistakes():
