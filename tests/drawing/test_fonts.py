@@ -139,10 +139,11 @@ def test_plots_know_the_fonts():
 
 def test_a_page_carries_the_letters_that_a_system_may_lack():
     pytest.importorskip("manimgx_fonts_cjk")
-    assert page_fonts("cat кошка") == {}
-    (address,) = page_fonts("猫 and 狗").values()
-    assert len(address) < 100_000
-    head, data = address.split(",")
+    assert page_fonts("cat кошка") == []
+    (font,) = page_fonts("猫 and 狗")
+    assert font.letters == "U+72D7, U+732B"
+    assert len(font.address) < 100_000
+    head, data = font.address.split(",")
     assert head == "data:font/ttf;base64"
-    with TTFont(io.BytesIO(base64.b64decode(data))) as font:
-        assert {ord("猫"), ord("狗")} <= set(font.getBestCmap()) <= {ord(c) for c in "猫狗"}
+    with TTFont(io.BytesIO(base64.b64decode(data))) as cut:
+        assert {ord("猫"), ord("狗")} <= set(cut.getBestCmap()) <= {ord(c) for c in "猫狗"}

@@ -147,7 +147,7 @@ def test_numbers(tmp_path):
     assert ["cat", "2", "", "2"] in page.rows
     assert ["nothing there", "1", "1", ""] in page.rows
     assert "Finds 2 of 4 objects (2 of 4)." in page.text
-    assert "points off, among the 6 detections" in page.text
+    assert "among the 6 detections of 10 % and more" in page.text
     assert "stored in the detector" in page.text
 
 

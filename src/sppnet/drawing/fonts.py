@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import ImageDraw, ImageFont
 
@@ -118,7 +118,25 @@ def plot_families(texts: Iterable[str]) -> list[str]:
     return families
 
 
-def page_fonts(text: str) -> dict[str, str]:
+class PageFont(NamedTuple):
+    """A font that a page carries.
+
+    Attributes
+    ----------
+    family : str
+        What the page calls it.
+    address : str
+        The font itself, as a ``data:`` address.
+    letters : str
+        Which letters it has, as CSS's ``unicode-range`` wants them.
+    """
+
+    family: str
+    address: str
+    letters: str
+
+
+def page_fonts(text: str) -> list[PageFont]:
     """Return fonts for the letters of a page that its reader's system may lack, cut down to these letters.
 
     Parameters
@@ -128,8 +146,8 @@ def page_fonts(text: str) -> dict[str, str]:
 
     Returns
     -------
-    dict of str to str
-        Family to the font as a ``data:`` address; only of the extra's fonts, which may be passed on.
+    list of PageFont
+        Only of the extra's fonts, which may be passed on.
     """
     from fontTools.subset import Options, Subsetter
     from fontTools.ttLib import TTFont
@@ -139,14 +157,16 @@ def page_fonts(text: str) -> dict[str, str]:
         path = None if letter.isascii() else _font_of(letter)
         if path is not None and path in _files()[1:]:
             files.setdefault(path, set()).add(ord(letter))
-    found = {}
+    found = []
     for path, letters in sorted(files.items()):
         subsetter, buffer = Subsetter(Options(layout_features=["*"], notdef_outline=True)), io.BytesIO()
         subsetter.populate(unicodes=letters)
         with TTFont(path, lazy=True, fontNumber=0) as font:
             subsetter.subset(font)
             font.save(buffer)
-        found[_family(path)] = f"data:font/ttf;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        address = f"data:font/ttf;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        numbers = ", ".join(f"U+{letter:X}" for letter in sorted(letters))
+        found.append(PageFont(_family(path), address, numbers))
     return found
 
 

@@ -200,8 +200,9 @@ def _plots(report: DetectionReport) -> dict[str, Any]:
     if len(scores) and _are_probabilities(report):
         hits = np.concatenate([result.hits for result in report.classes.values()])
         likely = scores >= _LIKELY
+        shown = likely if likely.any() else ~likely
         plots |= {
-            "reliability": reliability_svg(reliability(scores[likely], hits[likely], _BINS)),
+            "reliability": reliability_svg(reliability(scores[shown], hits[shown], _BINS)),
             "error": expected_calibration_error(scores[likely], hits[likely]),
             "likely": int(likely.sum()),
             "error_of_all": expected_calibration_error(scores, hits),
