@@ -157,12 +157,12 @@ class Video:
 
 
 @contextmanager
-def video_writer(path: Path, fps: float) -> Iterator[Callable[[Pixels, float], None]]:
+def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[Pixels, float], None]]:
     """Write an mp4 file, which appears whole when the ``with`` block ends well, or not at all.
 
     Parameters
     ----------
-    path : Path
+    path : path
         The file, ending in ``.mp4``; replaced if it exists.
     fps : float
         Frames per second.
