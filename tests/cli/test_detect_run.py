@@ -174,8 +174,8 @@ class TestManyPhotos:
         expected = [
             [n, str(sum(of.count(n) for of in labels)), str(sum(n in of for of in labels))] for n in classes
         ]
-        assert sorted(row for row in rows if row[0] != "-") == sorted(expected)
-        assert [row for row in rows if row[0] == "-"] == [["-", str(labels.count([]))]]
+        assert sorted(row for row in rows if row[0] != "nothing") == sorted(expected)
+        assert [row for row in rows if row[0] == "nothing"] == [["nothing", str(labels.count([]))]]
         assert "21 photos" in outcome.out
         assert "--format csv" in outcome.out
 

@@ -327,7 +327,7 @@ def _print_found(found: _Found, photos: int, scores: opt.ScoreKind) -> None:
         images = Counter(label for p in of_photos for label in set(p.detections.labels))
         names = [name for name in found.detector.classes_ if objects[name]]
         rows = [(name, str(objects[name]), str(images[name])) for name in names]
-        rows.append(("-", "", str(sum(not p.detections for p in of_photos))))
+        rows.append(("nothing", "", str(sum(not p.detections for p in of_photos))))
         console.print_rows(("class", "objects", "photos"), rows, f"{len(of_photos)} photos")
         print("each object of each photo: --format csv; each photo: --counts FILE.csv")
     if found.rows:
