@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sppnet import Detector, read_image
+from sppnet.boxes import score_texts
 from sppnet.drawing import class_colour
 from sppnet.features.projection import project
 from sppnet.photos import demo_photo
 
-SHOWN, SCALE, COLOURS = -0.5, 2, ("#e69f00", "#56b4e9", "#cc79a7")
+SCALE, COLOURS = 2, ("#e69f00", "#56b4e9", "#cc79a7")
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     photo = read_image(demo_photo())
     detector = Detector.load("animals")
     encoded = detector.encode(photo)
-    found = detector.predict(photo).above(SHOWN)
+    found = detector.predict(photo)
     maps = encoded.scales[SCALE]
     energy = np.linalg.norm(maps.stages[0], axis=0)
     windows = np.array([*found.boxes[:2], [420, 10, 590, 130]], np.float32)
@@ -33,11 +34,12 @@ def main() -> None:
     axes[0].imshow(photo)
     axes[1].imshow(energy, cmap="magma")
     axes[2].imshow(photo)
-    for (x1, y1, x2, y2), label, score in zip(found.boxes, found.labels, found.scores, strict=True):
+    scores = score_texts(found.scores)
+    for (x1, y1, x2, y2), label, score in zip(found.boxes, found.labels, scores, strict=True):
         colour = np.array(class_colour(label, detector.classes_)) / 255
         axes[2].add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=2))
         style = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
-        axes[2].text((x1 + x2) / 2, y1 - 8, f"{label} {score:.1f}", ha="center", fontsize=9, bbox=style)
+        axes[2].text((x1 + x2) / 2, y1 - 8, f"{label} {score}", ha="center", fontsize=9, bbox=style)
     for (x1, y1, x2, y2), (u1, v1, u2, v2), colour in zip(windows, cells, COLOURS, strict=True):
         axes[0].add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=2))
         place = (u1 - 0.5, v1 - 0.5)

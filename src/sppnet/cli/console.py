@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sppnet.datasets.writing import Written
     from sppnet.detection.detector import Detector
     from sppnet.detection.ensemble import Ensemble
-    from sppnet.evaluation.detection import DetectionReport
     from sppnet.evaluation.protocols import VocReport
     from sppnet.images import Found
     from sppnet.proposals.writing import Proposed
@@ -144,7 +143,7 @@ def _shown(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def print_precisions(report: DetectionReport | VocReport, column: str, title: str, digits: int) -> None:
+def print_precisions(report: VocReport, column: str, title: str, digits: int) -> None:
     """Print a table of the average precisions of a report, in percent."""
     rows = []
     for name, result in report.classes.items():
