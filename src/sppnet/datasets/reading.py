@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -101,10 +103,10 @@ def read_dataset(
     """
     if not 0 <= max_bad <= 1:
         raise SppnetError(f"found {max_bad} as max_bad, expected a share from 0 to 1")
-    name, layout, tree = _recognised(root, format, photos)
     findings = Findings()
-    chosen, part = pick_split(tree.root, layout.splits, layout.whole, split)
-    with as_dataset_error():
+    with as_dataset_error(), _without_collection():
+        name, layout, tree = _recognised(root, format, photos)
+        chosen, part = pick_split(tree.root, layout.splits, layout.whole, split)
         records = layout.read(part, findings)
         samples, ids = finish(tree, records, findings, layout.splits, photos, max_bad)
     if not samples:
@@ -140,6 +142,18 @@ def dataset_splits(root: str | Path, *, format: Format | None = None) -> tuple[s
         If there is no `root`.
     """
     return tuple(sorted(_recognised(root, format, photos=False)[1].splits))
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage among records: most stay, and it took a quarter of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _dataset(

@@ -70,9 +70,9 @@ def _locate(tree: Tree, names: Sequence[str]) -> Layout:
         else:
             tree.left.add(".xml of another kind", name)
     lists: dict[str, list[Path]] = {}
-    for name in tree.files if tree.root.is_dir() else ():
+    for name in filter(_SET.search, tree.files if tree.root.is_dir() else ()):
         place = tree.path(name)
-        if _SET.search(name) and any(True for _ in numbered_lines(place, names=True)):
+        if any(True for _ in numbered_lines(place, names=True)):
             lists.setdefault(place.stem, []).append(place)
     if lists:
         reader = partial(_listed_records, tree, Names(tree.base, kept), len(lists) == 1)
@@ -136,7 +136,7 @@ def _row(xml: _Xml, element: Element, index: int) -> Annotation:
     if not label:
         raise DatasetError(f"{xml.at(element)}: found an object without a name, expected a class name")
     box = xml.child(element, "bndbox")
-    corners = tuple(xml.number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
+    corners = [xml.number(box, side) for side in ("xmin", "ymin", "xmax", "ymax")]
     difficult = xml.number(element, "difficult", 0) != 0
     return Annotation(_from_corners(*corners), label, partial(_place, xml.path, index), difficult)
 
