@@ -170,10 +170,12 @@ class TestEvaluate:
         assert "left out" in Path("report/report.html").read_text()
         fails(*evaluate, "--max-bad", "24", says=[broken])
 
-    def test_unwritable_json_is_said_at_once(self, model, data, monkeypatch):
+    def test_what_cannot_be_written_is_said_at_once(self, model, data, monkeypatch):
         monkeypatch.setattr(Detector, "evaluate", None)
         evaluate = ("detect", "evaluate", model, data, "--split", "val")
         fails(*evaluate, "--json", "missing/report.json", says=["missing/report.json", "expected"])
+        Path("report/report.html").mkdir(parents=True)
+        fails(*evaluate, "--out", "report", says=["report/report.html: found a folder"])
 
 
 class TestTogether:

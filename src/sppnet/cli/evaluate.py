@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sppnet.datasets import Dataset
     from sppnet.evaluation.detection import Counts, DetectionReport
 
+_REPORT = "report.html"
 _RESULTS = "COCO results JSON, or folder of VOC comp4_det_*_CLASS.txt files."
 
 
@@ -37,7 +38,7 @@ def evaluate(
     """Measure a detector, or several together, on a data set; --out writes a report that shows all of it."""
     names = [model, *(ensemble or [])]
     files = console.model_files(names)
-    console.check_places(json_file, out, [*files, data])
+    _check_places(json_file, out, [*files, data])
 
     from sppnet.datasets import read_dataset
 
@@ -96,7 +97,7 @@ def score(
     json_file: opt.Json = None,
 ) -> None:
     """Measure anyone's results file on a data set; its photos need not be there."""
-    console.check_places(json_file, out, [results, data])
+    _check_places(json_file, out, [results, data])
     dataset, photos = _read_annotations(data, split)
 
     from sppnet.datasets.results import read_results
@@ -110,6 +111,15 @@ def score(
     if out is not None:
         about = {"results": str(results), **_about(data, dataset)}
         _write(report, dataset, out, about, notes=dataset.notes, photos=photos)
+
+
+def _check_places(json_file: Path | None, out: Path | None, sources: Sequence[str | Path]) -> None:
+    """Raise now what could not be written, or would replace what is read."""
+    from sppnet.storage import check_writable
+
+    console.check_places(json_file, out, sources, [] if out is None else [out / _REPORT])
+    if out is not None and out.exists():
+        check_writable(out / _REPORT)
 
 
 def _read_annotations(data: Path, split: str | None) -> tuple[Dataset, bool]:
@@ -168,7 +178,7 @@ def _write(
     from sppnet.drawing import write_detection_report
 
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "report.html"
+    path = out / _REPORT
     write_detection_report(report, dataset, path, about=about, notes=notes, photos=photos)
     print(f"report in {path}")
 
