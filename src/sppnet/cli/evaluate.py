@@ -189,7 +189,7 @@ def _print_classes(report: DetectionReport) -> None:
 
     rows = [(row["name"], *_cells(row)) for row in class_rows(report)]
     total = report.total
-    means = (f"{100 * mean:.1f}" for mean in (report.mean_ap, report.mean_ap_area))
+    means = map(_percent, (report.mean_ap, report.mean_ap_area))
     alarms = total.false_alarms / max(report.images, 1)
     last = ("all", str(report.objects), *means, "", *_rates(total), f"{alarms:.2f}")
     columns = ("class", "objects", "AP", "AP area", "from", "precision", "recall", "false alarms")
@@ -199,16 +199,14 @@ def _print_classes(report: DetectionReport) -> None:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     result, counts = row["result"], row["counts"]
-    precisions = (
-        f"{100 * value:.1f}" if result.positives else "no objects"
-        for value in (result.average_precision, result.area)
-    )
+    precisions = map(_percent, (result.average_precision, result.area))
     return (str(result.positives), *precisions, row["threshold"], *_rates(counts), f"{row['alarms']:.2f}")
 
 
 def _rates(counts: Counts) -> tuple[str, str]:
-    """Return precision and recall as the table has them."""
-    precision, recall = (
-        "-" if math.isnan(share) else f"{100 * share:.1f}" for share in (counts.precision, counts.recall)
-    )
-    return precision, recall
+    return _percent(counts.precision), _percent(counts.recall)
+
+
+def _percent(share: float) -> str:
+    """Return a share as the table has it; one that is not known is a dash."""
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"
