@@ -1,4 +1,5 @@
 import os
+import struct
 import subprocess
 import sys
 
@@ -54,6 +55,23 @@ class TestReading:
             add(red, 0.0)
         with Video(tmp_path / "red.mp4") as video:
             np.testing.assert_allclose(next(video.frames()).pixels.mean(axis=(0, 1)), [200, 0, 0], atol=5)
+
+    def test_of_a_phone_held_upright(self, tmp_path):
+        path = tmp_path / "clip.mp4"
+        left = np.zeros((96, 128, 3), np.uint8)
+        left[:, :64] = 200
+        with video_writer(path, 5) as add:
+            add(left, 0.0)
+        content = bytearray(path.read_bytes())
+        matrix = content.index(b"tkhd") + 44  # of the header of the track, which turns it by 90 degrees
+        turned = (0, 1 << 16, 0, -(1 << 16), 0, 0, 96 << 16, 0, 1 << 30)
+        content[matrix : matrix + 36] = struct.pack(">9i", *turned)
+        path.write_bytes(content)
+        with Video(path) as video:
+            pixels = next(video.frames()).pixels
+        assert pixels.shape == (128, 96, 3)
+        assert pixels[:60].mean() > 190
+        assert pixels[68:].mean() < 10
 
     @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
     def test_truncated(self, tmp_path, share):

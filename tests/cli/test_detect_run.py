@@ -372,7 +372,8 @@ class TestAddresses:
 class TestBadImages:
     def test_one_by_one(self, model):
         for name, found in broken_images(Path("bad")).items():
-            fails("detect", "run", model, f"bad/{name}", says=[f"bad/{name}", found, "expected"])
+            run = ("detect", "run", model, f"bad/{name}", "--json", "found.json", "--counts", "found.csv")
+            fails(*run, says=[f"bad/{name}", found, "expected"])
 
     def test_the_others_of_a_folder(self, model, photos):
         succeeds("detect", "run", model, photos, "--json", "good.json")

@@ -88,11 +88,12 @@ def run(
         _detect_photos(found, given, drawn[: len(given.photos)])
         for i, source in enumerate(given.videos, len(given.photos)):
             _detect_video(found, source, drawn[i] if drawn else None, every)
-    if not written.to_stdout:
-        _print_found(found, len(given.photos), scores)
-    written.write(found.predictions)
-    if out is not None and found.seen:
-        print(f"pictures in {out}")
+    if found.seen:
+        if not written.to_stdout:
+            _print_found(found, len(given.photos), scores)
+        written.write(found.predictions)
+        if out is not None:
+            print(f"pictures in {out}")
     failures = [*given.failures, *found.failures]
     console.end(failures, len(given.photos) + len(given.videos) + len(given.failures), max_bad)
 
