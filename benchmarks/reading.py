@@ -22,8 +22,8 @@ before, start, used = peak_memory(), time.perf_counter(), time.process_time()
 data = read_dataset(sys.argv[1])
 seconds, used = time.perf_counter() - start, time.process_time() - used
 objects = sum(len(sample.target.labels) for sample in data)
-print(f"{data.format}: {len(data)} images, {objects} objects: {seconds:.1f} s ({used:.1f} s of a core),", end=" ")
-print(f"peak {peak_memory():.2f} GB, at the start {before:.2f} GB")
+print(f"{data.format}: {len(data)} images, {objects} objects: {seconds:.1f} s", end=" ")
+print(f"({used:.1f} s of a core), peak {peak_memory():.2f} GB, at the start {before:.2f} GB")
 """
 BOXES = ((10, 20, 60, 80, "cat"), (50, 10, 90, 70, "dog"))
 WIDTH, HEIGHT = 100, 90

@@ -285,6 +285,27 @@ class TestSplits:
         assert (len(data), data.split) == (1, "default")
         assert data.notes == ("annotation files that default.txt does not list, left out: 3",)
 
+    @pytest.mark.parametrize(("suffix", "content"), [(".xml", xml), (".txt", lines)])
+    def test_the_only_split_of_more(self, tmp_path, suffix, content):
+        """What lies outside the only split is not passed over in silence."""
+        files = placed("", "", suffix, content, TRAIN) | placed("test/", "test/", suffix, content, VALID)
+        root = write_files(tmp_path, files | ({"classes.txt": NAMES} if suffix == ".txt" else {}))
+        expected = "found the split 'test' and more outside of it, none chosen, expected test or all"
+        assert only_error(root) == f"{root}: {expected}"
+        assert_all_there(read_dataset(root, "test"), VALID)
+        assert_all_there(read_dataset(root, "all"), STEMS)
+
+    def test_photos_that_nobody_annotated_outside_the_splits(self, tmp_path):
+        files = placed("train/", "train/", ".txt", lines, TRAIN) | {
+            "classes.txt": NAMES,
+            "new/1.jpg": jpeg(FIRST),
+        }
+        root = write_files(tmp_path, files)
+        assert_all_there(read_dataset(root), TRAIN)
+        data = read_dataset(root, "all")
+        assert_all_there(data, TRAIN)
+        assert data.notes == ("1 file left out: 1 without annotation, first new/1.jpg",)
+
     def test_the_same_photo_again(self, tmp_path):
         root = write_files(tmp_path, VOC | {f"old/{FIRST}.xml": xml(FIRST)})
         data = read_dataset(root)

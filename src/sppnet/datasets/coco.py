@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sppnet.boxes import Detections
 from sppnet.datasets.entries import DEFAULT_SPLIT, Entry, by_split, decimals, rounded
@@ -33,12 +33,6 @@ from sppnet.storage import atomic_path, encoding_of, read_json, write_json
 _NAME = re.compile(r"(instances_.*|.*[._]coco)\.json", re.IGNORECASE)
 _KEYS = tuple(re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories"))
 _INSTANCES = "instances_"
-
-
-class _Part(NamedTuple):
-    """Files of annotations, each with the split that it is."""
-
-    files: Sequence[tuple[str, str | None]]
 
 
 def _fits(path: Path, head: bytes) -> bool:
@@ -67,12 +61,7 @@ def _locate(tree: Tree, names: Sequence[str]) -> Layout:
     for name, split in files:
         if split is not None:
             splits.setdefault(split, []).append((name, split))
-    return Layout(
-        {split: _Part(held) for split, held in splits.items()},
-        _Part(files),
-        partial(_read, tree),
-        files[0][0],
-    )
+    return Layout(splits, files, partial(_read, tree), files[0][0])
 
 
 def _highest(tree: Tree, files: Sequence[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
@@ -102,9 +91,9 @@ def _stem(name: str) -> str:
     return Path(name).stem
 
 
-def _read(tree: Tree, part: _Part, findings: Findings) -> Iterator[Record]:
-    """Yield the images of files of annotations."""
-    for name, split in part.files:
+def _read(tree: Tree, files: Sequence[tuple[str, str | None]], findings: Findings) -> Iterator[Record]:
+    """Yield the images of files of annotations, each named with its split."""
+    for name, split in files:
         yield from _records(tree.path(name), split, findings)
 
 

@@ -106,7 +106,7 @@ def read_dataset(
     findings = Findings()
     with as_dataset_error(), _without_collection():
         name, layout, tree = _recognised(root, format, photos)
-        chosen, part = pick_split(tree.root, layout.splits, layout.whole, split)
+        chosen, part = pick_split(tree.root, layout.splits, layout.whole, split, layout.has_rest)
         records = layout.read(part, findings)
         samples, ids = finish(tree, records, findings, layout.splits, photos, max_bad)
     if not samples:

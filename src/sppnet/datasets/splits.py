@@ -77,7 +77,7 @@ def by_file(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def pick_split(
-    root: Path, splits: Mapping[str, Part], whole: Part, split: str | None
+    root: Path, splits: Mapping[str, Part], whole: Part, split: str | None, has_rest: bool = False
 ) -> tuple[str | None, Part]:
     """Choose a split by its name, by a beginning that only it has, or as the only one there is.
 
@@ -91,6 +91,8 @@ def pick_split(
         What stands for everything: all the splits together, or a data set without any.
     split : str, optional
         The name that was asked for; ``"all"`` is everything.
+    has_rest : bool
+        Whether something lies outside all splits, so that the only one must be named, too.
 
     Returns
     -------
@@ -105,6 +107,9 @@ def pick_split(
     if split not in splits and (split == ALL or (split is None and not splits)):
         return None, whole
     fitting = [name for name in splits if name == split] or [n for n in splits if n.startswith(split or "")]
+    if len(fitting) == 1 and split is None and has_rest:
+        found = f"the split {fitting[0]!r} and more outside of it, none chosen"
+        raise DatasetError(f"{root}: found {found}, expected {fitting[0]} or {ALL}")
     if len(fitting) == 1:
         return fitting[0], splits[fitting[0]]
     if not splits:

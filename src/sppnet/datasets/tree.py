@@ -33,8 +33,9 @@ class Layout(NamedTuple):
     Attributes
     ----------
     splits : mapping from str
-        The parts of the data set by name, each in a form that only the format knows; empty where it has none.
-    whole : value
+        The parts of the data set by name, each a sequence of what only the format knows, such as its files;
+        empty where it has none.
+    whole : sequence
         All of it, in the same form.
     read : callable
         ``read(part, findings)`` yields the records of a part.
@@ -42,10 +43,15 @@ class Layout(NamedTuple):
         The file that tells the format best, for an error about several formats.
     """
 
-    splits: Mapping[str, Any]
-    whole: Any
+    splits: Mapping[str, Sequence[Any]]
+    whole: Sequence[Any]
     read: Callable[[Any, Findings], Iterator[Record]]
     shown: str
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether something lies outside all the splits."""
+        return len(self.whole) > sum(map(len, self.splits.values()))
 
 
 class Format(NamedTuple):

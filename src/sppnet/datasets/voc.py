@@ -76,7 +76,7 @@ def _locate(tree: Tree, names: Sequence[str]) -> Layout:
             lists.setdefault(place.stem, []).append(place)
     if lists:
         reader = partial(_listed_records, tree, Names(tree.base, kept), len(lists) == 1)
-        return Layout(lists, None, reader, names[0])
+        return Layout(lists, (), reader, names[0])
     return Layout(by_folder(kept), kept, partial(_records, tree), names[0])
 
 
@@ -88,18 +88,18 @@ def _records(tree: Tree, names: Sequence[str], findings: Findings) -> Iterator[R
 
 
 def _listed_records(
-    tree: Tree, known: Names, only: bool, lists: Sequence[Path] | None, findings: Findings
+    tree: Tree, known: Names, only: bool, lists: Sequence[Path], findings: Findings
 ) -> Iterator[Record]:
     """Yield what the XML files say that files of ``ImageSets/Main`` list, or all."""
     found: dict[str, None] = {}
-    for file in lists or ():
+    for file in lists:
         for where, line in numbered_lines(file, names=True):
             with findings.collect():
                 found[_listed(known, where, line, file)] = None
     if only and lists:
         left = len(known.names) - len(found)
         findings.counts[f"annotation files that {lists[0].name} does not list, left out"] = left
-    for name in known.names if lists is None else found:
+    for name in found if lists else known.names:
         with findings.collect():
             yield _record(tree, name, None, findings)
 

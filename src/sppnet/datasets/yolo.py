@@ -77,6 +77,8 @@ def _locate(tree: Tree, names: Sequence[str]) -> Layout | None:
     if not sources:
         photos = [photo for photo in tree.photos.names if tree.photos.base == tree.base]
         found = dict.fromkeys(split_of_folders(photo) for photo in photos)
+        if len(found) > 1 and all(map(split_of_folders, labels)):
+            found.pop(None, None)  # photos outside all splits, which nobody has annotated
         sources = [_Source(split, "") for split in found]
     splits: dict[str, list[_Source]] = {}
     for source in sources:
