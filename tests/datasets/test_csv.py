@@ -57,6 +57,12 @@ class TestCsv:
         assert dataset_splits(file) == ("train", "val")
         assert dataset_splits(self.table(tmp_path, "1.png,1,2,30,40", header="path,x1,y1,x2,y2")) == ()
 
+    def test_rows_without_a_split_are_counted(self, tmp_path):
+        file = self.table(tmp_path, "1.png,1,2,30,40,cat,train", "2.png,1,2,3,4,cat,")
+        data = read_dataset(file)
+        assert (len(data), data.split, data.notes) == (1, "train", ("rows without a split, left out: 1",))
+        assert len(read_dataset(file, "all")) == 2
+
     def test_spaces_about_names(self, tmp_path):
         data = read_dataset(self.table(tmp_path, "1.png, 1, 2, 30, 40, sea lion , val "), "val")
         assert data[0].target.labels == ("sea lion",)

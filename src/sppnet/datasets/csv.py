@@ -131,6 +131,7 @@ def _records(tree: Tree, part: Sequence[tuple[str, str | None]], findings: Findi
                 row = _annotation(where, fields)
                 classes |= {row.label} if row else set()
                 key = fields["path"], fields.get("split", "").strip()
+                findings.counts["rows without a split, left out"] += split is not None and not key[1]
                 if split in (None, key[1]):
                     images.setdefault(key, _Image(where, _size(where, fields), []))
                     images[key].rows.extend([row] if row else [])
