@@ -63,6 +63,9 @@ def test_a_letter_that_no_font_has_becomes_its_number():
         UserWarning, match=r'letters 猫: they are drawn as U\+732B; pip install "sppnet\[fonts\]"'
     ):
         assert legible("big 猫") == "big U+732B"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert legible("small 猫") == "small U+732B", "told once"
     assert legible("кошка") == "кошка"
 
 

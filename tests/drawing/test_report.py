@@ -226,7 +226,7 @@ def test_names_come_through_whole(tmp_path):
     for name in names:
         assert any(row and row[0] == name for row in page.rows), name
     assert "<i>.jpg" in page.text
-    assert "\\udce9" in page.text
+    assert "caf\\xe9" in page.text
 
 
 def test_photos_that_were_left_out_are_named(tmp_path):

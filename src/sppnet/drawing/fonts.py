@@ -46,13 +46,7 @@ def legible(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    missing = sorted({letter for letter in text if _drawable(letter) and _font_of(letter) is None})
-    if missing:
-        warnings.warn(
-            f"no font here has the letters {' '.join(missing)}: they are drawn as U+{ord(missing[0]):04X}; "
-            'pip install "sppnet[fonts]" brings fonts for nearly all scripts',
-            stacklevel=2,
-        )
+    _tell("".join(sorted({letter for letter in text if _drawable(letter) and _font_of(letter) is None})))
     return "".join(_written(letter) for letter in text)
 
 
@@ -173,6 +167,17 @@ def page_fonts(text: str) -> list[PageFont]:
 def _family(path: Path) -> str:
     """Return a name for a font, of letters that no pattern and no style sheet takes for its own."""
     return f"sppnet {''.join(filter(str.isalnum, path.stem))}"
+
+
+@cache
+def _tell(missing: str) -> None:
+    """Warn of letters that no font has, once."""
+    if missing:
+        warnings.warn(
+            f"no font here has the letters {' '.join(missing)}: they are drawn as U+{ord(missing[0]):04X}; "
+            'pip install "sppnet[fonts]" brings fonts for nearly all scripts',
+            stacklevel=3,
+        )
 
 
 def _written(letter: str) -> str:

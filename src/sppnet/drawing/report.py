@@ -16,7 +16,7 @@ from PIL import Image
 from sppnet.arrays import Boxes, IntArray, Pixels
 from sppnet.boxes import Detections, Target, score_texts
 from sppnet.drawing.detections import draw_detections
-from sppnet.drawing.fonts import page_fonts
+from sppnet.drawing.fonts import legible, page_fonts
 from sppnet.drawing.plots import CURVES, PANELS, RATES, precision_recall_svg, reliability_svg, threshold_svgs
 from sppnet.drawing.sheets import message_tile, scaled
 from sppnet.errors import SppnetError
@@ -113,7 +113,13 @@ def write_detection_report(
     matrix = detection_confusion(report.detections, targets, classes, thresholds)
     galleries = _galleries(report, kept, mistakes) if photos else {}
     loader = jinja2.PackageLoader("sppnet.drawing", "")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: legible(value) if type(value) is str else value,
+    )
     page = environment.get_template("report.html.jinja").render(
         report=report,
         about=about,
@@ -132,8 +138,7 @@ def write_detection_report(
         fonts=page_fonts("".join([*classes, *(sample.name for sample in data), *about.values(), *notes])),
     )
     with atomic_path(path) as temporary:
-        # Names of files may hold bytes that are no text.
-        temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
+        temporary.write_text(page, "utf-8")
 
 
 def headline(report: DetectionReport) -> list[str]:
