@@ -342,7 +342,7 @@ class TestNoLuck:
         root = write_files(tmp_path, files | {"derived/coco.json": coco(STEMS)})
         message = only_error(root)
         assert "coco data (derived/coco.json)" in message
-        assert message.endswith("expected format= to choose one, or the file of one")
+        assert message.endswith("expected one: name its file or folder, or format=")
         assert_all_there(read_dataset(root, format="coco"), STEMS)
         assert_all_there(read_dataset(root / "derived/coco.json"), STEMS)
 
@@ -364,6 +364,10 @@ class TestNoLuck:
             (
                 YOLO | {"a.yaml": yaml(names=["a"]), "b.yaml": yaml(names=["b"])},
                 "found a.yaml and b.yaml, expected one",
+            ),
+            (
+                YOLO | {"classes.txt": b"disc\n\nsquare\n"},
+                "classes.txt:3: found",
             ),
             (LAYOUTS["yolo-darknet"] | {"valid/_darknet.labels": b"a"}, "found other classes than in"),
         ],

@@ -59,7 +59,7 @@ class TestEveryFormat:
         voc_tree(tmp_path, {"train": 2})
         yolo_tree(tmp_path, {"train": 3})
         assert (
-            "found voc data (Annotations/000001.xml) and yolo data (data.yaml), expected format="
+            "found voc data (Annotations/000001.xml) and yolo data (data.yaml), expected one: name"
             in only_error(tmp_path)
         )
         assert len(read_dataset(tmp_path, format="voc")) == 2

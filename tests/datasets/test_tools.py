@@ -111,5 +111,5 @@ def test_several_tools_in_one_folder(tmp_path):
     for format in ("labelme", "cvat"):
         TOOLS[format](tmp_path, ".", named(1))
     line = only_error(tmp_path)
-    assert "found labelme data (p1.json) and cvat data (annotations.xml), expected format= to choose" in line
+    assert "found labelme data (p1.json) and cvat data (annotations.xml), expected one: name its file" in line
     assert read_dataset(tmp_path, format="cvat").format == "cvat"

@@ -28,6 +28,11 @@ class TestYolo:
         dataset = read_dataset(file)
         assert (len(dataset), dataset.split) == (6, "train")
 
+    @pytest.mark.parametrize("names", ["{'0': '7', '1': a, '2': b}", "[7, a, b]"])
+    def test_names_and_numbers_as_text(self, yolo, names):
+        write(yolo / "data.yaml", f"names: {names}\ntrain: images/train\n")
+        assert read_dataset(yolo).category_ids == {"7": 0, "a": 1, "b": 2}
+
     def test_list_of_images(self, yolo):
         write(yolo / "train.txt", "./images/train/000001.jpg\nimages/train/000002.jpg\n")
         write(yolo / "data.yaml", f"names: [{', '.join(SHAPES)}]\ntrain: train.txt\n")

@@ -242,7 +242,7 @@ def _located(
                 found[name] = layout
     if len(found) > 1:
         both = " and ".join(f"{name} data ({layout.shown})" for name, layout in found.items())
-        raise DatasetError(f"{tree.root}: found {both}, expected format= to choose one, or the file of one")
+        raise DatasetError(f"{tree.root}: found {both}, expected one: name its file or folder, or format=")
     return found, fitting
 
 

@@ -104,10 +104,7 @@ def _first(tree: Tree, names: Sequence[str]) -> str:
 def _by_yaml(tree: Tree, file: Path) -> tuple[_Classes, list[_Source]]:
     """Return the classes and the sources that a YAML file names."""
     content = _description(file)
-    names = content.get("names")
-    classes = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
-        raise DatasetError(f"{file}: found {names!r} as names, expected class names, or index: name")
+    classes = _named_classes(file, content.get("names"))
     base = clean(str(content.get("path") or ""))
     bases = [file.parent / base, file.parent, Path(base)]
     entries = [
@@ -120,6 +117,20 @@ def _by_yaml(tree: Tree, file: Path) -> tuple[_Classes, list[_Source]]:
     # Splits have any names; other keys name no folder that is there.
     named = [(key, entry) for key, entry in entries if is_split(key) or (bases[0] / clean(entry)).exists()]
     return _Classes(classes, 5 if "kpt_shape" in content else None), _sources(tree, file, named, bases)
+
+
+def _named_classes(file: Path, names: Any) -> dict[int, str]:
+    """Return the classes that a YAML file names in a list, or by their numbers."""
+    named = dict(enumerate(names)) if isinstance(names, list) else names
+    try:
+        classes = {int(number): name for number, name in named.items()}
+    except (AttributeError, TypeError, ValueError):
+        classes = {}
+    # YAML takes a name of digits for a number; what it takes yes and no for does not tell them apart.
+    known = [isinstance(name, str | int) and not isinstance(name, bool) for name in classes.values()]
+    if not known or not all(known):
+        raise DatasetError(f"{file}: found {names!r} as names, expected class names, or index: name")
+    return {number: str(name) for number, name in classes.items()}
 
 
 def _by_data(tree: Tree, file: Path) -> tuple[_Classes, list[_Source]]:
@@ -175,7 +186,12 @@ def _description(file: Path) -> dict[Any, Any]:
 
 
 def _class_list(file: Path) -> dict[int, str]:
-    return dict(enumerate(text for _, text in numbered_lines(file)))
+    """Return the classes of a list, a line each."""
+    lines = list(numbered_lines(file))
+    for number, (where, name) in enumerate(lines, 1):
+        if where != f"{file}:{number}":
+            raise DatasetError(f"{where}: found {name!r} after an empty line, expected a class in every line")
+    return dict(enumerate(name for _, name in lines))
 
 
 def _one_list(tree: Tree, names: Sequence[str]) -> dict[int, str]:
