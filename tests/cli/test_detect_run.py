@@ -265,6 +265,11 @@ class TestVideos:
         rows = list(csv.DictReader(Path("counts.csv").read_text("utf-8-sig").splitlines()))
         assert [row["frame"] for row in rows[:3]] == ["0", "2", "4"]
 
+    def test_results_are_printed_alone(self, model, clip):
+        outcome = succeeds("detect", "run", model, clip, "--every", "3", "--format", "json")
+        assert [entry["frame"] for entry in json.loads(outcome.out)["images"]] == [0, 3]
+        assert "note: clip.mp4: 10 frames per second; 2 of 6 frames looked at" in outcome.err
+
     def test_beside_photos(self, model, clip, photos):
         outcome = succeeds("detect", "run", model, photos, clip, "--out", "found", "--every", "3")
         assert sorted(p.name for p in Path("found").iterdir()) == ["1.jpg", "2.jpg", "3.jpg", "clip.mp4"]

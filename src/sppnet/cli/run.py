@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +84,8 @@ def run(
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
         options = {"proposals": proposals, "threshold": opt.share(threshold), "scores": scores}
-        found = _Found(detector, options, keep=written.asked)
+        tell = console.note if written.to_stdout else print
+        found = _Found(detector, options, keep=written.asked, tell=tell)
         _detect_photos(found, given, drawn[: len(given.photos)])
         for i, source in enumerate(given.videos, len(given.photos)):
             _detect_video(found, source, drawn[i] if drawn else None, every)
@@ -201,11 +202,8 @@ class _Written:
         if self.counts is not None:
             write_counts(predictions, self.classes, self.counts)
         if self.format is not None:
-            written = write_predictions(predictions, self.classes, self.format, self.place)
-            if len(written) == 1:
-                print(f"results in {written[0]}")
-            elif written:
-                print(f"results in {len(written)} files in {self.place}")
+            if write_predictions(predictions, self.classes, self.format, self.place):
+                print(f"results in {self.place}")
 
 
 @dataclass
@@ -213,11 +211,13 @@ class _Found:
     """What was found so far.
 
     Of videos the detections are kept only if they are to be written, as memory is not to grow with them.
+    `tell` prints a line, beside results that are printed.
     """
 
     detector: Detector | Ensemble
     options: dict[str, Any]
     keep: bool
+    tell: Callable[[str], None]
     predictions: list[Prediction] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     rows: list[tuple[str, ...]] = field(default_factory=list)
@@ -275,7 +275,7 @@ def _detect_video(found: _Found, source: str, target: Path | None, every: int) -
     found.seen += 1
     names = [name for name in found.detector.classes_ if counts[name]] or ["-"]
     found.rows += [(Path(source).name, name, str(counts[name]), str(frames[name])) for name in names]
-    _print_speed(video, number, every, speed)
+    _tell_speed(found, video, number, every, speed)
 
 
 def _frames(found: _Found, video: Video, every: int) -> Iterator[tuple[Frame, Pixels, Detections]]:
@@ -300,13 +300,11 @@ def _frames(found: _Found, video: Video, every: int) -> Iterator[tuple[Frame, Pi
         yield frame, seen, detections
 
 
-def _print_speed(video: Video, number: int, every: int, speed: float) -> None:
+def _tell_speed(found: _Found, video: Video, number: int, every: int, speed: float) -> None:
     """Say how many frames a video has, how many of them were looked at, and how fast."""
     of = "" if video.count is None else f" of {video.count}"
-    print(
-        f"{video.name}: {video.fps:.4g} frames per second; {number}{of} frames looked at, "
-        f"{speed:.3g} in a second"
-    )
+    which = f"{number}{of} frames looked at, {speed:.3g} in a second"
+    found.tell(f"{video.name}: {video.fps:.4g} frames per second; {which}")
     if video.count is not None and number * every < _WHOLE * video.count - every:
         console.note(f"{video.name}: found fewer than the {video.count} frames that it states, it is damaged")
 
