@@ -202,7 +202,8 @@ class _Written:
         if self.counts is not None:
             write_counts(predictions, self.classes, self.counts)
         if self.format is not None:
-            if write_predictions(predictions, self.classes, self.format, self.place):
+            write_predictions(predictions, self.classes, self.format, self.place)
+            if self.place is not None:
                 print(f"results in {self.place}")
 
 
