@@ -90,7 +90,7 @@ class TestTrain:
 
     @pytest.mark.parametrize("option", ["--projection", "--scale-rule", "--negatives"])
     def test_unknown_rule(self, data, option, monkeypatch):
-        monkeypatch.setattr("sppnet.detection.detector.propose_all", None)  # it is said before the long work
+        monkeypatch.setattr("sppnet.detection.detector.propose_each", None)  # it is said before the long work
         command = ("detect", "train", data, "--split", "train", "--out", "m.safetensors", *QUICK)
         says = [option, "'best' is not one of", "'released', 'paper'", "see sppnet detect train --help"]
         fails(*command, option, "best", says=says, status=2)
@@ -140,7 +140,7 @@ class TestTrain:
 
     @pytest.mark.parametrize("asked", ["unicorn", "disc,unicorn"])
     def test_class_without_examples(self, data, asked, monkeypatch):
-        monkeypatch.setattr("sppnet.detection.detector.propose_all", None)  # it is said before the long work
+        monkeypatch.setattr("sppnet.detection.detector.propose_each", None)  # it is said before the long work
         says = [data, "unicorn", ", ".join(sorted(SHAPES))]
         fails("detect", "train", data, "--out", "m.safetensors", "--classes", asked, *QUICK, says=says)
 
@@ -347,7 +347,7 @@ class TestBadOptions:
     def test_device(self, data, model, photos, device, monkeypatch):
         if device == "cuda" and torch.cuda.is_available():
             pytest.skip("there is a CUDA device")
-        monkeypatch.setattr("sppnet.detection.detector.propose_all", None)  # it is said before the long work
+        monkeypatch.setattr("sppnet.detection.detector.propose_each", None)  # it is said before the long work
         fails(
             "detect",
             "train",

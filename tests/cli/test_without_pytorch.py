@@ -86,6 +86,6 @@ def test_what_needs_pytorch_says_so_before_any_work(command, purpose, data, monk
     for name in BARRED:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("sppnet.errors.find_spec", lambda name: None if name in BARRED else object())
-    monkeypatch.setattr("sppnet.proposals.cache.propose_all", lambda *_: pytest.fail("that is work"))
+    monkeypatch.setattr("sppnet.proposals.cache.propose_each", lambda *_: pytest.fail("that is work"))
     given = [data if part == "DATA" else part for part in command]
     fails(*given, "--out", "a.safetensors", says=(purpose, 'pip install "sppnet[torch]"'))

@@ -45,7 +45,9 @@ def scored(detector, image, boxes, regress):
     moved, margins = detector.score(detector.encode(image), boxes, regress=regress)
     clipped = np.clip(moved, 0, np.array([SHAPE[1], SHAPE[0]] * 2))
     calibration = detector.fitted_.calibration
-    return clipped, margins * calibration.slopes + calibration.offsets, margins
+    away = margins - calibration.knots
+    slopes = np.where(away < 0, calibration.slopes[:, 0], calibration.slopes[:, 1])
+    return clipped, calibration.levels + slopes * away, margins
 
 
 def sigmoid(x):
@@ -118,7 +120,7 @@ def test_likelyare_as_likely_as_the_detectors_say_on_the_mean(detectors, image, 
 def test_a_detector_whose_scores_say_nothing_changes_no_order(detectors, image):
     one, two = detectors
     dull = copy.copy(two)
-    flat = Calibration(np.full(3, 1e-6, np.float32), np.zeros(3, np.float32))
+    flat = Calibration(*np.zeros((2, 3), np.float32), np.full((3, 2), 1e-6, np.float32))
     dull.fitted_ = replace(two.fitted_, calibration=flat)
     dull.fitted_.svms.biases[:] = 0  # above -1.5 wherever the windows are
     found = Ensemble([one, dull]).predict(image, windows(image), regress=False, threshold=0)
@@ -158,7 +160,7 @@ def reordered(detector, order):
         classes=tuple(fitted.classes[k] for k in order),
         svms=LinearSVMs(fitted.svms.weights[order], fitted.svms.biases[order]),
         regression=BoxRegression(fitted.regression.weights[order], fitted.regression.offsets[order]),
-        calibration=Calibration(fitted.calibration.slopes[order], fitted.calibration.offsets[order]),
+        calibration=Calibration(*(part[order] for part in vars(fitted.calibration).values())),
         thresholds=fitted.thresholds[order],
     )
     return other

@@ -74,6 +74,7 @@ def drawn_detector(small_backbone, photo):
         svms /= (vectors @ svms.T).std(axis=0)[:, None]
         biases = -(vectors @ svms.T).mean(axis=0) - np.float32([0.5, 1.0])
         offsets = np.float32([[0, 0.1, 0.2, 0.3], [-0.1, 0, 0, 0.1]])
+        calibration = Calibration(*np.float32([[0.1, -0.2], [0.5, -1]]), np.float32([[2, 1], [3, 4]]))
         detector.fitted_ = Fitted(
             classes=("this", "that"),
             backbone=backbone,
@@ -84,8 +85,7 @@ def drawn_detector(small_backbone, photo):
             feature_scale=feature_scale,
             photos=np.zeros(0, np.uint64),
             objects=np.zeros(2, np.int64),
-            **unmeasured(2)._asdict()
-            | {"calibration": Calibration(np.float32([2, 3]), np.float32([0.5, -1]))},
+            **unmeasured(2)._asdict() | {"calibration": calibration},
         )
         return detector
 

@@ -25,6 +25,7 @@ from sppnet.proposals import (
     read_windows,
     write_windows,
 )
+from sppnet.proposals.cache import propose_each
 
 EVERY = [*METHODS, "selective-search+edge-boxes+dense"]
 
@@ -437,17 +438,19 @@ def test_windows_of_a_file_that_is_not_there():
 
 def test_failures_name_the_image(files, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    good, broken, *rest = propose_all([files[0], tmp_path / "broken.jpg", *files], EdgeBoxes())
+    good, broken, *rest = propose_each([files[0], tmp_path / "broken.jpg", *files], EdgeBoxes())
     check_equal(good, EdgeBoxes()(read_image(files[0])))
     assert isinstance(broken, ImageError)
     assert "broken.jpg" in str(broken)
     assert len(rest) == len(files), "one that fails stops no other"
     check_equal(rest[0], good)
-    (missing,) = propose_all([tmp_path / "missing.jpg"], EdgeBoxes(), tmp_path)
+    (missing,) = propose_each([tmp_path / "missing.jpg"], EdgeBoxes(), tmp_path)
     assert isinstance(missing, FileNotFoundError)
     assert "missing.jpg" in str(missing)
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        list(propose_all([files[0], tmp_path / "broken.jpg"], EdgeBoxes()))
     write_windows(tmp_path / "none.npz", [])
-    for error in propose_all(files, parse(str(tmp_path / "none.npz"))):
+    for error in propose_each(files, parse(str(tmp_path / "none.npz"))):
         assert isinstance(error, SppnetError)
         assert ".png: found an image" in str(error)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,11 +12,11 @@ import typer
 
 import sppnet.cli.console as console
 import sppnet.cli.options as opt
+from sppnet.cli.quality import print_quality
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
     from sppnet.detection.detector import Detector
-    from sppnet.detection.quality import Quality
 
 detect = typer.Typer(no_args_is_help=True, help="Train, run and evaluate object detectors.")
 
@@ -90,7 +89,7 @@ def train(
         left_out = sorted(set(dataset.classes) - set(detector.classes_))
         if left_out and classes is None:
             console.note(f"left out, all examples are difficult or crowds: {', '.join(left_out)}")
-    _tell(detector, detector.classes_)
+    print_quality(detector, detector.classes_)
     print(f"{out}: {', '.join(detector.classes_)} from {len(dataset)} images{_memory()}")
 
 
@@ -124,7 +123,7 @@ def add_class(
     with _work(folder, cache is None) as work:
         detector.add_class(names, dataset, max_bad=max_bad / 100, **work)
         detector.save(out)
-    _tell(detector, names)
+    print_quality(detector, names)
     print(f"{out}: {', '.join(detector.classes_)}{_memory()}")
 
 
@@ -164,7 +163,7 @@ def thresholds(
     if dataset is not None:
         detector = detector.calibrated(dataset, max_bad=max_bad / 100, track=console.track)
     detector = detector.with_thresholds(_precise(detector, precision) | wanted)
-    _tell(detector, detector.classes_, (0.25, 0.5, 0.75))
+    print_quality(detector, detector.classes_, (0.25, 0.5, 0.75))
     if out is not None:
         detector.save(out)
         print(f"{out}: {_listed(detector)}")
@@ -209,32 +208,6 @@ def _memory() -> str:
 
     memory = peak_memory()
     return "" if memory is None else f", {memory:.1f} GB of memory at the peak"
-
-
-def _tell(detector: Detector, names: Sequence[str], others: Sequence[float] = ()) -> None:
-    """Say how good classes are on photos that they were not learned from: in a table, and in words."""
-    quality, rows = detector.fitted_.quality, []
-    stored = dict(zip(detector.classes_, detector.thresholds_.tolist(), strict=True))
-    for name in names:
-        k = detector.classes_.index(name)
-        known = f"{100 * quality.average_precision[k]:.1f}" if quality.objects[k] else "-"
-        rows.append(
-            (name, str(quality.photos[k]), str(quality.objects[k]), known, *_row(quality, k, stored[name]))
-        )
-        rows += [("", "", "", "", *_row(quality, k, threshold)) for threshold in others]
-    columns = ("class", "photos", "objects", "AP", "threshold", "precision", "recall", "F1")
-    console.print_rows(columns, rows, "On photos not learned from")
-    for name in names:
-        print(f"{name}: {quality.sentence(detector.classes_.index(name), stored[name])}")
-
-
-def _row(quality: Quality, k: int, threshold: float) -> tuple[str, ...]:
-    counts = quality.at(k, threshold)
-    shares = (counts.precision, counts.recall, counts.f1)
-    return (
-        f"{100 * threshold:.0f} %",
-        *("-" if isnan(share) else f"{100 * share:.0f} %" for share in shares),
-    )
 
 
 def _listed(detector: Detector) -> str:

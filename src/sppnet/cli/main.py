@@ -22,6 +22,7 @@ from sppnet.cli.dataset import dataset
 from sppnet.cli.detect import detect
 from sppnet.cli.embed import embed
 from sppnet.cli.evaluate import evaluate, score
+from sppnet.cli.info import info
 from sppnet.cli.protocol import protocol
 from sppnet.cli.run import run
 from sppnet.cli.search import index, search
@@ -40,6 +41,7 @@ app.command()(index)
 app.command()(search)
 app.command()(propose)
 app.command()(export)
+app.command()(info)
 app.add_typer(backbone, name="backbone")
 app.add_typer(protocol, name="protocol")
 

@@ -52,7 +52,7 @@ from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys, pixels_of
 from sppnet.models import model_path
 from sppnet.progress import StageTimer, Track, no_track
-from sppnet.proposals.cache import cache_folder, propose_all
+from sppnet.proposals.cache import cache_folder, propose_each
 from sppnet.proposals.choosing import parse
 from sppnet.proposals.maps import MAPS, Objectness
 from sppnet.proposals.method import Proposer
@@ -388,7 +388,7 @@ class Detector(Estimator):
             method, bad = parse(PROPOSALS if self.proposals == MAPS else self.proposals), []
             kept, windows, total = [], [], len(data)
             with work.timer("proposals"):
-                found = propose_all([sample.image for sample in data], method, cache_folder())
+                found = propose_each([sample.image for sample in data], method, cache_folder())
                 for sample in work.track(data, "Proposing windows"):
                     proposed = next(found)
                     if isinstance(proposed, Exception):
@@ -849,7 +849,7 @@ class Detector(Estimator):
             "SVMs": (fitted.svms.weights.shape, (count, taken)),
             "regressions": (fitted.regression.weights.shape, (count, 4, pooled)),
             "thresholds": (fitted.thresholds.shape, (count,)),
-            "slopes": (fitted.calibration.slopes.shape, (count,)),
+            "slopes": (fitted.calibration.slopes.shape, (count, 2)),
             "curves": (fitted.quality.curve.shape, (count, PERCENTS, 2)),
         }
         if head is not None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sppnet.arrays import Boxes, FloatArray, Image, Pixels
 from sppnet.boxes import Detections
 from sppnet.datasets.records import Sample
-from sppnet.detection.calibration import Calibration, Scores
+from sppnet.detection.calibration import Scores, shown, sigmoid
 from sppnet.detection.postprocess import LEAST_SCORE, postprocess
 from sppnet.detection.stream import Asked, detect_each, measure
 from sppnet.errors import NotFittedError, SppnetError
@@ -132,9 +132,9 @@ class Ensemble:
             nms_iou, limit = self.detectors[0].nms_iou, self.detectors[0].limit
             found = postprocess(places, together, self.classes_, encoded.size, nms_iou, NO_ODDS, limit)
             least = self.thresholds_ if threshold is None else threshold
-            count = len(self.classes_)
-            plain = Calibration(np.ones(count, np.float32), np.zeros(count, np.float32))
-            return plain.applied(found, self.classes_, least, scores)
+            kinds = np.array([self.classes_.index(label) for label in found.labels], np.int64)
+            chances = sigmoid(found.scores)
+            return shown(found, kinds, chances, least, chances)
 
     def stream(
         self,

@@ -19,7 +19,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 FORMAT, VERSION = "sppnet-detector", "5"
 _FITTED = [
     *(f"{name}.{part}" for name in ("svms", "regression") for part in ("weights", "largest", "offsets")),
-    *("photos", "objects", "calibration.slopes", "calibration.offsets", "thresholds"),
+    *("photos", "objects", "thresholds"),
+    *(f"calibration.{part}" for part in ("knots", "levels", "slopes")),
     *(f"quality.{part}" for part in ("average_precision", "curve", "objects", "photos", "folds")),
 ]
 _FACTS = {"backbone", "classes", "feature_scale", "settings", "sppnet"}

@@ -17,6 +17,9 @@ from sppnet.evaluation.detection import Counts, voc_detection
 PERCENTS = 101
 """Thresholds at which detections are counted: 0, 1 ... 100 %."""
 
+SMOOTHING = 30
+"""Hits are taken half as counted and half as promised, for thresholds, where there are so many objects."""
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -66,11 +69,12 @@ class Quality:
         """Say what is found of class k: ``"finds 8 of 10, one false alarm in 12 photos"``."""
         counts, photos = self.at(k, threshold), int(self.photos[k])
         if not counts.objects:
-            return "could not be measured, as it is shown in too few photos"
+            return "not measured: too few photos show it" if photos else "not measured"
         wrong, often = counts.false_alarms, counts.false_alarms / photos
         alarms = f"{often:.1f} false alarms in a photo" if often > 1 else "no false alarm"
         if 0 < often <= 1:
-            alarms = f"one false alarm in {round(photos / wrong)} photos"
+            each = round(photos / wrong)
+            alarms = f"one false alarm in {each} photo{'s' if each > 1 else ''}"
         return f"finds {counts.hits} of {counts.objects}, {alarms}"
 
 
@@ -156,9 +160,9 @@ def curve(chances: FloatArray, weights: FloatArray | npt.NDArray[np.bool_]) -> n
 def best_thresholds(quality: Quality, expected: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """Return the threshold of the best F1 of each class, in whole per cents.
 
-    F1 of few detections jumps with each of them. So hits are taken half as they were counted and half as the
-    probabilities promise them, the smoother the fewer objects there are. A class without any object takes the
-    threshold that is best for all others together.
+    F1 of few detections jumps with each of them. So hits are a mean of those that were counted, weighted by
+    the number n of objects, and of those that the probabilities promise, weighted by `SMOOTHING`. A class
+    without any object takes the threshold that is best for all others together.
 
     Parameters
     ----------
@@ -177,9 +181,6 @@ def best_thresholds(quality: Quality, expected: npt.NDArray[np.float64]) -> npt.
     common = _middle(pooled[inner]) if quality.objects.any() else 49
     best = [_middle(row[inner]) if n else common for row, n in zip(f1, quality.objects, strict=True)]
     return ((np.array(best) + 1) / 100).astype(np.float32)
-
-
-SMOOTHING = 30
 
 
 def _middle(values: FloatArray) -> int:

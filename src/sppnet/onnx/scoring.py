@@ -68,9 +68,10 @@ def calibrate(
         Boxes, probabilities and classes by falling probability.
     """
     boxes, scores, labels = found
-    chances = op.Sigmoid(
-        op.Gather(calibration.slopes, labels) * scores + op.Gather(calibration.offsets, labels)
-    )
+    low, high = (op.Gather(slopes, labels) for slopes in calibration.slopes.T)
+    away = scores - op.Gather(calibration.knots, labels)
+    levels = op.Gather(calibration.levels, labels)
+    chances = op.Sigmoid(levels + low * away.clip(max=0) + high * away.clip(min=0))
     kept = op.NonZero(chances >= op.Gather(thresholds, labels))[0]
     values = op.Gather(chances, kept)
     falling, order = op.TopK(values, op.Shape(values), outputs=2)

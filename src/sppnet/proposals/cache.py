@@ -32,6 +32,25 @@ def propose_all(
     method: Proposer,
     cache: str | Path | None = None,
     workers: int | None = None,
+) -> Iterator[Windows]:
+    """Propose windows for many images, as `propose_each` does, of which all must be readable.
+
+    Raises
+    ------
+    SppnetError, OSError
+        From the first image that cannot be read or proposed for; the message names it.
+    """
+    for found in propose_each(images, method, cache, workers):
+        if isinstance(found, Exception):
+            raise found
+        yield found
+
+
+def propose_each(
+    images: Sequence[str | Path | Pixels],
+    method: Proposer,
+    cache: str | Path | None = None,
+    workers: int | None = None,
 ) -> Iterator[Windows | Exception]:
     """Propose windows for many images, several at a time.
 
