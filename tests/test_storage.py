@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sppnet.storage import (
     read_checkpoint,
     read_json,
     read_metadata,
+    read_text,
     write_tensors,
 )
 
@@ -191,3 +193,35 @@ class TestAtomicFolder:
             with pytest.raises(OSError, match=says), atomic_folder(tmp_path / name):
                 pass
         assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+class TestText:
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    def test_encodings_and_ends_of_lines(self, tmp_path, encoding, end):
+        file = tmp_path / "a.txt"
+        file.write_bytes(f" ünï 猫\u2028(1)\x0b {end}{end}b{end}".encode(encoding))
+        assert list(numbered_lines(file)) == [(f"{file}:1", "ünï 猫\u2028(1)"), (f"{file}:3", "b")]
+
+    @pytest.mark.parametrize(
+        ("content", "line", "found"),
+        [
+            ("a\n人\n".encode("gbk"), 2, "bytes that are no text in UTF-8"),
+            (b"a\r\nb\r\n\xe9\r\n", 3, "bytes that are no text in UTF-8"),
+            ("a\nb\n".encode("utf-16")[:-1], 2, "bytes that are no text in UTF-16"),
+            ("a\nb\n".encode("utf-16-le"), 1, "a byte of 0"),
+            (b"a\n\0", 2, "a byte of 0"),
+        ],
+    )
+    def test_anything_else_is_refused(self, tmp_path, content, line, found):
+        file = tmp_path / "a.txt"
+        file.write_bytes(content)
+        expected = "expected text in UTF-8, or in UTF-16 with its mark"
+        with pytest.raises(SppnetError) as caught:
+            read_text(file)
+        assert str(caught.value) == f"{file}:{line}: found {found}, {expected}"
+
+    def test_names_may_be_of_any_bytes(self, tmp_path):
+        file = tmp_path / "a.txt"
+        file.write_bytes(b"\xe9.jpg\nb.jpg\n")
+        assert [os.fsencode(name) for _, name in numbered_lines(file, names=True)] == [b"\xe9.jpg", b"b.jpg"]

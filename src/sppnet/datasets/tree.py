@@ -7,6 +7,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sppnet.datasets.findings import Findings, Record
 
 _HEAD = 4096  # bytes of a file by which its format is told
+_MANY = 8  # files of one name, from which on they are looked up by their folder first
 _PICTURES = frozenset({".heic", ".heif", ".hif", ".dng", ".cr2", ".nef", ".arw", ".jp2", ".psd"}) - SUFFIXES
 _NO_PHOTOS = frozenset(
     {"segmentationclass", "segmentationobject", "segmentation", "segmentations", "mask", "masks"}
@@ -200,6 +202,36 @@ class Names:
         """The files of each name without folders and suffix, in small letters."""
         return _grouped(self.names, stem_key)
 
+    @cached_property
+    def _by_folder(self) -> dict[tuple[str, str], list[str]]:
+        """The files of each stem in a folder of each name, in small letters."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for name in self.names:
+            found.setdefault((_folder_key(name), stem_key(name)), []).append(name)
+        return found
+
+    def called(self, written: str, key: str, by_stem: bool) -> Iterator[list[str]]:
+        """Yield the files that may be meant, the likelier ones first where there are many.
+
+        Frames of videos have the same names in every folder: those in a folder of the name that is written
+        come before all of them.
+
+        Parameters
+        ----------
+        written : str
+            The path as it is written, with ``/`` between folders.
+        key : str
+            `file_key` or `stem_key` of the name that is looked for.
+        by_stem : bool
+            Whether it is a stem.
+        """
+        named = (self.by_stem if by_stem else self.by_name).get(key, [])
+        if len(named) > _MANY:
+            stem = key if by_stem else stem_key(key)
+            close = self._by_folder.get((_folder_key(written), stem), [])
+            yield [name for name in close if (by_stem or file_key(name) == key) and not _is_mask(name)]
+        yield named
+
     def find(
         self, named: Sequence[str], written: str, source: Path, own: str | None, splits: Collection[str]
     ) -> str | None:
@@ -284,12 +316,12 @@ def find_photo(tree: Tree, record: Record, splits: Collection[str]) -> str | Non
     if record.photo:
         return record.photo
     if record.stem:
-        by_stem = tree.photos.by_stem.get(file_key(record.stem), [])
         wanted = file_key(clean(record.file))
-        exact = [name for name in by_stem if file_key(name) == wanted]
-        found = tree.photos.find(exact or by_stem, record.stem, record.source, record.split, splits)
-        if found is not None:
-            return tree.photos.path(found)
+        for named in tree.photos.called(record.stem, file_key(record.stem), by_stem=True):
+            exact = [name for name in named if file_key(name) == wanted]
+            found = tree.photos.find(exact or named, record.stem, record.source, record.split, splits)
+            if found is not None:
+                return tree.photos.path(found)
     for written in dict.fromkeys((clean(record.file), clean(unquote(record.file)))):
         found = written and _as_written(tree, written, record, splits)
         if found:
@@ -335,7 +367,8 @@ def _as_written(tree: Tree, written: str, record: Record, splits: Collection[str
     tail = tail_of(written)
     name = _base(tail)
     photos = tree.photos
-    for named in (photos.by_name.get(file_key(name), []), photos.by_stem.get(stem_key(name), [])):
+    by_name = photos.called(tail, file_key(name), by_stem=False)
+    for named in chain(by_name, photos.called(tail, stem_key(name), by_stem=True)):
         exact = [other for other in named if _base(other) == name]
         found = photos.find(exact or named, tail, record.source, record.split, splits)
         if found is not None:
@@ -357,6 +390,11 @@ def _rank(name: str, written: str, near: str) -> tuple[int, int, int]:
     if common is None:
         common = min(len(parts) - 1, len(here))
     return not _is_mask(name), agreeing, 2 * common - len(parts) - len(here)
+
+
+def _folder_key(name: str) -> str:
+    """Return the name of the innermost folder of a path, in small letters."""
+    return file_key(name.rpartition("/")[0])
 
 
 def _is_mask(name: str) -> bool:

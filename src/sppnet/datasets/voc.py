@@ -110,10 +110,10 @@ def _listed(known: Names, where: str, line: str, file: Path) -> str:
     for text in (line, *([line.rsplit(None, 1)[0]] if _FLAG.search(line) else [])):
         written = clean(text)
         for stem in dict.fromkeys((written, os.path.splitext(written)[0])):
-            named = known.by_stem.get(file_key(stem), [])
-            name = known.find(named, stem, file, None, ())
-            if name is not None:
-                return name
+            for named in known.called(stem, file_key(stem), by_stem=True):
+                name = known.find(named, stem, file, None, ())
+                if name is not None:
+                    return name
     raise DatasetError(f"{where}: found no annotation of {line!r}, expected an XML file of this name")
 
 

@@ -14,7 +14,7 @@ import yaml
 from sppnet.datasets.entries import Entry, by_split, check_lines, check_stems, decimals
 from sppnet.datasets.findings import Annotation, Findings, Record
 from sppnet.datasets.splits import is_split, split_of_folders
-from sppnet.datasets.tree import Format, Layout, Names, Tree, clean, find_photo, stem_key, suffix_of, tail_of
+from sppnet.datasets.tree import Format, Layout, Names, Tree, clean, file_key, find_photo, suffix_of, tail_of
 from sppnet.errors import DatasetError
 from sppnet.storage import atomic_path, numbered_lines, read_text
 
@@ -325,9 +325,11 @@ def _by_stem(
     for photo in photos:
         with findings.collect():
             written = os.path.splitext(os.path.relpath(photo, tree.base))[0].replace(os.sep, "/")
-            named = known.by_stem.get(stem_key(photo.replace(os.sep, "/")), [])
-            name = known.find(named, written, Path(photo), source.split, splits)
-            held[photo] = None if name is None else known.path(name)
+            for named in known.called(written, file_key(written), by_stem=True):
+                name = known.find(named, written, Path(photo), source.split, splits)
+                if name is not None:
+                    held[photo] = known.path(name)
+                    break
     return held
 
 
