@@ -24,11 +24,11 @@ MOST_BYTES = 20_000_000
 
 
 class Service(ThreadingHTTPServer):
-    """Answers from one detector; detections that score less than `threshold` are left out."""
+    """Answers from one detector; detections less likely than `threshold`, or its own, are left out."""
 
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], detector: Detector, threshold: float = 0) -> None:
+    def __init__(self, address: tuple[str, int], detector: Detector, threshold: float | None = None) -> None:
         self.detector, self.threshold, self.turn = detector, threshold, Lock()
         super().__init__(address, Handler)
         detector.predict(demo_photo())  # Compiles, or loads what was compiled, before the first request.
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("model", help="a detector file, or animals")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--threshold", type=float, default=0.0, help="least score")
+    parser.add_argument("--threshold", type=float, help="least probability, 0 to 1")
     args = parser.parse_args()
     try:
         service = Service((args.host, args.port), Detector.load(args.model), args.threshold)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sppnet.datasets.writing import Written
     from sppnet.detection.detector import Detector
     from sppnet.detection.ensemble import Ensemble
+    from sppnet.detection.quality import Quality
     from sppnet.evaluation.protocols import VocReport
     from sppnet.images import Found
     from sppnet.proposals.writing import Proposed
@@ -154,6 +156,32 @@ def print_precisions(report: VocReport, column: str, title: str, digits: int) ->
     means = (f"{100 * mean:.{digits}f}" for mean in (report.mean_ap, report.mean_ap_area))
     columns = ("class", column, "AP (11-point)", "AP (area)")
     print_rows(columns, rows, title, [("mean", str(total), *means)])
+
+
+def print_quality(detector: Detector, names: Sequence[str], others: Sequence[float] = ()) -> None:
+    """Say how good classes are on photos that they were not learned from: in a table, and in words.
+
+    `others` are thresholds to tell of besides the stored ones.
+    """
+    quality, rows = detector.fitted_.quality, []
+    stored = dict(zip(detector.classes_, detector.thresholds_.tolist(), strict=True))
+    for name in names:
+        k = detector.classes_.index(name)
+        known = f"{100 * quality.average_precision[k]:.1f}" if quality.objects[k] else "-"
+        counts = str(quality.photos[k]), str(quality.objects[k])
+        rows.append((name, *counts, known, *_row(quality, k, stored[name])))
+        rows += [("", "", "", "", *_row(quality, k, threshold)) for threshold in others]
+    columns = ("class", "photos", "objects", "AP", "threshold", "precision", "recall", "F1")
+    print_rows(columns, rows, "On photos not learned from")
+    for name in names:
+        print(f"{name}: {quality.sentence(detector.classes_.index(name), stored[name])}")
+
+
+def _row(quality: Quality, k: int, threshold: float) -> tuple[str, ...]:
+    counts = quality.at(k, threshold)
+    shares = (counts.precision, counts.recall, counts.f1)
+    shown = ("-" if isnan(share) else f"{100 * share:.0f} %" for share in shares)
+    return (f"{100 * threshold:.0f} %", *shown)
 
 
 def print_seconds(seconds: Mapping[str, float], title: str = "Seconds by stage") -> None:

@@ -12,7 +12,6 @@ import typer
 
 import sppnet.cli.console as console
 import sppnet.cli.options as opt
-from sppnet.cli.quality import print_quality
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def train(
         left_out = sorted(set(dataset.classes) - set(detector.classes_))
         if left_out and classes is None:
             console.note(f"left out, all examples are difficult or crowds: {', '.join(left_out)}")
-    print_quality(detector, detector.classes_)
+    console.print_quality(detector, detector.classes_)
     print(f"{out}: {', '.join(detector.classes_)} from {len(dataset)} images{_memory()}")
 
 
@@ -123,7 +122,7 @@ def add_class(
     with _work(folder, cache is None) as work:
         detector.add_class(names, dataset, max_bad=max_bad / 100, **work)
         detector.save(out)
-    print_quality(detector, names)
+    console.print_quality(detector, names)
     print(f"{out}: {', '.join(detector.classes_)}{_memory()}")
 
 
@@ -163,7 +162,7 @@ def thresholds(
     if dataset is not None:
         detector = detector.calibrated(dataset, max_bad=max_bad / 100, track=console.track)
     detector = detector.with_thresholds(_precise(detector, precision) | wanted)
-    print_quality(detector, detector.classes_, (0.25, 0.5, 0.75))
+    console.print_quality(detector, detector.classes_, (0.25, 0.5, 0.75))
     if out is not None:
         detector.save(out)
         print(f"{out}: {_listed(detector)}")

@@ -11,7 +11,6 @@ import typer
 
 import sppnet.cli.console as console
 import sppnet.cli.options as opt
-from sppnet.cli.quality import print_quality
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def info(
         if not (detector is not None and name == "quality"):
             print(f"{name}: {_shown(value)}")
     if detector is not None:
-        print_quality(detector, detector.classes_)
+        console.print_quality(detector, detector.classes_)
     console.write_json(json_file, facts)
 
 
