@@ -4,11 +4,11 @@
 
 Each argument is NAME=DATA, fitted to the split train and measured on test; NAME=DATA@SPLIT measures on
 another split, and NAME=DATA@SPLIT@MODEL takes a detector that is fitted already. Printed are the expected
-calibration error over ten bins of equal mass, of detections after suppression that an SVM gives -1.5 or more;
-and F1 at the stored thresholds beside the best that thresholds chosen on the test photos reach: one for all
-classes, and one for each. ``--compare`` tells instead what is known without the test photos: errors and F1
-when the calibration, by Platt or isotonic, and the thresholds are learned from half of the out-of-fold photos
-and measured on the other half.
+calibration error over ten bins of equal mass, of detections after suppression that an SVM gives -1.5 or more,
+and of those of 5 % and more, which are drawn; and F1 at the stored thresholds beside the best that thresholds
+chosen on the test photos reach: one for all classes, and one for each. ``--compare`` tells instead what is
+known without the test photos: errors and F1 when the calibration, by Platt or isotonic, and the thresholds
+are learned from half of the out-of-fold photos and measured on the other half.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def measured(report: DetectionReport) -> dict[str, Any]:
         "objects": report.objects,
         "mAP": report.mean_ap,
         "error": expected_calibration_error(chances, hits),
-        "error of 5 % and more": expected_calibration_error(chances[likely], hits[likely]),
+        f"error of {LIKELY:.0%} and more": expected_calibration_error(chances[likely], hits[likely]),
         "error by class": errors,
         "F1": total.f1,
         "best F1, one threshold": float(best_f1(chances, hits, report.objects)),
@@ -73,7 +73,7 @@ def measured(report: DetectionReport) -> dict[str, Any]:
         "best F1 of classes, a threshold each": float(np.mean(best)),
         "precision": total.precision,
         "recall": total.recall,
-        "curve": [values.tolist() for values in reliability(chances, hits).__dict__.values()],
+        "curve": [values.tolist() for values in vars(reliability(chances[likely], hits[likely])).values()],
     }
 
 
@@ -139,7 +139,8 @@ def draw(results: dict[str, dict[str, Any]], out: Path) -> None:
         _, mean, observed, _ = result["curve"]
         axis.plot([0, 100], [0, 100], color="#999999", linewidth=1)
         axis.plot(100 * np.array(mean), 100 * np.array(observed), "o-", color="#0072b2")
-        axis.set_title(f"{name}: error {100 * result['error']:.1f} points")
+        error = 100 * result[f"error of {LIKELY:.0%} and more"]
+        axis.set_title(f"{name}: error {error:.1f} points")
         axis.set_xlabel("promised, %")
         axis.set_ylabel("right, %")
         axis.set_aspect("equal")
