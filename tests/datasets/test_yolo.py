@@ -63,6 +63,32 @@ class TestYolo:
         dataset = read_dataset(tmp_path)
         assert (dataset.split, dataset[0].target.boxes.tolist()) == (None, [[32, 24, 96, 72]])
 
+    @pytest.mark.parametrize(
+        "names", [("yes", "no"), ("007", "12:30"), ("1", "1.0"), ("2020-01-01", "0x1F"), ("null", "On")]
+    )
+    def test_names_come_as_they_are_written(self, tmp_path, names):
+        script = "download: |\n" + "  print('a long line of a script')\n" * 200
+        nothing = "path: ~\nval: null\ntest:\n"
+        write(tmp_path / "data.yaml", f"{nothing}{script}nc: 2\nnames: [{', '.join(names)}]\ntrain: photos\n")
+        write(tmp_path / "photos" / "a.txt", "1 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.25 0.5\n")
+        save(tmp_path / "photos" / "a.png", scene(0).image)
+        dataset = read_dataset(tmp_path)
+        assert dataset[0].target.labels == names[::-1]
+        assert dataset.notes == ()
+
+    @pytest.mark.parametrize("key", ["names", "train", "path", "other"])
+    def test_few_lines_that_stand_for_more_than_memory_holds(self, tmp_path, key):
+        names = [f"a0: &a0 [{', '.join('x' * 9)}]"]
+        names += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 12)]
+        named = "" if key == "names" else "names: [a, b]\n"
+        write(tmp_path / "data.yaml", "\n".join(names) + f"\n{named}{key}: *a11\n")
+        write(tmp_path / "a.txt", "1 0.5 0.5 0.5 0.5\n")
+        save(tmp_path / "a.png", scene(0).image)
+        if key == "names":
+            assert len(only_error(tmp_path)) < 500
+        else:
+            assert read_dataset(tmp_path)[0].target.labels == ("b",)
+
     def test_labels_beside_the_images(self, tmp_path):
         write(tmp_path / "data.yaml", "names: [disc]\ntrain: photos\n")
         write(tmp_path / "photos" / "a.txt", "0 0.5 0.5 0.5 0.5\n")
@@ -146,7 +172,9 @@ class TestYolo:
             ("names: [a\ntrain: images/train\n", "data.yaml:2: found no YAML"),
             ("train: images/train\n", "data.yaml: found None as names, expected class names"),
             ("- 1\n", "data.yaml: found None as names"),
-            ("names: [yes, no]\ntrain: images/train\n", "data.yaml: found [True, False] as names"),
+            ("names: [[yes], no]\ntrain: images/train\n", "data.yaml: found [['yes'], 'no'] as names"),
+            ("nc: 3\nnames: [a]\ntrain: images/train\n", "data.yaml: found 3 classes (nc) and 1 names"),
+            ("names: [a, b, a]\ntrain: images/train\n", "data.yaml: found the classes 0 and 2 both named 'a'"),
             ("names: [a]\ntrain: photos\n", "data.yaml: found no "),
             ("\x07", "data.yaml:1: found no YAML"),
         ],

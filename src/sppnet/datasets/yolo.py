@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ _SPLITS = ("train", "val", "test")
 _TOLERANCE = 1e-3  # by which a relative coordinate may pass 0 or 1
 _UNLABELLED = "images without a label file, taken as negatives"
 _YAML = (".yaml", ".yml")
+_NOTHING = ("", "~", "null", "Null", "NULL")  # in YAML
 _LISTS = frozenset({"classes.txt", "class_names.txt", "names.txt", "labels.txt", "predefined_classes.txt"})
 _NAMES_KEY = re.compile(rb"""^["']?names["']?\s*[:=]""", re.MULTILINE)
 _LINE = re.compile(rb"\s*\d+(\s+-?[0-9.]+([eE][-+]?\d+)?){4,}\s*")
@@ -104,33 +106,49 @@ def _first(tree: Tree, names: Sequence[str]) -> str:
 def _by_yaml(tree: Tree, file: Path) -> tuple[_Classes, list[_Source]]:
     """Return the classes and the sources that a YAML file names."""
     content = _description(file)
-    classes = _named_classes(file, content.get("names"))
-    base = clean(str(content.get("path") or ""))
+    classes = _named_classes(file, content)
+    path = content.get("path")
+    base = clean(path) if isinstance(path, str) and path not in _NOTHING else ""
     bases = [file.parent / base, file.parent, Path(base)]
     entries = [
-        (str(key), str(entry))
+        (str(key), entry)
         for key, value in content.items()
         if key not in ("path", "names")
         for entry in (value if isinstance(value, list) else [value])
-        if entry
+        if isinstance(entry, str) and entry not in _NOTHING
     ]
     # Splits have any names; other keys name no folder that is there.
-    named = [(key, entry) for key, entry in entries if is_split(key) or (bases[0] / clean(entry)).exists()]
+    named = [(key, entry) for key, entry in entries if is_split(key) or os.path.exists(bases[0] / clean(entry))]
     return _Classes(classes, 5 if "kpt_shape" in content else None), _sources(tree, file, named, bases)
 
 
-def _named_classes(file: Path, names: Any) -> dict[int, str]:
+def _named_classes(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
     """Return the classes that a YAML file names in a list, or by their numbers."""
+    names = content.get("names")
     named = dict(enumerate(names)) if isinstance(names, list) else names
     try:
         classes = {int(number): name for number, name in named.items()}
     except (AttributeError, TypeError, ValueError):
         classes = {}
-    # YAML takes a name of digits for a number; what it takes yes and no for does not tell them apart.
-    known = [isinstance(name, str | int) and not isinstance(name, bool) for name in classes.values()]
-    if not known or not all(known):
-        raise DatasetError(f"{file}: found {names!r} as names, expected class names, or index: name")
-    return {number: str(name) for number, name in classes.items()}
+    if not classes or not all(isinstance(name, str) for name in classes.values()):
+        short = reprlib.Repr()  # a few lines of YAML can stand for more names than any memory holds
+        short.maxlevel = 2
+        found = f"found {short.repr(names)} as names"
+        raise DatasetError(f"{file}: {found}, expected class names, or index: name")
+    count = content.get("nc")
+    if isinstance(count, str) and count.isdecimal() and int(count) not in (len(classes), max(classes) + 1):
+        raise DatasetError(f"{file}: found {count} classes (nc) and {len(classes)} names, expected as many")
+    return _told_apart(file, classes)
+
+
+def _told_apart(file: Path, classes: dict[int, str]) -> dict[int, str]:
+    """Return classes by their numbers; raise an error if two have one name."""
+    numbers: dict[str, int] = {}
+    for number, name in classes.items():
+        if numbers.setdefault(name, number) != number:
+            both = f"found the classes {numbers[name]} and {number} both named {name!r}"
+            raise DatasetError(f"{file}: {both}, expected different names")
+    return classes
 
 
 def _by_data(tree: Tree, file: Path) -> tuple[_Classes, list[_Source]]:
@@ -175,9 +193,9 @@ def _found(tree: Tree, entry: str, bases: Sequence[Path]) -> str | None:
 
 
 def _description(file: Path) -> dict[Any, Any]:
-    """Return what a YAML file says."""
+    """Return what a YAML file says, all values as they are written: classes are named no, 007 and 12:30."""
     try:
-        content = yaml.safe_load(file.read_bytes())
+        content = yaml.load(file.read_bytes(), yaml.BaseLoader)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = mark.line + 1 if mark else 1
@@ -191,7 +209,7 @@ def _class_list(file: Path) -> dict[int, str]:
     for number, (where, name) in enumerate(lines, 1):
         if where != f"{file}:{number}":
             raise DatasetError(f"{where}: found {name!r} after an empty line, expected a class in every line")
-    return dict(enumerate(name for _, name in lines))
+    return _told_apart(file, dict(enumerate(name for _, name in lines)))
 
 
 def _one_list(tree: Tree, names: Sequence[str]) -> dict[int, str]:
