@@ -73,6 +73,10 @@ class TestReadingText:
         path.write_bytes(b'{"\xff": 1}')
         with pytest.raises(ValueError, match=r"a.json: found bytes that are no text"):
             read_json(path)
+        for text in ("[" * 100_000, f'{{"a": {"1" * 5000}}}'):
+            path.write_text(text)
+            with pytest.raises(ValueError, match=r"^\S+a.json: found no JSON that can be read"):
+                read_json(path)
 
     def test_lines_are_counted_with_the_blank_ones(self, tmp_path):
         path = tmp_path / "a.txt"

@@ -293,6 +293,8 @@ def read_json(path: Path) -> Any:
         raise SppnetError(f"{path}:{error.lineno}: found no JSON ({error.msg}), expected JSON") from None
     except UnicodeDecodeError as error:
         raise SppnetError(f"{path}: found bytes that are no text ({error.reason}), expected JSON") from None
+    except (RecursionError, ValueError) as error:  # thousands of brackets or digits
+        raise SppnetError(f"{path}: found no JSON that can be read ({error}), expected JSON") from None
 
 
 def encoding_of(start: bytes) -> str:

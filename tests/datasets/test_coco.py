@@ -154,6 +154,29 @@ class TestCoco:
             read_results(file, dataset)
 
 
+@pytest.mark.parametrize(("rotation", "box"), [(90.0, [30, 20, 50, 60]), (180, [20, 30, 60, 50]), ("", None)])
+def test_boxes_that_cvat_turned(coco, rotation, box):
+    def turn(content):
+        content["annotations"][0] |= {"bbox": [20, 30, 40, 20], "attributes": {"rotation": rotation}}
+
+    data = read_dataset(coco(turn))
+    assert data[0].target.boxes[0].tolist() == (box or [20, 30, 60, 50])
+
+
+def test_a_size_in_fractions_counts(coco):
+    def enlarge(content):
+        content["images"][0] |= {"width": 256.0, "height": 192.0}
+        content["annotations"][0]["bbox"] = [20, 30, 40, 20]
+
+    assert read_dataset(coco(enlarge))[0].target.boxes[0].tolist() == [10, 15, 30, 25]
+
+
+def test_a_class_without_a_name(coco):
+    path = coco(lambda content: content["categories"][0].update(name=" "))
+    assert errors(path)[1].startswith(f"{path}: categories[0] (id ")
+    assert errors(path)[1].endswith("found an empty name, expected a class name")
+
+
 def test_a_data_set_inside_another_one_is_left_out(tmp_path):
     coco_tree(tmp_path, {"train": 3, "val": 2})
     coco_tree(tmp_path / "old", {"val": 4})

@@ -63,6 +63,13 @@ class TestCsv:
         assert (len(data), data.split, data.notes) == (1, "train", ("rows without a split, left out: 1",))
         assert len(read_dataset(file, "all")) == 2
 
+    def test_rows_of_one_photo_that_state_two_sizes(self, tmp_path):
+        rows = ("1.png,1,2,30,40,a,128,96", "1.png,20,40,60,80,b,256,192", "1.png,3,4,30,40,c,,")
+        header = "path,x1,y1,x2,y2,label,width,height"
+        (sample,) = read_dataset(self.table(tmp_path, *rows, header=header))
+        assert sample.target.labels == ("a", "b", "c")
+        assert sample.target.boxes.tolist() == [[1, 2, 30, 40], [10, 20, 30, 40], [3, 4, 30, 40]]
+
     def test_spaces_about_names(self, tmp_path):
         data = read_dataset(self.table(tmp_path, "1.png, 1, 2, 30, 40, sea lion , val "), "val")
         assert data[0].target.labels == ("sea lion",)

@@ -149,6 +149,16 @@ class TestVoc:
         assert len(read_dataset(voc)) == 2
         assert "found no split 'train', expected none" in only_error(voc, "train")
 
+    def test_boxes_that_cvat_turned(self, voc, xml):
+        turned = "<attribute><name>rotation</name><value>90.0</value></attribute>"
+        text = voc_xml([(20, 30, 60, 50)], ["disc"])
+        write(xml, text.replace("</bndbox>", f"</bndbox><attributes>{turned}</attributes>"))
+        assert read_dataset(voc)[0].target.boxes.tolist() == [[30, 20, 50, 60]]
+
+    def test_an_empty_size_is_none(self, voc, xml):
+        write(xml, voc_xml([(20, 30, 60, 50)], ["disc"]).replace(">96<", "><").replace(">128<", "> <"))
+        assert read_dataset(voc)[0].target.boxes.tolist() == [[20, 30, 60, 50]]
+
     def test_no_images(self, voc):
         for path in (voc / "JPEGImages").iterdir():
             path.unlink()

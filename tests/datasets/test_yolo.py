@@ -174,7 +174,10 @@ class TestYolo:
             ("- 1\n", "data.yaml: found None as names"),
             ("names: [[yes], no]\ntrain: images/train\n", "data.yaml: found [['yes'], 'no'] as names"),
             ("nc: 3\nnames: [a]\ntrain: images/train\n", "data.yaml: found 3 classes (nc) and 1 names"),
-            ("names: [a, b, a]\ntrain: images/train\n", "data.yaml: found the classes 0 and 2 both named 'a'"),
+            (
+                "names: [a, b, a]\ntrain: images/train\n",
+                "data.yaml: found the classes 0 and 2 both named 'a'",
+            ),
             ("names: [a]\ntrain: photos\n", "data.yaml: found no "),
             ("\x07", "data.yaml:1: found no YAML"),
         ],

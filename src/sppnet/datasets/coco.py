@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import re
 from collections import Counter
@@ -24,7 +25,7 @@ from sppnet.datasets.findings import (
 )
 from sppnet.datasets.records import Dataset
 from sppnet.datasets.runs import run_lengths
-from sppnet.datasets.sizes import Size
+from sppnet.datasets.shapes import around_turned, size_of
 from sppnet.datasets.splits import split_of_folders, split_of_stem
 from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError, SppnetError
@@ -106,6 +107,9 @@ def _records(file: Path, split: str | None, findings: Findings) -> Iterator[Reco
             number = _field(file, "categories", i, record, "id", int, str)
             label = "name" if "name" in record else "supercategory"
             name = _field(file, "categories", i, record, label, str)
+            if not name.strip():
+                where = _at(file, "categories", i, record)
+                raise DatasetError(f"{where}: found an empty name, expected a class name")
             _add(classes, str(number), (number, name), (file, "categories", i, record))
     images: dict[str, tuple[int, dict[str, Any]]] = {}
     for i, record in _listed(file, content, "images"):
@@ -127,10 +131,8 @@ def _records(file: Path, split: str | None, findings: Findings) -> Iterator[Reco
         findings.number(_category_ids(file, classes, met))
     del content
     for image, (i, record) in images.items():
-        where = _at(file, "images", i, record)
-        yield Record(
-            image, record["file_name"], file, where, _size(record), rows.pop(image), record["id"], split
-        )
+        where, size = _at(file, "images", i, record), size_of(record, "height", "width")
+        yield Record(image, record["file_name"], file, where, size, rows.pop(image), record["id"], split)
 
 
 def _category_ids(
@@ -171,10 +173,19 @@ def _row(
         except (TypeError, ValueError, OverflowError):
             found = f"found the bbox {written}, expected 4 numbers: x, y, width, height"
             raise DatasetError(f"{_at(file, 'annotations', index, record)}: {found}") from None
-        box, kind = (x, y, x + width, y + height), f"bbox {written}"
+        box, kind = _turned((x, y, x + width, y + height), record), f"bbox {written}"
     place = partial(_place, file, index, record.get("id"), f"{kind} of {label!r}")
     # ignore marks what VOC calls difficult, where it was converted to COCO.
     return Annotation(box, label, place, bool(record.get("ignore", 0)), bool(record.get("iscrowd", 0)))
+
+
+def _turned(box: Corners, record: Mapping[str, Any]) -> Corners:
+    """Return the box around one that CVAT turned about its middle, by the degrees in its attributes."""
+    attributes = record.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    if not isinstance(rotation, int | float) or not math.isfinite(rotation):
+        return box
+    return around_turned(box, rotation, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
 
 
 def _place(file: Path, index: int, number: Any, what: str) -> str:
@@ -197,14 +208,6 @@ def _around(file: Path, index: int, record: dict[str, Any]) -> Corners:
         raise DatasetError(f"{_at(file, 'annotations', index, record)}: {found}") from None
     x, y = numbers[::2], numbers[1::2]
     return min(x), min(y), max(x), max(y)
-
-
-def _size(record: dict[str, Any]) -> Size | None:
-    """Return the annotated height and width of an image."""
-    height, width = record.get("height"), record.get("width")
-    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
-        return height, width
-    return None
 
 
 def _listed(file: Path, content: Any, key: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -30,6 +30,7 @@ _COLUMNS = {
         "filename",
         "file_name",
         "image_path",
+        "image_name",
         "image",
         "img_path",
         "imageid",
@@ -123,21 +124,22 @@ def _records(tree: Tree, part: Sequence[tuple[str, str | None]], findings: Findi
     """Yield the images of tables, of each all or those of a split."""
     for name, split in part:
         file = tree.path(name)
-        images: dict[tuple[str, str], _Image] = {}
+        # By size, too: rows of one photo that state two were drawn at two scales.
+        images: dict[tuple[str, str, tuple[int, int] | None], _Image] = {}
         classes: set[str] = set()
         is_relative = _table_of(file).is_relative
         for where, fields in _box_rows(file):
             with findings.collect():
                 row = _annotation(where, fields)
                 classes |= {row.label} if row else set()
-                key = fields["path"], fields.get("split", "").strip()
+                key = fields["path"], fields.get("split", "").strip(), _size(where, fields)
                 findings.counts["rows without a split, left out"] += split is not None and not key[1]
                 if split in (None, key[1]):
-                    images.setdefault(key, _Image(where, _size(where, fields), []))
+                    images.setdefault(key, _Image(where, key[2], []))
                     images[key].rows.extend([row] if row else [])
         if len(part) == 1:
             findings.number({label: number for number, label in enumerate(sorted(classes), 1)})
-        for (path, own), image in images.items():
+        for (path, own, _), image in images.items():
             shared = (path, path, file, image.where, image.size, image.rows, None, own or split_of_file(name))
             yield Record(*shared, stem=path if is_relative else "", relative=is_relative)
 

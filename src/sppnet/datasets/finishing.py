@@ -93,6 +93,7 @@ def _with_photo(tree: Tree, record: Record, splits: Collection[str]) -> _Placed:
     if path is None:
         name = record.file or os.path.basename(record.stem)
         raise FileNotFoundError(f"{record.where}: found no image {name!r} in {tree.base}, expected one")
+    tree.met.add(str(Path(path)))
     header = image_header(path)
     frame = Frame.SEEN if record.relative else frame_of(record.size, header)
     if frame is None:

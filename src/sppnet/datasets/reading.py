@@ -113,8 +113,7 @@ def read_dataset(
         within = f" in split {chosen!r}" if chosen else ""
         raise DatasetError(f"{root}: found no image{within}, expected at least one")
     if photos:
-        used = {str(sample.image) for sample in samples}
-        tree.leave_out(used, lambda photo: chosen is None or _lies_in(photo, chosen))
+        tree.leave_out(lambda photo: chosen is None or _lies_in(photo, chosen))
     return _dataset(samples, ids, findings, tree, (name, chosen))
 
 

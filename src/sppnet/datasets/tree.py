@@ -91,12 +91,15 @@ class Tree:
         The folder from which names start: `root`, or that of the file.
     left : LeftOut
         What was passed over.
+    met : set of str
+        The paths of the photos that annotations were found for, good or bad.
     """
 
     def __init__(self, root: Path, looks_up: bool = False) -> None:
         self.root, self.looks_up = root, looks_up
         self.base = root if root.is_dir() else root.parent
         self.left = LeftOut()
+        self.met: set[str] = set()
 
     @cached_property
     def files(self) -> dict[str, None]:
@@ -153,13 +156,11 @@ class Tree:
             return Names(self.base, [])
         return Names(above, [name for name in walked if suffix_of(name) in SUFFIXES])
 
-    def leave_out(self, used: Collection[str], wanted: Callable[[str], bool]) -> None:
-        """Count what could have been a photo of the data set and was none.
+    def leave_out(self, wanted: Callable[[str], bool]) -> None:
+        """Count what could have been a photo of the data set and was not met.
 
         Parameters
         ----------
-        used : collection of str
-            The paths of the photos that were read.
         wanted : callable
             Tells by the name of a photo whether it lies where photos were read.
         """
@@ -167,7 +168,7 @@ class Tree:
             return
         images_among([os.fsencode(name) for name in self.files if suffix_of(name) in _PICTURES], self.left)
         for name in self.photos.names:
-            if self.photos.path(name) not in used and wanted(name) and not _is_mask(name):
+            if self.photos.path(name) not in self.met and wanted(name) and not _is_mask(name):
                 self.left.add("without annotation", name)
 
 

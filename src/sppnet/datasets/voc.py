@@ -36,6 +36,7 @@ from sppnet.datasets.findings import (
     finite_numbers,
 )
 from sppnet.datasets.records import Dataset, class_names
+from sppnet.datasets.shapes import around_turned
 from sppnet.datasets.splits import by_folder, split_of_folders
 from sppnet.datasets.tree import Format, Layout, Names, Tree, clean, file_key, stem_key
 from sppnet.errors import DatasetError, SppnetError
@@ -136,9 +137,13 @@ def _row(xml: _Xml, element: Element, index: int) -> Annotation:
     if not label:
         raise DatasetError(f"{xml.at(element)}: found an object without a name, expected a class name")
     box = xml.child(element, "bndbox")
-    corners = [xml.number(box, side) for side in ("xmin", "ymin", "xmax", "ymax")]
+    x1, y1, x2, y2 = _from_corners(*[xml.number(box, side) for side in ("xmin", "ymin", "xmax", "ymax")])
+    # CVAT writes a box as it was before it was turned about its middle.
+    named = (one for one in element.iterfind("attributes/attribute") if one.findtext("name") == "rotation")
+    degrees = sum(xml.number(one, "value", 0) for one in named)
+    seen = around_turned((x1, y1, x2, y2), degrees, (x1 + x2) / 2, (y1 + y2) / 2)
     difficult = xml.number(element, "difficult", 0) != 0
-    return Annotation(_from_corners(*corners), label, partial(_place, xml.path, index), difficult)
+    return Annotation(seen, label, partial(_place, xml.path, index), difficult)
 
 
 def _place(path: Path, index: int) -> str:
@@ -188,11 +193,11 @@ class _Xml:
         return (height, width) if height > 0 and width > 0 else None
 
     def number(self, parent: Element, tag: str, default: float | None = None) -> float:
-        """Return the finite number in a child; the default, if there is one, where no such child is."""
+        """Return the finite number in a child; the default, if there is one, where none or no text is."""
         element = parent.find(tag)
+        if default is not None and (element is None or not (element.text or "").strip()):
+            return default
         if element is None:
-            if default is not None:
-                return default
             element = self.child(parent, tag)
         try:
             value = float(element.text or "")

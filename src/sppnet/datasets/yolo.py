@@ -118,14 +118,16 @@ def _by_yaml(tree: Tree, file: Path) -> tuple[_Classes, list[_Source]]:
         if isinstance(entry, str) and entry not in _NOTHING
     ]
     # Splits have any names; other keys name no folder that is there.
-    named = [(key, entry) for key, entry in entries if is_split(key) or os.path.exists(bases[0] / clean(entry))]
+    named = [
+        (key, entry) for key, entry in entries if is_split(key) or os.path.exists(bases[0] / clean(entry))
+    ]
     return _Classes(classes, 5 if "kpt_shape" in content else None), _sources(tree, file, named, bases)
 
 
 def _named_classes(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
     """Return the classes that a YAML file names in a list, or by their numbers."""
     names = content.get("names")
-    named = dict(enumerate(names)) if isinstance(names, list) else names
+    named: Any = dict(enumerate(names)) if isinstance(names, list) else names
     try:
         classes = {int(number): name for number, name in named.items()}
     except (AttributeError, TypeError, ValueError):
