@@ -28,13 +28,10 @@ from sppnet.datasets import read_dataset
 from sppnet.detection import fit as fitting
 from sppnet.detection import quality as qualities
 from sppnet.detection.calibration import fit_calibration
-from sppnet.evaluation.calibration import expected_calibration_error, reliability
+from sppnet.evaluation.calibration import LIKELY, expected_calibration_error, reliability
 from sppnet.evaluation.detection import ClassResult, Counts, DetectionReport, voc_detection
 
 OutOfFold = tuple[Any, ...]
-
-# Most detections are windows of background, which no one takes for objects: their error says little.
-LIKELY = 0.05
 
 
 def fitted(data: str, cache: Path | None) -> tuple[Detector, OutOfFold]:

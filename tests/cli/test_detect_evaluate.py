@@ -232,12 +232,21 @@ class TestTogether:
         assert (report["model"], report["ensemble"]) == (str(model), [str(second)])
         assert report["proposals"] == dense.signature
         assert {"backbone", "pooling", "scoring"} <= set(report["seconds_per_image"])
-        assert f"{model} with {second}" in Path("report/report.html").read_text()
+        page = Path("report/report.html").read_text()
+        assert f"{model} with {second}" in page
+        assert ">dense<" in page
+        assert dense.signature not in page
 
     def refused(self, model, others, data, says):
         more = [text for other in others for text in ("--ensemble", other)]
         fails("detect", "run", model, data / "JPEGImages", *more, "--out", "found", says=says)
         fails("detect", "evaluate", model, data, "--split", "val", *more, "--json", "report.json", says=says)
+
+    def test_scores_of_svms_do_not_compare(self, model, second, photos, monkeypatch):
+        """That is said before any detector is read."""
+        monkeypatch.setattr(Detector, "load", None)
+        options = ("--ensemble", second, "--scores", "svm")
+        fails("detect", "run", model, photos, *options, says=["--scores svm", "do not compare"])
 
     def test_the_same_twice(self, model, second, data):
         says = ["are the same, expected different ones"]
@@ -290,6 +299,13 @@ class TestScore:
         assert str(results) in page
         assert "data:image/jpeg" in page
 
+    def test_images_without_detections_are_counted(self, model):
+        coco_tree(Path("shapes"), SPLITS)
+        first = read_dataset("shapes", "val")[0].path
+        succeeds("detect", "run", model, first, "--threshold=0", "--json", "found.json")
+        outcome = succeeds("detect", "score", "found.json", "shapes", "--split", "val")
+        assert "note: found.json: found no detection in 3 of the 4 images" in outcome.err
+
     @pytest.mark.parametrize("absent", [1, 4])
     def test_photos_need_not_be_there(self, model, absent):
         coco_tree(Path("shapes"), SPLITS)
@@ -324,6 +340,7 @@ class TestScore:
         Path("empty").mkdir()
         write(Path("voc/comp4_det_val_disc.txt"), "000007 0.5 1 2 3\n")
         write(Path("no.json"), "{")
+        write(Path("names.json"), '{"names": []}')
         write(
             Path("other.json"), '[{"image_id": "000099", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]'
         )
@@ -333,6 +350,7 @@ class TestScore:
             "voc": ["voc/comp4_det_val_disc.txt:1", "expected 5 numbers"],
             "no.json": ["no.json:1", "expected JSON"],
             "other.json": ["other.json: result 0", "'000099'"],
+            "names.json": ["names.json", "found a JSON dict", "or what sppnet detect run --json wrote"],
         }
         for results, says in score.items():
             fails("detect", "score", results, data, "--split", "val", "--json", "scored.json", says=says)

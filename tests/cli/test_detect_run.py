@@ -86,6 +86,18 @@ class TestRun:
         assert "nothing is likely enough" in outcome.out
         assert results("found.json")[0]["detections"] == []
 
+    def test_photos_of_one_name_are_told_apart(self, model):
+        for folder in ("a", "b"):
+            save(Path(f"{folder}/x.png"), scene(1).image)
+        outcome = succeeds("detect", "run", model, "a", "b")
+        assert "a/x.png" in outcome.out
+        assert "b/x.png" in outcome.out
+
+    def test_scores_of_svms_are_called_so(self, model, photos):
+        outcome = succeeds("detect", "run", model, photos / "1.png", "--scores", "svm")
+        assert "SVM score" in outcome.out
+        assert " %" not in outcome.out
+
     def test_folder_and_pattern(self, model, photos):
         succeeds("detect", "run", model, photos, "--json", "folder.json", "--out", "found")
         succeeds("detect", "run", model, "photos/[12].png", photos / "3.png", "--json", "pattern.json")

@@ -146,9 +146,19 @@ def test_numbers(tmp_path):
     assert ["medium size", "4", "2", "50.0"] in page.rows
     assert ["cat", "2", "", "2"] in page.rows
     assert ["nothing there", "1", "1", ""] in page.rows
-    assert "Finds 2 of 4 objects (2 of 4)." in page.text
-    assert "among the 6 detections of 10 % and more" in page.text
+    assert "Finds 2 of 4 objects." in page.text
+    assert "Of the 6 detections of 5 % and more" in page.text
     assert "stored in the detector" in page.text
+
+
+def test_what_no_one_takes_for_objects_does_not_make_errors_small(tmp_path):
+    """One detection of two is right; a hundred of background say nothing of whether 90 % are 90 %."""
+    background = [(*OTHER, 0.01 + i / 10000, "cat") for i in range(100)]
+    found = [detections((*HIT, 0.9, "cat"), *background[::-1]), detections((*OTHER, 0.9, "cat"))]
+    page = page_of(tmp_path, report_of(found), samples(2))
+    assert "Of the 2 detections of 5 % and more a score is 40.0 points off on the mean" in page.text
+    page = page_of(tmp_path, report_of([detections(*background[::-1])]), samples(1))
+    assert "There is no detection of 5 % or more." in page.text
 
 
 def test_mistakes_and_photos_are_shown(tmp_path):
@@ -268,7 +278,7 @@ def test_a_page_of_noise_and_many_mistakes_is_bounded(tmp_path):
             5,
             10,
             60,
-            "Finds 8 of 10 objects (8 of 10). One false alarm in 12 photos: 62 % of what it shows",
+            "Finds 8 of 10 objects. One false alarm in 12 photos: 62 % of what it shows",
         ),
         (80, 0, 100, 60, "Finds 8 of 10 objects (80 of 100). No false alarm."),
         (99, 150, 100, 50, "Finds 9.9 of 10 objects (99 of 100). 3.0 false alarms a photo: 40 %"),

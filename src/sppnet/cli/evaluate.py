@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from sppnet.evaluation.detection import Counts, DetectionReport
 
 _REPORT = "report.html"
-_RESULTS = "COCO results JSON, or folder of VOC comp4_det_*_CLASS.txt files."
+_RESULTS = "What detect run --json wrote, COCO results JSON, or folder of VOC comp4_det_*_CLASS.txt files."
 
 
 def evaluate(
     model: opt.Model,
     data: opt.Data,
     split: opt.Split = None,
-    out: opt.Out = None,
+    out: opt.ReportOut = None,
     json_file: opt.Json = None,
     ensemble: opt.Ensemble = None,
     regress: Annotated[bool, typer.Option(help="Move boxes by the box regression.")] = True,
@@ -48,7 +48,8 @@ def evaluate(
     from sppnet.detection.detector import Detector
     from sppnet.progress import StageTimer
 
-    detector = console.together([Detector.load(file, device=device) for file in files], files)
+    detectors = [Detector.load(file, device=device) for file in files]
+    detector = console.together(detectors, files)
     timer, start = StageTimer(), time.perf_counter()
     seen, method = detector.seen(dataset), detector.proposer(proposals)
     if seen:
@@ -63,14 +64,8 @@ def evaluate(
         )
     if unseen:
         print(f"left out, the detector does not know them: {', '.join(unseen)}")
-    report = detector.evaluate(
-        dataset,
-        proposals=proposals,
-        regress=regress,
-        max_bad=share,
-        track=console.track,
-        timer=timer,
-    )
+    options: dict[str, Any] = {"proposals": proposals, "regress": regress, "max_bad": share}
+    report = detector.evaluate(dataset, **options, track=console.track, timer=timer)
     passed = {**timer.seconds, "wall": time.perf_counter() - start}
     seconds = {stage: total / len(dataset) for stage, total in passed.items()}
     facts = {"model": model, "ensemble": names[1:], "regress": regress, "seconds_per_image": seconds}
@@ -82,7 +77,7 @@ def evaluate(
         about = {
             "detector": " with ".join(names),
             **_about(data, dataset),
-            "windows": str(facts["proposals"]),
+            "windows": proposals or detectors[0].proposals,
         }
         _write(report, dataset, out, about, notes=notes)
     console.print_seconds(seconds, "Seconds per image (stages overlap; wall is what passed)")
@@ -93,7 +88,7 @@ def score(
     data: opt.Data,
     split: opt.Split = None,
     classes: Annotated[str | None, typer.Option(help="Classes that only the results hold.")] = None,
-    out: opt.Out = None,
+    out: opt.ReportOut = None,
     json_file: opt.Json = None,
 ) -> None:
     """Measure anyone's results file on a data set; its photos need not be there."""
@@ -105,6 +100,9 @@ def score(
 
     more = () if classes is None else opt.name_list(classes)
     found = read_results(results, dataset, more)
+    empty = sum(not len(found[sample.name]) for sample in dataset)
+    if empty:
+        console.note(f"{results}: found no detection in {empty} of the {len(dataset)} images")
     known = sorted({label for d in found.values() for label in d.labels} | {*dataset.classes, *more})
     report = evaluate_detections([found[s.name] for s in dataset], [s.target for s in dataset], known)
     _report(report, dataset, json_file, {"results": str(results)})

@@ -52,13 +52,15 @@ def models(incomplete: str) -> list[str]:
 
 _DETECTOR = "Detector file, or animals: the detector that comes with sppnet."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_DETECTOR, autocompletion=models)]
-_DATA = "VOC folder, COCO JSON or folder, YOLO folder, or CSV of boxes."
+_DATA = "Annotated photos: a folder, or a file in it, as a labelling tool exports it; see docs/data.md."
 Data = Annotated[Path, typer.Argument(metavar="DATA", help=_DATA)]
 _MORE = "Another detector of the same classes, to detect together, on the windows of MODEL; may be repeated."
 Ensemble = Annotated[list[str] | None, typer.Option("--ensemble", help=_MORE, autocompletion=models)]
 Images = Annotated[list[str], typer.Argument(metavar="PHOTO", help="Image files, folders or patterns.")]
 Json = Annotated[Path | None, typer.Option("--json", help="File for the results, as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for pictures; made if it is missing.")]
+_PAGE = "Folder for report.html, one page with pictures; made if it is missing."
+ReportOut = Annotated[Path | None, typer.Option("--out", help=_PAGE)]
 Split = Annotated[str | None, typer.Option(help="Split of the data, such as train or val.")]
 TrainingSplit = Annotated[
     str | None, typer.Option("--split", help="Split to learn from; default: train, or all.")

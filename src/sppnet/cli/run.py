@@ -70,6 +70,8 @@ def run(
     files = console.model_files([model, *(ensemble or [])])
     if out is None and result_format in ("voc", "yolo"):
         raise SppnetError(f"--format {result_format}: found no place for its files, expected --out FOLDER")
+    if ensemble and scores == "svm":
+        raise SppnetError("--scores svm: found several detectors, whose scores do not compare, expected one")
     with tempfile.TemporaryDirectory(prefix="sppnet-") as folder:
         given = _given(images, Path(folder))
         drawn = given.drawn(out, pictures)
@@ -312,16 +314,20 @@ def _tell_speed(found: _Found, video: Video, number: int, every: int, speed: flo
 
 def _print_found(found: _Found, photos: int, scores: opt.ScoreKind) -> None:
     """Print each object of a few photos, or how many there are in many, and those of videos."""
+    from sppnet.datasets.entries import names_below
+
     of_photos = [prediction for prediction in found.predictions if prediction.frame is None]
     rows: list[tuple[str, ...]] = []
     if 0 < photos <= _LISTED:
-        for p in of_photos:
+        svm = scores == "svm"
+        for name, p in zip(names_below([p.image for p in of_photos]), of_photos, strict=True):
             for box, score, label in p.detections:
-                shown = f"{score:.2f}" if scores == "svm" else f"{100 * score:.0f} %"
-                rows.append((p.image.name, label, shown, ", ".join(f"{edge:.0f}" for edge in box)))
+                shown = f"{score:.2f}" if svm else f"{100 * score:.0f} %"
+                rows.append((name, label, shown, ", ".join(f"{edge:.0f}" for edge in box)))
             if not p.detections:
-                rows.append((p.image.name, "-", "", "nothing is likely enough"))
-        console.print_rows(("image", "class", "score", "box (x1, y1, x2, y2)"), rows)
+                rows.append((name, "-", "", "nothing is likely enough"))
+        columns = ("image", "class", "SVM score" if svm else "score", "box (x1, y1, x2, y2)")
+        console.print_rows(columns, rows)
     elif photos:
         objects = Counter(label for p in of_photos for label in p.detections.labels)
         images = Counter(label for p in of_photos for label in set(p.detections.labels))

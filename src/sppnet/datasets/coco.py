@@ -292,7 +292,10 @@ def read_coco_results(
     labels: dict[int | str, str] = {name: name for name in names}
     labels |= {number: name for name, number in dataset.category_ids.items()}
     if not isinstance(entries, list):
-        raise SppnetError(f"{path}: found a JSON {type(entries).__name__}, expected a list of results")
+        raise SppnetError(
+            f"{path}: found a JSON {type(entries).__name__}, expected a list of COCO results, "
+            "or what sppnet detect run --json wrote"
+        )
     keys = {"image_id": images, "category_id": labels}
     found: dict[str, list[Scored]] = {sample.name: [] for sample in dataset}
     for i, entry in enumerate(entries):

@@ -20,7 +20,7 @@ from sppnet.drawing.fonts import legible, page_fonts
 from sppnet.drawing.plots import CURVES, PANELS, RATES, precision_recall_svg, reliability_svg, threshold_svgs
 from sppnet.drawing.sheets import message_tile, scaled
 from sppnet.errors import SppnetError
-from sppnet.evaluation.calibration import expected_calibration_error, reliability
+from sppnet.evaluation.calibration import LIKELY, reliability
 from sppnet.evaluation.confusion import detection_confusion
 from sppnet.evaluation.detection import Counts, DetectionReport, image_f1
 from sppnet.evaluation.mistakes import Miss, Mistakes, above_thresholds, find_mistakes, recall_by_size
@@ -38,9 +38,6 @@ _CROP, _PHOTO, _QUALITY = 200, 480, 80
 _CONTEXT, _LEAST_CROP, _ENLARGED = 1.8, 48, 4.0
 # A confusion matrix of more classes shows those of the most mistakes.
 _CONFUSED = 30
-# Bins of the reliability plot, and from which probability on: what is less is hardly ever shown, and so much
-# that it would fill nearly all bins.
-_BINS, _LIKELY = 20, 0.1
 
 
 class Shown(NamedTuple):
@@ -148,7 +145,9 @@ def headline(report: DetectionReport) -> list[str]:
         return ["There is no object to find in these photos."]
     if not total.hits:
         return [f"None of the {total.objects} objects is found."]
-    sentences = [f"Finds {_of_ten(total)} objects ({total.hits} of {total.objects})."]
+    counted = f"{total.hits} of {total.objects}"
+    found = f"{counted} objects" if total.objects <= 10 else f"{_of_ten(total)} objects ({counted})"
+    sentences = [f"Finds {found}."]
     if total.false_alarms:
         each = report.images / total.false_alarms
         alarms = f"{1 / each:.1f} false alarms a photo"
@@ -168,8 +167,6 @@ def headline(report: DetectionReport) -> list[str]:
 def _of_ten(counts: Counts) -> str:
     """Return a share in words."""
     tenths = 10 * counts.recall
-    if counts.objects <= 10:
-        return f"{counts.hits} of {counts.objects}"
     return "all" if counts.hits == counts.objects else f"{min(9.9, tenths):.1f} of 10".replace(".0 ", " ")
 
 
@@ -204,15 +201,11 @@ def _plots(report: DetectionReport) -> dict[str, Any]:
     scores = np.concatenate([np.zeros(0, np.float32), *(r.scores for r in report.classes.values())])
     if len(scores) and _are_probabilities(report):
         hits = np.concatenate([result.hits for result in report.classes.values()])
-        likely = scores >= _LIKELY
-        shown = likely if likely.any() else ~likely
-        plots |= {
-            "reliability": reliability_svg(reliability(scores[shown], hits[shown], _BINS)),
-            "error": expected_calibration_error(scores[likely], hits[likely]),
-            "likely": int(likely.sum()),
-            "error_of_all": expected_calibration_error(scores, hits),
-            "scored": len(scores),
-        }
+        likely = scores >= LIKELY
+        if likely.any():
+            kept = reliability(scores[likely], hits[likely])
+            plots |= {"reliability": reliability_svg(kept), "error": kept.error}
+        plots |= {"likely": int(likely.sum()), "least": f"{LIKELY:.0%}".replace("%", " %")}
     return plots
 
 

@@ -16,6 +16,10 @@ from sppnet.errors import SppnetError
 
 Float64Array = npt.NDArray[np.float64]
 
+# Detections of less are background that no one takes for objects: so many that in a mean over all of them the
+# errors of the others drown.
+LIKELY = 0.05
+
 
 @dataclass(frozen=True)
 class Reliability:
