@@ -171,6 +171,11 @@ def test_a_size_in_fractions_counts(coco):
     assert read_dataset(coco(enlarge))[0].target.boxes[0].tolist() == [10, 15, 30, 25]
 
 
+def test_a_class_with_half_a_letter(coco):
+    coco_file = coco(lambda content: content["categories"][0].update(name="a\ud83d"))
+    assert only_error(coco_file) == f"{coco_file}: found the class 'a\\ud83d', expected letters"
+
+
 def test_a_class_without_a_name(coco):
     path = coco(lambda content: content["categories"][0].update(name=" "))
     assert errors(path)[1].startswith(f"{path}: categories[0] (id ")

@@ -164,6 +164,9 @@ def _dataset(
 ) -> Dataset:
     """Return samples as the data set of a format and a split, `read`."""
     classes = tuple(sorted({label for sample in samples for label in sample.target.labels}))
+    for name in {*classes, *findings.numbers}:
+        if any("\ud800" <= character <= "\udfff" for character in name):  # halves of letters, from JSON
+            raise DatasetError(f"{tree.root}: found the class {name!r}, expected letters")
     names = [sample.name for sample in samples]
     told = [name if own is None else own for name, own in zip(names, ids, strict=True)]
     counted = tuple(f"{what}: {count}" for what, count in findings.counts.items() if count)
