@@ -9,7 +9,18 @@ from sppnet.walking import LeftOut, list_folder, shown, walk
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("b.txt", "a.jpg", ".hidden", "deep/c.gif", "deep/er/d e.jpg", ".git/e.jpg", "deep/.f", "B"):
+    for name in (
+        "__MACOSX/a.jpg",
+        "deep/__MACOSX/._b",
+        "b.txt",
+        "a.jpg",
+        ".hidden",
+        "deep/c.gif",
+        "deep/er/d e.jpg",
+        ".git/e.jpg",
+        "deep/.f",
+        "B",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")

@@ -14,6 +14,7 @@ from pathlib import Path
 from sppnet.errors import DatasetError
 
 NOWHERE = "leading nowhere"  # of links
+_MAC = b"__MACOSX"
 
 
 class LeftOut:
@@ -49,7 +50,8 @@ class LeftOut:
 def walk(root: Path, left: LeftOut, below: bytes = b"") -> list[bytes]:
     """List all files at any depth below a folder.
 
-    Hidden files and folders, those whose names begin with a dot, are not looked at. Links are followed.
+    Hidden files and folders, those whose names begin with a dot, are not looked at, and neither are folders
+    ``__MACOSX``, where ZIP archives made on a Mac hold what only a Mac needs. Links are followed.
 
     Parameters
     ----------
@@ -90,7 +92,7 @@ def list_folder(root: Path, below: bytes, left: LeftOut) -> tuple[list[bytes], l
         with os.scandir(place) as entries:
             for entry in entries:
                 name = entry.name
-                if name.startswith(b"."):
+                if name.startswith(b".") or name == _MAC:
                     continue
                 try:
                     is_file, is_folder = entry.is_file(), entry.is_dir()

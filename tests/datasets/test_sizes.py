@@ -139,6 +139,10 @@ class TestRead:
         data = read_dataset(tmp_path, photos=False)
         assert (data[0].size, data[0].target.boxes.tolist(), data.notes) == ((HEIGHT, WIDTH), expected, ())
         write(tmp_path / "a.xml", voc_xml([(5, 8, 25, 14)], ["disc"], None))
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.jpg")
+        data = read_dataset(tmp_path, photos=False)  # the photo knows what the annotation does not
+        assert (data[0].size, data[0].target.boxes.tolist()) == ((HEIGHT, WIDTH), expected)
+        (tmp_path / "a.jpg").unlink()
         message = "a.xml: found no size of the image, expected one, or its photo"
         with pytest.raises(ValueError, match=message):
             read_dataset(tmp_path, photos=False)
@@ -151,8 +155,8 @@ class TestRead:
         data = read_dataset(tmp_path)
         assert data[0].target.boxes.tolist() == [[0, 0, 40, 30]]
         assert data.notes == ("photos turned by EXIF, boxes taken as of the upright photo: 1",)
-        with pytest.raises(ValueError, match="found no size of the image, expected one, or its photo"):
-            read_dataset(tmp_path, photos=False)
+        (same,) = read_dataset(tmp_path, photos=False)  # shares of the photo's size, which it must tell
+        assert same.target.boxes.tolist() == [[0, 0, 40, 30]]
 
 
 def test_an_object_annotated_twice(tmp_path):

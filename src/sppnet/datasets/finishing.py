@@ -104,9 +104,11 @@ def _with_photo(tree: Tree, record: Record, splits: Collection[str]) -> _Placed:
 
 def _without_photo(tree: Tree, record: Record, splits: Collection[str]) -> _Placed:
     """Take the size of a photo as it is annotated, and its path even where nothing lies there."""
-    if record.size is None or record.relative:
-        raise DatasetError(f"{record.where}: found no size of the image, expected one, or its photo")
     path = find_photo(tree, record, splits)
+    if record.size is None or record.relative:
+        if path is None:
+            raise DatasetError(f"{record.where}: found no size of the image, expected one, or its photo")
+        return _with_photo(tree, record._replace(photo=path), splits)
     if path is None:
         path = os.path.join(record.source.parent, clean(record.file) or os.path.basename(record.stem))
     return _Placed(record, path, ImageHeader(*record.size, 1), Frame.SEEN)

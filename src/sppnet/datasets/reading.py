@@ -87,7 +87,7 @@ def read_dataset(
         Needed where a folder holds annotations in more than one.
     photos : bool
         Whether the photos are there to be looked at. Without them the annotated sizes count as they are, and
-        a photo need not exist.
+        a photo need not exist; only where no size is written, that of the photo is read.
     max_bad : float
         Share of photos that may be missing, unreadable, or of another size than annotated: they are left out,
         counted and named in `Dataset.notes`.
