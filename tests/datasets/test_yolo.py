@@ -172,6 +172,9 @@ class TestYolo:
             ("names: [a\ntrain: images/train\n", "data.yaml:2: found no YAML"),
             ("train: images/train\n", "data.yaml: found None as names, expected class names"),
             ("- 1\n", "data.yaml: found None as names"),
+            ("names: [a, ' ']\ntrain: images/train\n", "data.yaml: found ['a', ' '] as names"),
+            ("names: {0: a, '00': b}\ntrain: images/train\n", "found {'0': 'a', '00': 'b'} as names"),
+            ("names: " + "[" * 5000, "data.yaml: found no YAML that can be read"),
             ("names: [[yes], no]\ntrain: images/train\n", "data.yaml: found [['yes'], 'no'] as names"),
             ("nc: 3\nnames: [a]\ntrain: images/train\n", "data.yaml: found 3 classes (nc) and 1 names"),
             (

@@ -29,7 +29,7 @@ def field(where: str, record: Any, key: str, *kinds: type) -> Any:
     value = record.get(key)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         found = _short(value) if key in record else "nothing"
-        expected = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
+        expected = " or ".join(dict.fromkeys(_WORDS.get(kind, kind.__name__) for kind in kinds))
         raise DatasetError(f"{where}: found {found} as {key!r}, expected {expected}")
     return value
 

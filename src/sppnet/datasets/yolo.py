@@ -132,7 +132,8 @@ def _named_classes(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
         classes = {int(number): name for number, name in named.items()}
     except (AttributeError, TypeError, ValueError):
         classes = {}
-    if not classes or not all(isinstance(name, str) for name in classes.values()):
+    proper = (isinstance(name, str) and name.strip() for name in classes.values())
+    if not classes or len(classes) < len(named) or not all(proper):
         short = reprlib.Repr()  # a few lines of YAML can stand for more names than any memory holds
         short.maxlevel = 2
         found = f"found {short.repr(names)} as names"
@@ -202,6 +203,10 @@ def _description(file: Path) -> dict[Any, Any]:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = mark.line + 1 if mark else 1
         raise DatasetError(f"{file}:{line}: found no YAML ({problem or 'not text'}), expected YAML") from None
+    except RecursionError:
+        raise DatasetError(
+            f"{file}: found no YAML that can be read (lists in lists), expected YAML"
+        ) from None
     return content if isinstance(content, dict) else {}
 
 
