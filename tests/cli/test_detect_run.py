@@ -44,7 +44,7 @@ from trees import save, scene, voc_tree, write
 def results(path):
     """Return what the JSON says of the images."""
     content = read_json(path)
-    assert content["version"] == 1
+    assert (content["version"], content["scores"]) == (1, "probability")
     return content["images"]
 
 
@@ -94,7 +94,10 @@ class TestRun:
         assert "b/x.png" in outcome.out
 
     def test_scores_of_svms_are_called_so(self, model, photos):
-        outcome = succeeds("detect", "run", model, photos / "1.png", "--scores", "svm")
+        outcome = succeeds(
+            "detect", "run", model, photos / "1.png", "--scores", "svm", "--json", "found.json"
+        )
+        assert read_json("found.json")["scores"] == "svm"
         assert "SVM score" in outcome.out
         assert " %" not in outcome.out
 

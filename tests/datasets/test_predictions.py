@@ -90,6 +90,7 @@ class TestJson:
         "change",
         [
             {"version": 2},
+            {"scores": "percent"},
             {"images": {}},
             {"more": 1},
             {"images": [{"image": "a"}]},
@@ -110,7 +111,9 @@ class TestJson:
     )
     def test_the_schema_refuses_what_is_not_written(self, change):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({"version": 1, "images": [], **change}, json.loads(SCHEMA.read_text()))
+            jsonschema.validate(
+                {"version": 1, "scores": "svm", "images": [], **change}, json.loads(SCHEMA.read_text())
+            )
 
     def test_names_of_any_bytes(self, tmp_path):
         image = Path(os.fsdecode(b"photos/\xff\xe9.jpg"))

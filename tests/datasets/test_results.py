@@ -172,7 +172,7 @@ def test_malformed_entries(tmp_path, voc, change, found):
     ("text", "found"),
     [
         ("[\n{]", r"r.json:2: found no JSON"),
-        ("{}", "r.json: found a JSON dict, expected a list of results"),
+        ("{}", "r.json: found a JSON dict, expected a list of COCO results"),
         ("[1]", "r.json: result 0: found 1, expected image_id, category_id, bbox and score"),
         ('[{"image_id": 1}]', "r.json: result 0: found {'image_id': 1}"),
     ],

@@ -94,7 +94,7 @@ def run(
     if found.seen:
         if not written.to_stdout:
             _print_found(found, len(given.photos), scores)
-        written.write(found.predictions)
+        written.write(found.predictions, scores)
         if out is not None:
             print(f"pictures in {out}")
     failures = [*given.failures, *found.failures]
@@ -195,16 +195,16 @@ class _Written:
             place = self.place if made else given.folder / _PLACES[self.format]
             check_predictions(names, self.classes, self.format, place)
 
-    def write(self, predictions: Sequence[Prediction]) -> None:
+    def write(self, predictions: Sequence[Prediction], scores: opt.ScoreKind) -> None:
         """Write them, and say where."""
         from sppnet.datasets.predictions import write_counts, write_predictions
 
         if self.json_file is not None:
-            write_predictions(predictions, self.classes, "json", self.json_file)
+            write_predictions(predictions, self.classes, "json", self.json_file, scores=scores)
         if self.counts is not None:
             write_counts(predictions, self.classes, self.counts)
         if self.format is not None:
-            write_predictions(predictions, self.classes, self.format, self.place)
+            write_predictions(predictions, self.classes, self.format, self.place, scores=scores)
             if self.place is not None:
                 print(f"results in {self.place}")
 

@@ -38,6 +38,7 @@ from sppnet.storage import (
 )
 
 PredictionFormat = Literal["csv", "coco", "voc", "yolo", "labelstudio", "json"]
+ScoreKind = Literal["probability", "svm"]
 
 JSON_VERSION = 1
 """Of the JSON that `write_predictions` writes; it grows when a reader of the last one could go wrong."""
@@ -76,6 +77,8 @@ def write_predictions(
     classes: Sequence[str],
     format: PredictionFormat,
     path: Path | None,
+    *,
+    scores: ScoreKind = "probability",
 ) -> list[Path]:
     """Write what was detected in the format of another tool, or as JSON or CSV.
 
@@ -95,6 +98,8 @@ def write_predictions(
     path : Path or None
         The file to write; of ``voc`` and ``yolo`` a folder, empty or yet to be made. None prints: only the
         formats of one file, and no interface of Label Studio.
+    scores : {"probability", "svm"}
+        What the scores are. JSON says it; no other format has a place for it.
 
     Returns
     -------
@@ -111,7 +116,7 @@ def write_predictions(
     check_predictions(list(dict.fromkeys(p.image for p in predictions)), classes, format, path)
     _check_content(predictions, classes)
     if format == "json":
-        return _written(json_content(predictions), path)
+        return _written(json_content(predictions, scores), path)
     entries = _entries(predictions, format, path)
     if format == "csv":
         return _printed(csv_text(entries)) if path is None else write_csv(path, entries)
@@ -162,7 +167,7 @@ def check_predictions(
         check_xml(classes, format)
 
 
-def json_content(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def json_content(predictions: Sequence[Prediction], scores: ScoreKind = "probability") -> dict[str, Any]:
     r"""Return predictions as our JSON has them, docs/results.schema.json.
 
     A name that is no UTF-8 has a lone surrogate ``\udc80`` to ``\udcff`` for each byte that does not fit,
@@ -174,7 +179,7 @@ def json_content(predictions: Sequence[Prediction]) -> dict[str, Any]:
         about = {name: value for name, value in moment.items() if value is not None}
         size = {"height": height, "width": width}
         images.append({"image": str(image), **size, **about, "detections": detections.facts()})
-    return {"version": JSON_VERSION, "images": images}
+    return {"version": JSON_VERSION, "scores": scores, "images": images}
 
 
 def write_counts(predictions: Sequence[Prediction], classes: Sequence[str], path: Path) -> None:
