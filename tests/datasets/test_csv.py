@@ -66,9 +66,16 @@ class TestCsv:
     def test_rows_of_one_photo_that_state_two_sizes(self, tmp_path):
         rows = ("1.png,1,2,30,40,a,128,96", "1.png,20,40,60,80,b,256,192", "1.png,3,4,30,40,c,,")
         header = "path,x1,y1,x2,y2,label,width,height"
-        (sample,) = read_dataset(self.table(tmp_path, *rows, header=header))
+        table = self.table(tmp_path, *rows, header=header)
+        (sample,) = read_dataset(table)
         assert sample.target.labels == ("a", "b", "c")
         assert sample.target.boxes.tolist() == [[1, 2, 30, 40], [10, 20, 30, 40], [3, 4, 30, 40]]
+        (tmp_path / "1.png").unlink()
+        write(table, "\n".join([header, *rows[:2]]))
+        with pytest.raises(
+            ValueError, match=r"csv:3: found a photo of 256 x 192, expected 128 x 96 as in .*:2"
+        ):
+            read_dataset(table, photos=False)
 
     def test_spaces_about_names(self, tmp_path):
         data = read_dataset(self.table(tmp_path, "1.png, 1, 2, 30, 40, sea lion , val "), "val")

@@ -59,6 +59,12 @@ def test_a_box_that_is_turned(tmp_path):
     )
 
 
+@pytest.mark.parametrize("number", [None, 1, [1], {"a": 1}])
+def test_ids_of_any_kind(tmp_path, number):
+    project(tmp_path, task(region(x=50, y=25, width=25, height=25) | {"id": number}))
+    assert read_dataset(tmp_path)[0].target.boxes.tolist() == [[64, 24, 96, 48]]
+
+
 def test_shapes_without_a_box_or_a_label_are_counted(tmp_path):
     brush = region("brushlabels", format="rle", rle=[1, 2])
     point = region("keypointlabels", number="r2", x=1, y=2, width=1)

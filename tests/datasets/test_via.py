@@ -124,6 +124,10 @@ def test_bad_regions(regions, says, tmp_path):
             {"_via_img_metadata": {"a": {"regions": []}}},
             "image 0: found nothing as 'filename', expected text",
         ),
+        (
+            {"_via_img_metadata": {"a": {"filename": "a", "regions": 3}}},
+            "image 0: found 3 as 'regions', expected a list or an object",
+        ),
         ({"_via_img_metadata": {"a": 3}}, "via.json: image 0: found 3, expected an object with 'filename'"),
     ],
 )

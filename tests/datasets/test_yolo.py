@@ -76,6 +76,12 @@ class TestYolo:
         assert dataset[0].target.labels == names[::-1]
         assert dataset.notes == ()
 
+    def test_data_without_a_list_of_classes(self, tmp_path):
+        write(tmp_path / "a.txt", "0 0.5 0.5 0.5 0.5\n")
+        write(tmp_path / "obj.data", "train = train.txt\nnames =\n")
+        expected = f"{tmp_path / 'obj.data'}: found no file (names), expected a list of classes"
+        assert only_error(tmp_path) == expected
+
     @pytest.mark.parametrize("key", ["names", "train", "path", "other"])
     def test_few_lines_that_stand_for_more_than_memory_holds(self, tmp_path, key):
         names = [f"a0: &a0 [{', '.join('x' * 9)}]"]

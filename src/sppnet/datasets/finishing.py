@@ -148,6 +148,11 @@ def _samples(groups: Sequence[Sequence[_Placed]], findings: Findings) -> list[Sa
         end = start + sum(len(one.record.rows) for one in group)
         target = _target(rows[start:end], corners[start:end], flags[start:end], findings)
         first = group[0]
+        for other in group:
+            if other.header.size != first.header.size:  # without photos, what is annotated must agree
+                (h, w), (height, width) = other.header.size, first.header.size
+                found = f"{other.record.where}: found a photo of {w} x {h}"
+                findings.errors.append(f"{found}, expected {width} x {height} as in {first.record.where}")
         samples.append(Sample(first.record.name, Path(first.path), target, first.header.size))
         start = end
     return samples

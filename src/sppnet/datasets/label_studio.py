@@ -134,7 +134,7 @@ def _rows(
     task: _Task, results: Sequence[dict[str, Any]], size: tuple[int, int] | None, findings: Findings
 ) -> list[Annotation]:
     """Return the boxes of a task: what carries one id is one region, its shape and its labels."""
-    regions: dict[Any, list[tuple[str, dict[str, Any]]]] = {}
+    regions: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for i, result in enumerate(results):
         value = result.get("value", result)
         where = f"{task.where}: result {i}"
@@ -142,7 +142,7 @@ def _rows(
             raise DatasetError(f"{where}: found {str(value)[:80]} as its value, expected an object")
         if result.get("image_rotation", 0):
             raise DatasetError(f"{where}: found it drawn on a turned image, expected an image_rotation of 0")
-        regions.setdefault(result.get("id", f"result {i}"), []).append((where, value))
+        regions.setdefault(str(result.get("id", f"result {i}")), []).append((where, value))
     rows = []
     for parts in regions.values():
         labels = dict.fromkeys(label for _, value in parts for label in _labels(value))

@@ -74,7 +74,7 @@ def _project(path: Path) -> tuple[dict[str, str], list[_Region]]:
         where = f"{path}: image {number}"
         file = field(where, image, "filename", str)
         files.setdefault(file, where)
-        listed = image.get("regions") or []
+        listed = field(where, {"regions": image.get("regions") or []}, "regions", list, dict)
         # The first version of the tool numbers the regions in an object.
         for i, region in enumerate(listed.values() if isinstance(listed, dict) else listed):
             place = f"{path}: {file}, region {i}"

@@ -158,9 +158,10 @@ def _by_data(tree: Tree, file: Path) -> tuple[_Classes, list[_Source]]:
     """Return the classes and the sources that an ``obj.data`` names."""
     pairs = [text.partition("=")[::2] for _, text in numbered_lines(file)]
     content = {key.strip(): value.strip() for key, value in pairs}
-    names = _found(tree, content["names"], [file.parent])
+    listed = content.get("names", "")
+    names = _found(tree, listed, [file.parent]) if listed else None
     if names is None:
-        raise DatasetError(f"{file}: found no {content['names']} (names), expected a list of classes")
+        raise DatasetError(f"{file}: found no {listed or 'file'} (names), expected a list of classes")
     named = [(key, value) for key, value in content.items() if is_split(key) and value]
     return _Classes(_class_list(Path(names))), _sources(tree, file, named, [file.parent])
 
