@@ -12,6 +12,7 @@ from sppnet.errors import SppnetError
 from sppnet.storage import (
     atomic_folder,
     atomic_path,
+    check_folder,
     check_writable,
     digest_of,
     file_format,
@@ -62,6 +63,18 @@ class TestWriting:
             check_writable(tmp_path / "gone" / "out.txt")
         with pytest.raises(OSError, match="found a folder or a device"):
             check_writable(tmp_path)
+
+    def test_folders_are_checked_before_work(self, tmp_path):
+        (tmp_path / "photos").mkdir()
+        for place in ("photos", "new", "new/photos", "photos/a/b"):
+            check_folder(tmp_path / place)
+        assert [p.name for p in tmp_path.rglob("*")] == ["photos"]
+        (tmp_path / "file").write_text("old")
+        for place in ("file", "file/a", "file/a/b"):
+            with pytest.raises(OSError, match=r"file: found a file, expected a folder"):
+                check_folder(tmp_path / place)
+        with pytest.raises(OSError, match=r"^/proc\S*: cannot write \("):
+            check_folder(Path("/proc/none/found"))
 
 
 class TestReadingText:

@@ -73,9 +73,13 @@ def check_suffix(path: str | Path, suffix: str, purpose: str = "") -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise now, before long work, if there is a file where a folder is to be."""
-    if folder.exists() and not folder.is_dir():
-        raise OSError(f"{folder}: found a file, expected a folder, or nothing yet")
+    """Raise now, before long work, if a folder is not there and cannot be made with those that it lies in."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    above = missing[-1].parent if missing else folder
+    if not above.is_dir():
+        raise OSError(f"{above}: found a file, expected a folder, or nothing yet")
+    if missing:
+        check_writable(missing[-1])
 
 
 def check_new_folder(folder: Path) -> None:

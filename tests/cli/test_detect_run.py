@@ -516,6 +516,7 @@ class TestBadPlaces:
         says = ["file", "found a file", "expected"]
         fails("detect", "run", model, photos, "--out", "file", says=says)
         fails("detect", "evaluate", model, data, "--out", "file", says=says)
+        fails("detect", "evaluate", model, data, "--out", "file/report", says=says)
         fails("detect", "train", data, "--out", "m.safetensors", *QUICK, "--cache", "file", says=says)
 
     def test_missing_folder(self, data, model, photos):

@@ -35,10 +35,13 @@ def check_places(
 
     if json_file is not None:
         check_writable(json_file)
+    targets = [*pictures, *([] if json_file is None else [json_file])]
     if out is not None:
         check_folder(out)
+        if out.exists() and targets:
+            check_writable(targets[0])
     read = {Path(source).resolve() for source in sources}
-    for target in (*pictures, *([] if json_file is None else [json_file])):
+    for target in targets:
         if target.resolve() in read:
             raise SppnetError(f"{target}: found a file that is to be read, expected another for the results")
 

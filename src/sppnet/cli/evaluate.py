@@ -113,11 +113,7 @@ def score(
 
 def _check_places(json_file: Path | None, out: Path | None, sources: Sequence[str | Path]) -> None:
     """Raise now what could not be written, or would replace what is read."""
-    from sppnet.storage import check_writable
-
     console.check_places(json_file, out, sources, [] if out is None else [out / _REPORT])
-    if out is not None and out.exists():
-        check_writable(out / _REPORT)
 
 
 def _read_annotations(data: Path, split: str | None) -> tuple[Dataset, bool]:
