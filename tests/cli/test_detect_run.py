@@ -87,11 +87,15 @@ class TestRun:
         assert results("found.json")[0]["detections"] == []
 
     def test_photos_of_one_name_are_told_apart(self, model):
-        for folder in ("a", "b"):
-            save(Path(f"{folder}/x.png"), scene(1).image)
+        long = f"{'long' * 30}.png"
+        for file in ("a/x.png", "b/x.png", "b/y.png", f"b/{long}"):
+            save(Path(file), scene(1).image)
         outcome = succeeds("detect", "run", model, "a", "b")
         assert "a/x.png" in outcome.out
         assert "b/x.png" in outcome.out
+        assert "b/y.png" not in outcome.out
+        rows = [line.split("│")[1].strip() for line in outcome.out.splitlines() if "│" in line]
+        assert long in "".join(rows)
 
     def test_scores_of_svms_are_called_so(self, model, photos):
         outcome = succeeds(

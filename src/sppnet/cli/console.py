@@ -130,11 +130,11 @@ def print_rows(
     title: str | None = None,
     last: Iterable[Sequence[str]] = (),
 ) -> None:
-    """Print a table, with the rows of `last` below a line; brackets and colons in it are text."""
+    """Print a table whole, with the rows of `last` below a line; brackets and colons in it are text."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*columns, title=title)
+    table = Table(*(Column(name, overflow="fold") for name in columns), title=title)
     for part in (rows, last):
         for row in part:
             table.add_row(*map(_shown, row))

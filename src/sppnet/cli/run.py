@@ -319,8 +319,9 @@ def _print_found(found: _Found, photos: int, scores: opt.ScoreKind) -> None:
     of_photos = [prediction for prediction in found.predictions if prediction.frame is None]
     rows: list[tuple[str, ...]] = []
     if 0 < photos <= _LISTED:
-        svm = scores == "svm"
-        for name, p in zip(names_below([p.image for p in of_photos]), of_photos, strict=True):
+        svm, times = scores == "svm", Counter(p.image.name for p in of_photos)
+        for below, p in zip(names_below([p.image for p in of_photos]), of_photos, strict=True):
+            name = p.image.name if times[p.image.name] == 1 else below
             for box, score, label in p.detections:
                 shown = f"{score:.2f}" if svm else f"{100 * score:.0f} %"
                 rows.append((name, label, shown, ", ".join(f"{edge:.0f}" for edge in box)))
