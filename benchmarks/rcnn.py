@@ -31,7 +31,7 @@ from sppnet.datasets import read_dataset
 from sppnet.detection.detector import Detector
 from sppnet.detection.postprocess import postprocess
 from sppnet.detection.sampling import Examples, plan_images
-from sppnet.detection.svm import LinearSVMs, mine_hard_negatives
+from sppnet.detection.svm import Labelled, LinearSVMs, mine_hard_negatives
 from sppnet.evaluation.detection import mean_average_precision, voc_detection
 from sppnet.features.backbone import Backbone
 from sppnet.features.inference import compile_graph
@@ -134,14 +134,13 @@ class RCNN:
         first = np.concatenate(start).astype(np.float32)
         self.classes, self.scale = classes, 20 / float(np.linalg.norm(first, axis=1).mean())
         self.regressors = [self.regress(*map(np.concatenate, zip(*n, strict=True))) for n in near]
+        shown = np.concatenate([np.eye(len(classes), dtype=bool)[p.labels] for p in plans])
         self.svms: LinearSVMs = mine_hard_negatives(
-            self.scaled(np.concatenate(positives)),
-            np.concatenate([p.labels for p in plans]),
-            first * self.scale,
-            np.concatenate([p.negative[p.start] for p in plans]),
+            Labelled(self.scaled(np.concatenate(positives)), shown),
+            Labelled(first * self.scale, np.concatenate([p.negative[p.start] for p in plans])),
             self.candidates(samples, plans),
             s.settings.mining,
-        )
+        ).svms
         return self
 
     def scaled(self, rows):
@@ -156,7 +155,7 @@ class RCNN:
         for sample, plan in track(list(zip(samples, plans, strict=True)), "Mining warps"):
             negative = plan.negative.copy()
             negative[plan.start] = False
-            yield self.scaled(self.features.kept(sample.path, plan.boxes)), negative
+            yield Labelled(self.scaled(self.features.kept(sample.path, plan.boxes)), negative)
 
     def score(self, features, windows, shape, regress=True, threshold=-1.5, limit=100):
         """Return the detections among windows with (R, D) float32 features, which are scaled in place."""

@@ -137,12 +137,17 @@ def _ridge(
     """Return the (4, D) weights of a ridge; with inner products of the examples, by the dual problem."""
     from scipy.linalg import solve
 
-    inside: FloatArray = features if part.all() else features[part]
-    matrix: FloatArray = inside.T @ inside if products is None else products[np.ix_(part, part)]
-    right: FloatArray = inside.T @ goal[part] if products is None else goal[part]
+    if products is None:
+        inside: FloatArray = features if part.all() else features[part]
+        matrix: FloatArray = inside.T @ inside
+        right: FloatArray = inside.T @ goal[part]
+    else:
+        matrix, right = products[np.ix_(part, part)], goal[part]
     matrix.flat[:: len(matrix) + 1] += penalty
     solved: FloatArray = solve(matrix, right, assume_a="pos", overwrite_a=True, check_finite=False)
     if products is None:
         return solved.T
-    weights: FloatArray = solved.T @ inside
+    spread = np.zeros_like(goal)
+    spread[part] = solved
+    weights: FloatArray = spread.T @ features
     return weights

@@ -243,14 +243,14 @@ def test_difficult_and_crowd_boxes_are_neither_positive_nor_negative(backbone, f
     given = []
     plain = fitting.mine_hard_negatives
 
-    def spied(positives, positive, start, start_negative, candidates, settings, leading):
+    def spied(positives, start, candidates, settings):
         def kept():
-            for features, negative in candidates:
-                given.append((features.copy(), negative[:, :leading]))
-                yield features, negative
+            for part in candidates:
+                given.append((part.features.copy(), part.classes))
+                yield part
 
-        given.append((positives, positive[:, :leading].argmax(axis=1)))
-        return plain(positives, positive, start, start_negative, kept(), settings, leading)
+        given.append((positives.features, positives.classes.argmax(axis=1)))
+        return plain(positives, start, kept(), settings)
 
     monkeypatch.setattr(fitting, "mine_hard_negatives", spied)
     plans = []
@@ -317,8 +317,8 @@ def offered(monkeypatch, backbone, training, cache, rule):
     class Enough(Exception):
         pass
 
-    def spied(positives, positive, start, start_negative, candidates, settings, leading):
-        given.extend([start_negative[:, :leading], [negative[:, :leading] for _, negative in candidates]])
+    def spied(positives, start, candidates, settings):
+        given.extend([start.classes, [part.classes for part in candidates]])
         raise Enough
 
     with monkeypatch.context() as patch:

@@ -5,7 +5,7 @@ import pytest
 
 from sppnet.boxes import Target
 from sppnet.detection import folds
-from sppnet.detection.folds import Folds, assign_folds, choose_folds, shown_classes
+from sppnet.detection.folds import assign_folds, choose_folds, shown_classes
 
 
 def drawn(count, shares=(0.5, 0.3, 0.05), seed=0):
@@ -61,19 +61,6 @@ def test_of_many_photos_some_are_held_out_once(monkeypatch):
     assert set(choose_folds(shown[:100], photos[:100], 4, 0).tolist()) == {0, 1, 2, 3}
     one = choose_folds(shown[:40], photos[:40], 4, 0, one=True)
     assert Counter(one.tolist()) == {-1: 30, 0: 10}
-
-
-def test_examples_teach_all_but_their_own_fold():
-    parts = Folds(np.array([0, 1, -1]), np.array([[True, True], [True, False]]))
-    flags = np.array([[True, False], [True, True], [False, True]])
-    wide = parts.widened(flags, np.arange(3))
-    expected = [
-        [True, False, False, False, True, False],
-        [True, True, True, True, False, False],
-        [False, True, False, True, False, False],  # the second class cannot be learned without fold 1
-    ]
-    assert wide.tolist() == expected
-    assert parts.widened(flags, 1).tolist() == [[*row, *row, False, False] for row in flags.tolist()]
 
 
 def test_difficult_objects_and_crowds_are_not_shown():

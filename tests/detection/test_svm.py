@@ -1,5 +1,6 @@
 import threading
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from sklearn.svm import LinearSVC
 
 from sppnet.detection import svm as linear
-from sppnet.detection.svm import LinearSVMs, MiningSettings, TrainingSet, mine_hard_negatives
+from sppnet.detection.svm import Labelled, LinearSVMs, MiningSettings, TrainingSet, mine_hard_negatives
 
 EXACT = MiningSettings(tolerance=1e-3, epochs=2000)
 
@@ -235,6 +236,13 @@ def stream(features, signs, size=50):
         yield features[part].copy(), signs[part] < 0
 
 
+def mine(positives, shown, start, negative, candidates, settings=None):
+    """Return the SVMs of positives, negatives to start with, and pairs of candidates, none in a fold."""
+    stream = (Labelled(*pair) for pair in candidates)
+    first = Labelled(positives, shown), Labelled(start, negative)
+    return mine_hard_negatives(*first, stream, settings or MiningSettings()).svms
+
+
 def split(features, signs):
     """Return the positives of all classes, of which each is, and the rows that are positive for no class."""
     row = np.flatnonzero((signs > 0).any(axis=1))
@@ -248,7 +256,7 @@ def test_tensors_are_mined_as_arrays_are(rng):
     later = rest[300:]
     tensors = ((torch.from_numpy(f), n) for f, n in stream(features[later], signs[later]))
     ours, theirs = (
-        mine_hard_negatives(*first, negative, candidates, MiningSettings(retrain=50))
+        mine(*first, negative, candidates, MiningSettings(retrain=50))
         for candidates in (stream(features[later], signs[later]), tensors)
     )
     np.testing.assert_allclose(ours.weights, theirs.weights, atol=1e-4)
@@ -260,7 +268,7 @@ def test_mining_a_stream_ends_near_the_svm_of_all_negatives(rng, retrain):
     positives, shown, rest = split(features, signs)
     start, later = rest[:300], rest[300:]
     settings = MiningSettings(retrain=retrain, tolerance=1e-3, epochs=1000)
-    svms = mine_hard_negatives(
+    svms = mine(
         positives,
         shown,
         features[start],
@@ -280,9 +288,7 @@ def test_mining_a_stream_ends_near_the_svm_of_all_negatives(rng, retrain):
 def test_mining_without_candidates_is_fitting_the_start(rng):
     features, signs = clouds(rng, 400)
     positives, shown, rest = split(features, signs)
-    svms = mine_hard_negatives(
-        positives, shown, features[rest], np.ones((len(rest), 3), bool), iter(()), EXACT
-    )
+    svms = mine(positives, shown, features[rest], np.ones((len(rest), 3), bool), iter(()), EXACT)
     signs[signs.max(axis=1) > 0] *= signs[signs.max(axis=1) > 0] > 0
     check_against_liblinear(svms, features, signs, EXACT)
 
@@ -296,7 +302,7 @@ def test_only_negatives_of_a_class_are_mined_for_it(rng):
     negative[:, 1] = True
 
     def mined(stream):
-        return mine_hard_negatives(positives, shown, start, np.ones((len(start), 2), bool), stream, EXACT)
+        return mine(positives, shown, start, np.ones((len(start), 2), bool), stream, EXACT)
 
     without, some = mined([]), mined([(candidates, negative)])
     np.testing.assert_allclose(some.weights[0], without.weights[0], atol=2e-3)
@@ -319,12 +325,12 @@ def test_memory_is_bounded_by_the_hard_negatives(rng, monkeypatch):
             del part
 
     class Spied(TrainingSet):
-        def add(self, features, signs):
-            super().add(features, signs)
+        def add(self, features, signs, fold):
+            super().add(features, signs, fold)
             sizes.append((len(self), len(self._features)))
 
     monkeypatch.setattr(linear, "TrainingSet", Spied)
-    mine_hard_negatives(
+    mine(
         positives,
         shown,
         features[rest],
@@ -350,7 +356,7 @@ def test_retraining_happens_when_enough_negatives_have_joined(rng, monkeypatch):
 
     monkeypatch.setattr(linear, "TrainingSet", Spied)
     hard = features[signs[:, 0] > 0][:10].copy()  # look like positives
-    mine_hard_negatives(
+    mine(
         positives,
         shown,
         features[rest],
@@ -372,7 +378,7 @@ def test_a_class_of_one_kind_only_is_an_error(rng, kind):
     else:
         negative[:, 1] = False
     with pytest.raises(ValueError, match="class number 1 needs positive and negative examples"):
-        mine_hard_negatives(positives, shown, features[rest], negative, [], EXACT)
+        mine(positives, shown, features[rest], negative, [], EXACT)
 
 
 def test_folded_svms_score_raw_vectors_as_the_others_score_standardised_ones(rng):
@@ -390,25 +396,47 @@ def test_fitting_leaves_no_threads_behind(rng):
     assert threading.active_count() == before
 
 
-def test_classes_that_do_not_lead_leave_the_others_as_they_are(rng):
-    """As without them, but for what a wider matrix product rounds; one without examples stays 0."""
-    features, signs = clouds(rng, 3000, classes=2)
+def test_without_a_fold_it_is_as_if_its_examples_were_not_there(rng):
+    features, signs = clouds(rng, 600)
+    folds = np.arange(600) % 3 - 1  # -1 is in no fold
+    settings = replace(EXACT, easy=-np.inf)
+    training = TrainingSet(features, signs, settings, folds)
+    training.fit()
+    for fold in (0, 1):
+        left = folds != fold
+        check_against_liblinear(training.without(fold), features[left], signs[left], settings)
+    twin = TrainingSet(features, signs, settings)
+    twin.fit()
+    np.testing.assert_array_equal(training.fit().weights, twin.fit().weights)
+
+
+def test_without_a_fold_that_holds_all_examples_of_a_class_its_weights_are_0(rng):
+    features, signs = clouds(rng, 300)
+    folds = np.where(signs[:, 1] > 0, 0, 1)
+    training = TrainingSet(features, signs, EXACT, folds)
+    training.fit()
+    svms = training.without(0)
+    assert not svms.weights[1].any()
+    assert svms.biases[1] == 0
+    assert svms.weights[[0, 2]].any(axis=1).all()
+
+
+def test_mined_negatives_keep_their_folds(rng):
+    """As of a training set that has them all from the start, where none becomes easy."""
+    features, signs = clouds(rng, 400)
     positives, shown, rest = split(features, signs)
-    start, later = features[rest[:200]], features[rest[200:]]
-    settings = MiningSettings(retrain=100)
-
-    def mined(count):
-        wide, negative = np.zeros((len(positives), count), bool), np.zeros((len(rest), count), bool)
-        wide[:, :2], negative[:, :2] = shown, True
-        if count > 2:  # a class more learns from half of the first's examples, and another from nothing
-            wide[::2, 2], negative[::2, 2] = shown[::2, 0], True
-        parts = [slice(i, i + 50) for i in range(0, len(later), 50)]
-        stream = ((later[part], negative[200:][part]) for part in parts)
-        return mine_hard_negatives(positives, wide, start, negative[:200], stream, settings, 2)
-
-    alone, more = mined(2), mined(4)
-    np.testing.assert_allclose(more.weights[:2], alone.weights, atol=1e-5)
-    assert np.abs(more.weights[2]).max() > 0.01
-    assert np.abs(more.weights[2] - more.weights[0]).max() > 0.01
-    assert not more.weights[3].any()
-    assert more.biases[3] == 0
+    first, later, folds = rest[:100], rest[100:], np.arange(len(rest)) % 4
+    settings = replace(EXACT, hard=-np.inf, easy=-np.inf)
+    stream = (
+        Labelled(features[[row]], np.ones((1, 3), bool), int(fold))
+        for row, fold in zip(later, folds[100:], strict=True)
+    )
+    start = Labelled(features[first], np.ones((100, 3), bool), folds[:100])
+    mined = mine_hard_negatives(Labelled(positives, shown, 2), start, stream, settings)
+    rows = np.concatenate([np.flatnonzero((signs > 0).any(axis=1)), rest])
+    kinds = np.where(signs[rows] > 0, 1, -1) * ((signs[rows] > 0) | (signs[rows] < 0).all(axis=1)[:, None])
+    of_all = np.concatenate([np.full(len(positives), 2), folds])
+    for fold in (0, 1, 3):
+        left = of_all != fold
+        check_against_liblinear(mined.without(fold), features[rows][left], kinds[left], EXACT)
+    assert not mined.without(2).weights.any()

@@ -51,7 +51,7 @@ def train(
     batches: Annotated[int, opt.training(help="Batches that train the fully connected layers.")] = 3000,
     width: Annotated[int, opt.training(help="Units of each fully connected layer.")] = 1024,
     epochs: Annotated[int, opt.training(help="Times over the images while the backbone learns.")] = 3,
-    folds: Annotated[int, opt.training(min=0, help=_FOLDS)] = 4,
+    folds: Annotated[int, opt.training(min=0, help=_FOLDS)] = 8,
     cache: Annotated[Path | None, opt.machine(help=_CACHE)] = None,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,

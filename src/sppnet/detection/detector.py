@@ -168,7 +168,7 @@ class Detector(Estimator):
         ridge: float = 1000.0,
         nms_iou: float = 0.3,
         limit: int = 100,
-        folds: int = 4,
+        folds: int = 8,
         seed: int = 0,
     ) -> None:
         self.backbone, self.stages, self.output_stride = backbone, stages, output_stride

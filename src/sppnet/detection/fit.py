@@ -21,7 +21,7 @@ from sppnet.detection.head import Head, activate
 from sppnet.detection.postprocess import LEAST_SCORE, postprocess
 from sppnet.detection.quality import Quality, learn_scores, unmeasured
 from sppnet.detection.sampling import Examples, Plan, SamplingRules, plan_images
-from sppnet.detection.svm import LinearSVMs, MiningSettings, mine_hard_negatives
+from sppnet.detection.svm import Labelled, LinearSVMs, MiningSettings, mine_hard_negatives
 from sppnet.detection.tuning import Tuning
 from sppnet.features.backbone import Backbone
 from sppnet.features.cache import MapCache
@@ -77,7 +77,7 @@ class FitSettings:
     seed: int = 0
     nms_iou: float = 0.3
     limit: int = 100
-    folds: int = 4
+    folds: int = 8
     maps: bool = False
 
 
@@ -407,7 +407,7 @@ class _Learning:
             self.store.backbone,
             head,
             objectness,
-            LinearSVMs(svms.weights[:count], svms.biases[:count]),
+            svms[0],
             regressions[0],
             scale,
             np.sort(photo_keys(self.examples.images)),
@@ -415,11 +415,10 @@ class _Learning:
             *unmeasured(count),
         )
         models = []
-        for f, moves in enumerate(regressions[1:]):
-            part = slice(count * (1 + f), count * (2 + f))
+        for f, (part, moves) in enumerate(zip(svms[1:], regressions[1:], strict=True)):
             # What cannot be learned without the fold finds nothing.
-            biases = np.where(self.folds.learned[f], svms.biases[part], np.float32(-np.inf))
-            models.append(replace(fitted, svms=LinearSVMs(svms.weights[part], biases), regression=moves))
+            biases = np.where(self.folds.learned[f], part.biases, np.float32(-np.inf))
+            models.append(replace(fitted, svms=LinearSVMs(part.weights, biases), regression=moves))
         return fitted, models
 
     def _regressions(self, gathered: _Gathered, scale: float) -> list[BoxRegression]:
@@ -494,8 +493,13 @@ class _Learning:
         parts = [(number != f) | ~learned for f, learned in enumerate(self.folds.learned[:, k])]
         return fit_ridges(wide, deltas, self.settings.ridge, [np.ones(len(deltas), bool), *parts])
 
-    def _mine(self, plans: list[Plan], gathered: _Gathered, head: Head | None, scale: float) -> LinearSVMs:
-        """Fit the SVMs to activations of positives and first negatives, then with hard negatives."""
+    def _mine(
+        self, plans: list[Plan], gathered: _Gathered, head: Head | None, scale: float
+    ) -> list[LinearSVMs]:
+        """Fit the SVMs to activations of positives and first negatives, then with hard negatives.
+
+        Returns those of all images, and those outside of each fold.
+        """
 
         def activations(pooled: Any) -> Any:
             pooled *= scale
@@ -512,18 +516,26 @@ class _Learning:
             vectors *= factor
             return vectors
 
-        count = len(self.examples.classes)
-        photos = np.repeat(np.arange(len(plans)), [len(p.labels) for p in plans])
-        first = np.repeat(np.arange(len(plans)), [len(p.start) for p in plans])
-        return mine_hard_negatives(
-            standard(positives),
-            self.folds.widened(np.concatenate([np.eye(count, dtype=bool)[p.labels] for p in plans]), photos),
-            standard(start),
-            self.folds.widened(np.concatenate([p.negative[p.start] for p in plans]), first),
-            ((standard(activations(pooled)), negative) for pooled, negative in self._candidates(plans)),
+        count, numbers = len(self.examples.classes), self.folds.numbers
+        training = mine_hard_negatives(
+            Labelled(
+                standard(positives),
+                np.concatenate([np.eye(count, dtype=bool)[p.labels] for p in plans]),
+                np.repeat(numbers, [len(p.labels) for p in plans]),
+            ),
+            Labelled(
+                standard(start),
+                np.concatenate([p.negative[p.start] for p in plans]),
+                np.repeat(numbers, [len(p.start) for p in plans]),
+            ),
+            (
+                candidates._replace(features=standard(activations(candidates.features)))
+                for candidates in self._candidates(plans)
+            ),
             self.settings.mining,
-            count,
-        ).folded(centre, factor)
+        )
+        found = [training.svms, *map(training.without, range(self.folds.count))]
+        return [svms.folded(centre, factor) for svms in found]
 
     def _standard(self, vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]:
         """Return the centre of activations, and the factor that gives them a mean norm of 20 about it.
@@ -537,7 +549,7 @@ class _Learning:
         spread = _mean_norm(vectors - centre)
         return centre, 20 / spread if spread > 0 else 1.0
 
-    def _candidates(self, plans: list[Plan]) -> Iterator[tuple[Any, npt.NDArray[np.bool_]]]:
+    def _candidates(self, plans: list[Plan]) -> Iterator[Labelled]:
         """Yield pooled features of all windows image by image, and for which classes each is a negative."""
         for i, plan in self._tracked(plans, "Mining hard negatives"):
             encoded = self._encoded(i)
@@ -545,7 +557,7 @@ class _Learning:
                 features = self.settings.pooling(encoded, plan.boxes)
             negative = plan.negative.copy()
             negative[plan.start] = False  # These are in the training set from the start.
-            yield features, self.folds.widened(negative, i)
+            yield Labelled(features, negative, int(self.folds.numbers[i]))
 
 
 def _mean_norm(vectors: npt.NDArray[np.float32]) -> float:

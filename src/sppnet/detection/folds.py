@@ -21,6 +21,9 @@ LARGE = 500
 HELD_OUT = 300
 """Most photos that are held out of many."""
 
+# A smaller part than a quarter would say too little where there is only one.
+_QUARTERS = 4
+
 
 @dataclass(frozen=True)
 class Folds:
@@ -41,25 +44,6 @@ class Folds:
     def count(self) -> int:
         """F, the number of folds."""
         return len(self.learned)
-
-    def widened(self, flags: npt.NDArray[np.bool_], photos: IntArray | int) -> npt.NDArray[np.bool_]:
-        """Return what examples are to the classes and, after them, to the classes of each fold.
-
-        Parameters
-        ----------
-        flags : (R, K) bool
-            For which classes each example is a positive, or a negative.
-        photos : int or (R,) int64
-            The photo of each example.
-
-        Returns
-        -------
-        (R, K * (1 + F)) bool
-            False for the classes of the fold of its photo, which learn without it.
-        """
-        fold = np.broadcast_to(np.asarray(self.numbers[photos]), len(flags))
-        parts = [flags & (fold != f)[:, None] & self.learned[f] for f in range(self.count)]
-        return np.concatenate([flags, *parts], axis=1)
 
 
 def shown_classes(targets: Sequence[Target], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -119,12 +103,12 @@ def choose_folds(
 ) -> IntArray:
     """Return the fold of each photo as a fit takes it: see `assign_folds`.
 
-    Of more than `LARGE` photos, or if `one` is asked for, only the first fold is held out, and at most
-    `HELD_OUT` photos of it; the others are in none, -1.
+    Of more than `LARGE` photos, or if `one` is asked for, only the first fold is held out, of four at most, and
+    at most `HELD_OUT` photos of it; the others are in none, -1.
     """
-    fold = assign_folds(shown, photos, count, seed)
-    if len(fold) <= LARGE and not one:
-        return fold
+    if len(shown) <= LARGE and not one:
+        return assign_folds(shown, photos, count, seed)
+    fold = assign_folds(shown, photos, min(count, _QUARTERS), seed)
     # Copies stay together: whole photos are left out, by their numbers, which are as good as random.
     distinct = np.unique(photos[fold == 0])
     fold[(fold != 0) | ~np.isin(photos, distinct[:HELD_OUT])] = -1

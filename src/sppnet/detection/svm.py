@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.arrays import like, to_numpy
+from sppnet.arrays import IntArray, like, to_numpy
 from sppnet.errors import SppnetError
 from sppnet.linear import Linear
 from sppnet.parallel import thread_count
@@ -57,6 +57,24 @@ class MiningSettings:
     epochs: int = 200
 
 
+class Labelled(NamedTuple):
+    """Windows, and what they are.
+
+    Attributes
+    ----------
+    features : (R, D) float32
+        An array, or a tensor on any device.
+    classes : (R, K) bool
+        For which classes each of them is a positive, or a negative.
+    folds : int or (R,) int64
+        The fold of the photo that shows it; -1 of one in no fold.
+    """
+
+    features: Any
+    classes: npt.NDArray[np.bool_]
+    folds: IntArray | int = -1
+
+
 @dataclass(frozen=True)
 class LinearSVMs:
     """One-vs-rest linear scorers: ``scores = features @ weights.T + biases``.
@@ -88,59 +106,60 @@ class LinearSVMs:
 
 
 def mine_hard_negatives(
-    positives: FloatVector,
-    positive: npt.NDArray[np.bool_],
-    start: FloatVector,
-    start_negative: npt.NDArray[np.bool_],
-    candidates: Iterable[tuple[Any, npt.NDArray[np.bool_]]],
+    positives: Labelled,
+    start: Labelled,
+    candidates: Iterable[Labelled],
     settings: MiningSettings = MiningSettings(),
-    leading: int | None = None,
-) -> LinearSVMs:
+) -> TrainingSet:
     """Fit one SVM per class, going once through all negatives and keeping the hard ones (section 4.1).
 
     Parameters
     ----------
-    positives : (P, D) float32
-        Features of the ground-truth windows of all classes.
-    positive : (P, K) bool
-        For which classes each of them is a positive.
-    start : (S, D) float32
-        Features that the first SVMs are trained with.
-    start_negative : (S, K) bool
-        For which classes each of them is a negative.
-    candidates : iterable of ((R, D) float32, (R, K) bool)
+    positives : Labelled
+        The ground-truth windows of all classes, and for which classes each of them is a positive.
+    start : Labelled
+        Windows that the first SVMs are trained with, and for which classes each of them is a negative.
+    candidates : iterable of Labelled
         Windows image by image, arrays or tensors on any device, and for which classes each is a negative.
         Consumed once.
     settings : MiningSettings
-    leading : int, optional
-        Number of the first classes whose hard negatives decide when all are trained anew; by default all. So
-        these come out as they would alone.
 
     Returns
     -------
-    LinearSVMs
-        Those of classes without any example are 0.
+    TrainingSet
+        With all that is hard, and fitted: its `svms` are the result. Those of classes without any example
+        are 0.
 
     Raises
     ------
     SppnetError
         If a class has positives and no negatives, or the other way round.
     """
-    for k in np.flatnonzero(positive.any(axis=0) != start_negative.any(axis=0)):
+    for k in np.flatnonzero(positives.classes.any(axis=0) != start.classes.any(axis=0)):
         raise SppnetError(f"class number {k} needs positive and negative examples, found one kind only")
-    signs = np.concatenate([positive.astype(np.int8), -start_negative.astype(np.int8)])
-    training = TrainingSet(np.concatenate([positives, start]), signs, settings)
+    training = TrainingSet(
+        np.concatenate([positives.features, start.features]),
+        np.concatenate([positives.classes.astype(np.int8), -start.classes.astype(np.int8)]),
+        settings,
+        np.concatenate([_per_row(positives), _per_row(start)]),
+    )
     del positives, start  # copied; mining takes long, and memory is short
-    svms = training.fit()
+    training.fit()
     joined = 0
-    for features, negative in candidates:
-        hard = negative & (to_numpy(svms(features)) > settings.hard)
+    for features, negative, fold in candidates:
+        hard = negative & (to_numpy(training.svms(features)) > settings.hard)
         chosen = np.flatnonzero(hard.any(axis=1))
-        training.add(to_numpy(features[like(chosen, features)]), -hard[chosen].astype(np.int8))
-        joined += int(hard[:, :leading].any(axis=1).sum())
+        training.add(to_numpy(features[like(chosen, features)]), -hard[chosen].astype(np.int8), fold)
+        joined += len(chosen)
         if joined > settings.retrain:
-            svms, joined = training.fit(), 0
-    return training.fit()
+            training.fit()
+            joined = 0
+    training.fit()
+    return training
+
+
+def _per_row(examples: Labelled) -> IntArray:
+    return np.broadcast_to(np.asarray(examples.folds, np.int64), len(examples.classes))
 
 
 class TrainingSet:
@@ -158,10 +177,22 @@ class TrainingSet:
     signs : (n, K) int8
         1 for a positive of the class, -1 for a negative, 0 for neither.
     settings : MiningSettings
+    folds : (n,) int64, optional
+        The fold of each example, for `without`; by default none is in any.
+
+    Attributes
+    ----------
+    svms : LinearSVMs
+        What the last `fit` gave.
     """
 
-    def __init__(self, features: FloatVector, signs: Signs, settings: MiningSettings) -> None:
+    svms: LinearSVMs
+
+    def __init__(
+        self, features: FloatVector, signs: Signs, settings: MiningSettings, folds: IntArray | None = None
+    ) -> None:
         self.settings = settings
+        self._folds = np.full(len(signs), -1) if folds is None else folds
         self._features = features.astype(np.float16, order="C")
         self._signs, self._alphas = signs.copy(), np.zeros(signs.shape, dtype=np.float32)
         self._size = len(signs)
@@ -172,8 +203,8 @@ class TrainingSet:
     def __len__(self) -> int:
         return self._size
 
-    def add(self, features: FloatVector, signs: Signs) -> None:
-        """Take in (n, D) features with their (n, K) signs."""
+    def add(self, features: FloatVector, signs: Signs, fold: IntArray | int = -1) -> None:
+        """Take in (n, D) features with their (n, K) signs, and the fold that they are in."""
         end = self._size + len(signs)
         if end > len(self._features):
             room = max(end, len(self._features) * 5 // 4)
@@ -181,37 +212,69 @@ class TrainingSet:
         self._features[self._size : end] = features
         self._signs = np.concatenate([self._signs, signs])
         self._alphas = np.concatenate([self._alphas, np.zeros(signs.shape, np.float32)])
+        self._folds = np.concatenate([self._folds, np.broadcast_to(fold, len(signs))])
         self._size = end
 
     def fit(self) -> LinearSVMs:
         """Train all classes, then drop the negatives that have become easy."""
         live = self._features[: self._size]
-        bits = live.view(np.uint16)
         with ThreadPoolExecutor(thread_count()) as threads:
-            list(threads.map(lambda k: self._fit_class(bits, k), range(self._signs.shape[1])))
-        svms = LinearSVMs(self._weights.copy(), self._bias * BIAS_FEATURE)
+            list(threads.map(self._fit_class, range(self._signs.shape[1])))
+        self.svms = LinearSVMs(self._weights.copy(), self._bias * BIAS_FEATURE)
         parts = (live[start : start + 1024].astype(np.float32) for start in range(0, len(live), 1024))
-        scores = np.concatenate([svms(part) for part in parts])
+        scores = np.concatenate([self.svms(part) for part in parts])
         # What still carries weight stays, or the solution would move.
         easy = (self._signs < 0) & (scores < self.settings.easy) & (self._alphas == 0)
         self._signs[easy] = 0
         self._compact()
-        return svms
+        return self.svms
 
-    def _fit_class(self, features: npt.NDArray[np.uint16], k: int) -> None:
+    def without(self, fold: int) -> LinearSVMs:
+        """Return what is learned without the examples of a fold, from where all stand; nothing changes.
+
+        The hard negatives are those that all examples together found hard. A class that has no positive or
+        no negative left has weights of 0.
+        """
+        weights, bias = self._weights.copy(), self._bias.copy()
+        with ThreadPoolExecutor(thread_count()) as threads:
+            classes = range(len(bias))
+            list(threads.map(lambda k: self._fit_without(fold, k, weights[k], bias[k : k + 1]), classes))
+        return LinearSVMs(weights, bias * BIAS_FEATURE)
+
+    def _fit_class(self, k: int) -> None:
+        rows = np.flatnonzero(self._signs[:, k])
+        alphas = self._alphas[rows, k]
+        self._descend(rows, k, alphas, self._weights[k], self._bias[k : k + 1])
+        self._alphas[rows, k] = alphas
+
+    def _fit_without(self, fold: int, k: int, weights: FloatVector, bias: FloatVector) -> None:
+        left = self._signs[:, k] * (self._folds != fold)
+        if not ((left > 0).any() and (left < 0).any()):
+            weights[:], bias[:] = 0, 0
+            return
+        held = np.flatnonzero((self._folds == fold) & (self._alphas[:, k] > 0))
+        shares = self._alphas[held, k] * self._signs[held, k]
+        weights -= shares @ self._features[held].astype(np.float32)
+        bias -= shares.sum() * np.float32(BIAS_FEATURE)
+        rows = np.flatnonzero(left)
+        self._descend(rows, k, self._alphas[rows, k], weights, bias)
+
+    def _descend(
+        self, rows: IntArray, k: int, alphas: FloatVector, weights: FloatVector, bias: FloatVector
+    ) -> None:
+        """Improve the solution of a class on some of its examples, in place."""
         # Imported late: numba takes long to start.
         from sppnet.detection.coordinate_descent import ClassExamples, Solution, descend
 
-        rows = np.flatnonzero(self._signs[:, k])
-        signs, alphas = self._signs[rows, k].astype(np.float32), self._alphas[rows, k]
+        signs = self._signs[rows, k].astype(np.float32)
         limits = np.where(signs > 0, self.settings.positive_weight, 1.0).astype(np.float32) * self.settings.C
+        bits = self._features[: self._size].view(np.uint16)
         descend(
-            ClassExamples(features, rows, signs, limits, np.float32(BIAS_FEATURE)),
-            Solution(alphas, self._weights[k], self._bias[k : k + 1]),
+            ClassExamples(bits, rows, signs, limits, np.float32(BIAS_FEATURE)),
+            Solution(alphas, weights, bias),
             np.float32(self.settings.tolerance),
             self.settings.epochs,
         )
-        self._alphas[rows, k] = alphas
 
     def _compact(self) -> None:
         """Close the gaps of the examples that no class needs, in place."""
@@ -219,4 +282,5 @@ class TrainingSet:
         for start in range(0, len(kept), 512):
             part = kept[start : start + 512]
             self._features[start : start + len(part)] = self._features[part]
-        self._signs, self._alphas, self._size = self._signs[kept], self._alphas[kept], len(kept)
+        self._signs, self._alphas, self._folds = self._signs[kept], self._alphas[kept], self._folds[kept]
+        self._size = len(kept)
