@@ -51,11 +51,21 @@ class TestThresholds:
             (["--set", "disc", "--out", "m.safetensors"], ["--set disc", "such as cow=40"]),
             (["--set", "disc=many", "--out", "m.safetensors"], ["'disc=many'"]),
             (["--set", "cat=40", "--out", "m.safetensors"], ["'cat'", "disc, square, triangle"]),
-            (["--set", "disc=140", "--out", "m.safetensors"], ["1.4 of disc", "expected a probability"]),
+            (["--set", "disc=140", "--out", "m.safetensors"], ["'disc=140'", "percents from 0 to 100"]),
         ],
     )
     def test_bad_options(self, model, options, says):
         fails("detect", "thresholds", model, *options, says=says)
+
+    def test_less_than_a_percent_is_told(self, model):
+        outcome = succeeds("detect", "thresholds", model, "--set", "disc=0.5", "--out", "m.safetensors")
+        assert "note: --set is in percent: 0.5 is less than one in a hundred" in outcome.err
+
+    def test_the_detector_itself_is_not_replaced(self, model, data):
+        options = ("--classes", "cat", "--split", "train", "--out", model)
+        says = [str(model), "found a file that is to be read"]
+        fails("detect", "thresholds", model, "--set", "disc=40", "--out", model, says=says)
+        fails("detect", "add-class", model, data, *options, says=says)
 
 
 class TestAddClass:

@@ -20,7 +20,7 @@ class TestInfo:
         assert facts["quality"].keys() == {"disc", "square", "triangle"}
         disc = facts["quality"]["disc"]
         assert 0 < disc["threshold"] < 1
-        assert disc["folds"] == 4
+        assert disc["folds"] == 6  # as many as photos
         assert disc["measured_photos"] == 6
 
     def test_json_to_be_read_by_another_program(self, model):

@@ -93,7 +93,7 @@ def quality_of(rows, objects, photos=24):
         (10, 8, 10, "finds 8 of 10, one false alarm in 12 photos"),
         (8, 8, 10, "finds 8 of 10, no false alarm"),
         (68, 8, 10, "finds 8 of 10, 2.5 false alarms in a photo"),
-        (32, 8, 8, "finds 8 of 8, one false alarm in 1 photo"),
+        (32, 8, 8, "finds 8 of 8, one false alarm in each photo"),
         (3, 0, 0, "not measured: too few photos show it"),
     ],
 )

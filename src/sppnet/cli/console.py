@@ -173,7 +173,8 @@ def print_quality(detector: Detector, names: Sequence[str], others: Sequence[flo
         known = f"{100 * quality.average_precision[k]:.1f}" if quality.objects[k] else "-"
         counts = str(quality.photos[k]), str(quality.objects[k])
         rows.append((name, *counts, known, *_row(quality, k, stored[name])))
-        rows += [("", "", "", "", *_row(quality, k, threshold)) for threshold in others]
+        for threshold in others if quality.objects[k] else ():
+            rows.append(("", "", "", "", *_row(quality, k, threshold)))
     columns = ("class", "photos", "objects", "AP", "threshold", "precision", "recall", "F1")
     print_rows(columns, rows, "On photos not learned from")
     for name in names:

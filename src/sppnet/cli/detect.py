@@ -23,7 +23,7 @@ Rule = Literal["released", "paper"]
 _NEGATIVES = "Negatives to keep; released: one of those with the same cells, paper: none overlaps 70 %."
 _LAYER = "What the SVMs stand on: pooled maps, or a fully connected layer above them."
 _TUNED = "The backbone's layers behind this stage learn, too."
-_FOLDS = "Folds of photos to measure on: each is scored by what the others taught; 0: nothing is measured."
+_FOLDS = "Folds of photos, each scored by what the others taught; less than 2: nothing is measured."
 _OTHER_DATA = "Annotated photos, none of which it was fitted on, to learn thresholds and probabilities from."
 _SET = "Thresholds in percent, such as cow=40,dog=55."
 _PRECISION = "Take the least thresholds at which so many percent of what is shown is right."
@@ -108,7 +108,7 @@ def add_class(
     from sppnet.storage import check_folder
 
     (path,) = console.model_files([model])
-    console.check_model(out)
+    console.check_model(out, path)
     folder = cache or out.with_name(f"{out.name}.cache")
     check_folder(folder)
 
@@ -146,7 +146,7 @@ def thresholds(
     """
     (path,) = console.model_files([model])
     if out is not None:
-        console.check_model(out)
+        console.check_model(out, path)
     elif data is not None or given is not None or precision is not None:
         raise SppnetError("found a change of thresholds without --out, expected a file to write")
     wanted = {} if given is None else _read_thresholds(given)
@@ -220,11 +220,13 @@ def _read_thresholds(text: str) -> dict[str, float]:
     for part in opt.name_list(text):
         name, equals, number = part.rpartition("=")
         try:
-            found[name] = float(number) / 100
+            percent = float(number)
         except ValueError:
-            equals = ""
-        if not (equals and name):
-            raise SppnetError(f"--set {text}: found {part!r}, expected a class and percents, such as cow=40")
+            equals, percent = "", 0.0
+        if not (equals and name and 0 <= percent <= 100):
+            expected = "a class and percents from 0 to 100, such as cow=40"
+            raise SppnetError(f"--set {text}: found {part!r}, expected {expected}")
+        found[name] = opt.share(percent, "--set")
     return found
 
 

@@ -121,11 +121,11 @@ def name_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def share(percent: float | None) -> float | None:
+def share(percent: float, option: str = "--threshold") -> float:
     """Return a threshold in percent as a probability."""
-    if percent is not None and 0 < percent < 1:
-        print(f"note: --threshold is in percent: {percent:g} is less than one in a hundred", file=sys.stderr)
-    return None if percent is None else percent / 100
+    if 0 < percent < 1:
+        print(f"note: {option} is in percent: {percent:g} is less than one in a hundred", file=sys.stderr)
+    return percent / 100
 
 
 def integers(option: str, text: str) -> tuple[int, ...]:

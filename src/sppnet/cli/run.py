@@ -85,7 +85,11 @@ def run(
         written.check(given)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-        options = {"proposals": proposals, "threshold": opt.share(threshold), "scores": scores}
+        options = {
+            "proposals": proposals,
+            "threshold": None if threshold is None else opt.share(threshold),
+            "scores": scores,
+        }
         tell = console.note if written.to_stdout else print
         found = _Found(detector, options, keep=written.asked, tell=tell)
         _detect_photos(found, given, drawn[: len(given.photos)])

@@ -61,7 +61,8 @@ def export(
 
     for file in console.track([path], "Exporting"):
         found = _read_backbone(file, stages) if file.suffix == ".onnx" else _read_model(file)
-        said = export_model(found, out, threshold=opt.share(threshold), scale=scale, levels=pyramid)
+        least = None if threshold is None else opt.share(threshold)
+        said = export_model(found, out, threshold=least, scale=scale, levels=pyramid)
     print(f"{out}: {said}")
 
 

@@ -74,7 +74,7 @@ class Quality:
         alarms = f"{often:.1f} false alarms in a photo" if often > 1 else "no false alarm"
         if 0 < often <= 1:
             each = round(photos / wrong)
-            alarms = f"one false alarm in {each} photo{'s' if each > 1 else ''}"
+            alarms = f"one false alarm in {f'{each} photos' if each > 1 else 'each photo'}"
         return f"finds {counts.hits} of {counts.objects}, {alarms}"
 
 
