@@ -103,8 +103,8 @@ def choose_folds(
 ) -> IntArray:
     """Return the fold of each photo as a fit takes it: see `assign_folds`.
 
-    Of more than `LARGE` photos, or if `one` is asked for, only the first fold is held out, of four at most, and
-    at most `HELD_OUT` photos of it; the others are in none, -1.
+    Of more than `LARGE` photos, or if `one` is asked for, only the first fold is held out, of four at most,
+    and at most `HELD_OUT` photos of it; the others are in none, -1.
     """
     if len(shown) <= LARGE and not one:
         return assign_folds(shown, photos, count, seed)
