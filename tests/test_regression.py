@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppnet.regression import BoxRegression, decode_deltas, encode_deltas, fit_ridge
+from sppnet.regression import BoxRegression, decode_deltas, encode_deltas, fit_ridge, fit_ridges
 
 
 @pytest.fixture
@@ -122,3 +122,16 @@ def test_regressions_predict_the_deltas_of_every_class(rng):
         for k in range(3):
             expected = vectors @ weights[k].T + offsets[k]
             np.testing.assert_allclose(found[:, k], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [60, 300])
+def test_ridges_of_parts_are_those_of_their_examples_alone(rng, count):
+    """By the primal problem and, with fewer examples than features, by one inverse for all parts."""
+    features = np.ones((count, 121), np.float32)
+    features[:, :-1] = rng.normal(size=(count, 120))
+    targets = rng.normal(size=(count, 4)).astype(np.float32)
+    parts = [np.ones(count, bool), np.arange(count) % 3 != 0, np.arange(count) < 20]
+    for part, (weights, offsets) in zip(parts, fit_ridges(features, targets, 30.0, parts), strict=True):
+        alone = fit_ridge(features[part], targets[part], 30.0)
+        np.testing.assert_allclose(weights, alone[0], atol=1e-5)
+        np.testing.assert_allclose(offsets, alone[1], atol=1e-5)

@@ -102,7 +102,7 @@ def fit_ridges(
 ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """Fit the box regression of one class, as `fit_ridge` does, to each of some parts of its examples.
 
-    With fewer examples than features, their inner products are computed once for all parts.
+    With fewer examples than features, their inner products are computed and inverted once for all parts.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def fit_ridges(
         Which examples to learn from.
     """
     few = len(features) < features.shape[1]
-    products: FloatArray | None = features @ features.T if few else None
+    inverse = _inverse(features @ features.T, penalty) if few else None
     found = []
     for part in parts:
         mean = targets[part].mean(axis=0)
@@ -122,32 +122,50 @@ def fit_ridges(
         whiten, unwhiten = (vectors * (1 / root)) @ vectors.T, (vectors * root) @ vectors.T
         goal = np.zeros((len(features), targets.shape[1]), features.dtype)
         goal[part] = centred @ whiten
-        weights = unwhiten.T @ _ridge(features, goal, penalty, part, products)
+        if inverse is None:
+            ridge = _primal(features[part], goal[part], penalty)
+        else:
+            ridge = _dual(inverse, goal, part) @ features
+        weights = unwhiten.T @ ridge
         found.append((weights[:, :-1].astype(np.float32), (weights[:, -1] + mean).astype(np.float32)))
     return found
 
 
-def _ridge(
-    features: FloatArray,
-    goal: FloatArray,
-    penalty: float,
-    part: npt.NDArray[np.bool_],
-    products: FloatArray | None,
-) -> FloatArray:
-    """Return the (4, D) weights of a ridge; with inner products of the examples, by the dual problem."""
+def _primal(features: FloatArray, goal: FloatArray, penalty: float) -> FloatArray:
+    """Return the (4, D) weights of a ridge."""
     from scipy.linalg import solve
 
-    if products is None:
-        inside: FloatArray = features if part.all() else features[part]
-        matrix: FloatArray = inside.T @ inside
-        right: FloatArray = inside.T @ goal[part]
-    else:
-        matrix, right = products[np.ix_(part, part)], goal[part]
+    matrix = features.T @ features
     matrix.flat[:: len(matrix) + 1] += penalty
-    solved: FloatArray = solve(matrix, right, assume_a="pos", overwrite_a=True, check_finite=False)
-    if products is None:
-        return solved.T
-    spread = np.zeros_like(goal)
-    spread[part] = solved
-    weights: FloatArray = spread.T @ features
-    return weights
+    solved: FloatArray = solve(
+        matrix, features.T @ goal, assume_a="pos", overwrite_a=True, check_finite=False
+    )
+    return solved.T
+
+
+def _inverse(products: FloatArray, penalty: float) -> FloatArray:
+    """Return the inverse of inner products with the penalty on their diagonal, overwriting them."""
+    from scipy.linalg import cho_factor, get_lapack_funcs
+
+    products.flat[:: len(products) + 1] += penalty
+    factor, _ = cho_factor(products, lower=True, overwrite_a=True, check_finite=False)
+    (invert,) = get_lapack_funcs(("potri",), (factor,))
+    triangle: FloatArray = np.tril(invert(factor, lower=True, overwrite_c=True)[0])
+    return triangle + np.tril(triangle, -1).T
+
+
+def _dual(inverse: FloatArray, goal: FloatArray, part: npt.NDArray[np.bool_]) -> FloatArray:
+    """Return the (4, n) dual weights of a ridge on some examples, and 0 for the others.
+
+    By the inverse of a matrix in four blocks, from that of all examples: only the block of those left out
+    needs to be solved for.
+    """
+    from scipy.linalg import solve
+
+    solved: FloatArray = inverse @ goal
+    out = ~part
+    if out.any():
+        block = inverse[np.ix_(out, out)]
+        solved -= inverse[:, out] @ solve(block, solved[out], assume_a="pos", check_finite=False)
+        solved[out] = 0
+    return solved.T
