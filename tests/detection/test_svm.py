@@ -325,7 +325,7 @@ def test_memory_is_bounded_by_the_hard_negatives(rng, monkeypatch):
             del part
 
     class Spied(TrainingSet):
-        def add(self, features, signs, fold):
+        def add(self, features, signs, fold=-1):
             super().add(features, signs, fold)
             sizes.append((len(self), len(self._features)))
 
