@@ -232,9 +232,10 @@ def _read_thresholds(text: str) -> dict[str, float]:
 
 def _precise(detector: Detector, percent: float | None) -> dict[str, float]:
     """Return the thresholds that give a precision; say of which classes none does."""
+    if percent is None:
+        return {}
     found = {}
-    for k, name in enumerate(detector.classes_ if percent is not None else ()):
-        assert percent is not None
+    for k, name in enumerate(detector.classes_):
         threshold = detector.fitted_.quality.threshold_of(k, percent / 100)
         if threshold is None:
             console.note(f"{name}: no threshold is known to give a precision of {percent:g} %; it stays")

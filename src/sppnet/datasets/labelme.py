@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from sppnet.datasets.findings import Annotation, Corners, Findings, Record
-from sppnet.datasets.shapes import around, around_ellipse, field, points, size_of
+from sppnet.datasets.shapes import around, around_ellipse, field, points, rows_of, size_of
 from sppnet.datasets.splits import by_folder, split_of_folders
 from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError
@@ -32,10 +32,7 @@ def _records(tree: Tree, names: Sequence[str], findings: Findings) -> Iterator[R
         with findings.collect():
             path = tree.path(name)
             content = read_json(path)
-            rows = []
-            for i, shape in enumerate(field(str(path), content, "shapes", list)):
-                with findings.collect():
-                    rows += _rows(f"{path}: shapes[{i}]", shape, findings)
+            rows = rows_of(path, content, "shapes", _rows, findings)
             stem = name[: name.rindex(".")]
             file = content.get("imagePath")
             size = size_of(content, "imageHeight", "imageWidth")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppnet.errors import DatasetError
 
 if TYPE_CHECKING:
-    from sppnet.datasets.findings import Corners
+    from sppnet.datasets.findings import Annotation, Corners, Findings
 
 
 _WORDS = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number"}
@@ -32,6 +33,21 @@ def field(where: str, record: Any, key: str, *kinds: type) -> Any:
         expected = " or ".join(dict.fromkeys(_WORDS.get(kind, kind.__name__) for kind in kinds))
         raise DatasetError(f"{where}: found {found} as {key!r}, expected {expected}")
     return value
+
+
+def rows_of(
+    file: Path,
+    content: Any,
+    key: str,
+    read: Callable[[str, Any, Findings], list[Annotation]],
+    findings: Findings,
+) -> list[Annotation]:
+    """Return what is read of the shapes in a list of a JSON file; what is wrong with one is noted."""
+    rows = []
+    for i, shape in enumerate(field(str(file), content, key, list)):
+        with findings.collect():
+            rows += read(f"{file}: {key}[{i}]", shape, findings)
+    return rows
 
 
 def numbers(where: str, record: Mapping[str, Any], *keys: str) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.datasets.findings import Annotation, Corners, Findings, Record
-from sppnet.datasets.shapes import around, field, points, size_of
+from sppnet.datasets.shapes import around, field, points, rows_of, size_of
 from sppnet.datasets.splits import by_folder, split_of_folders
 from sppnet.datasets.tree import Format, Layout, Tree
 from sppnet.errors import DatasetError
@@ -31,10 +31,7 @@ def _records(tree: Tree, names: Sequence[str], findings: Findings) -> Iterator[R
         with findings.collect():
             path = tree.path(name)
             content = read_json(path)
-            rows = []
-            for i, shape in enumerate(field(str(path), content, "objects", list)):
-                with findings.collect():
-                    rows += _rows(f"{path}: objects[{i}]", shape, findings)
+            rows = rows_of(path, content, "objects", _rows, findings)
             size = size_of(field(str(path), content, "size", dict), "height", "width")
             # The folder of the photo is img, that of its annotation ann.
             folder, _, file = name.removesuffix(path.suffix).rpartition("/")
