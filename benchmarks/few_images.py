@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--classes", required=True)
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--split", default="val", help="to test on")
+    parser.add_argument("--folds", type=int, help="of the fit; 0 leaves out what scores mean")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -70,7 +71,8 @@ def main() -> None:
         sppnet = (sys.executable, "-c", "from sppnet.cli import main; main()", "detect")
         train = ("train", folder / "few.csv", "--classes", args.classes, "--out", model)
         start = time.perf_counter()
-        subprocess.run([*sppnet, *train], check=True, env=cold)
+        folds = () if args.folds is None else ("--folds", str(args.folds))
+        subprocess.run([*sppnet, *train, *folds], check=True, env=cold)
         seconds = time.perf_counter() - start
         evaluate = ("evaluate", model, args.data, "--split", args.split, "--json", report)
         subprocess.run([*sppnet, *evaluate], check=True)
