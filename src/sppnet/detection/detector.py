@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sppnet import __version__
 from sppnet.arrays import Boxes, Image, Pixels
-from sppnet.boxes import Detections
+from sppnet.boxes import Detections, Windows
 from sppnet.datasets.records import Dataset, Sample, class_names
 from sppnet.detection.calibration import Calibration, Scores
 from sppnet.detection.file import (
@@ -45,8 +45,10 @@ from sppnet.detection.tuning import Tuning
 from sppnet.errors import SppnetError, check_choice, check_extra
 from sppnet.estimator import Estimator
 from sppnet.evaluation.detection import DetectionReport
-from sppnet.features.backbone import DEFAULT, Backbone
+from sppnet.features.backbone import DEFAULT, Backbone, backbone_path
 from sppnet.features.encoded import EncodedImage
+from sppnet.features.graph import read_graph
+from sppnet.features.pyramid import STAGES, STRIDES
 from sppnet.features.stored import backbone_of, backbone_state
 from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys, pixels_of
@@ -57,6 +59,10 @@ from sppnet.proposals.choosing import parse
 from sppnet.proposals.maps import MAPS, Objectness
 from sppnet.proposals.method import Proposer
 from sppnet.regression import BoxRegression
+from sppnet.rpn.settings import Joint
+
+PYRAMID = "pyramid-lite0"
+"""The network with a feature pyramid that comes with sppnet."""
 
 PROPOSALS = "selective-search+edge-boxes"
 """The candidate windows of a detector unless others are asked for."""
@@ -103,6 +109,9 @@ class Detector(Estimator):
     objectness : Objectness, optional
         Fitted with the detector, it proposes windows from the maps, which join the candidate windows in the
         fit; `predict` takes them alone where `proposals` are ``"maps"``.
+    joint : Joint, optional
+        The network is trained, too, and proposes the windows itself: how it learns. It starts from
+        ``"pyramid-lite0"`` where no other backbone is named. By default it stays as it is.
     mining : MiningSettings, optional
         How SVMs are trained and hard negatives found.
     negative_iou : float
@@ -160,6 +169,7 @@ class Detector(Estimator):
         layer: str = "pool",
         tuning: Tuning | None = None,
         objectness: Objectness | None = None,
+        joint: Joint | None = None,
         mining: MiningSettings | None = None,
         negative_iou: float = 0.3,
         negatives: str = "all",
@@ -176,6 +186,7 @@ class Detector(Estimator):
         self.scales, self.levels, self.projection = scales, levels, projection
         self.scale_rule, self.reference, self.proposals = scale_rule, reference, proposals
         self.layer, self.tuning, self.objectness, self.mining = layer, tuning, objectness, mining
+        self.joint = joint
         self.negative_iou, self.negatives, self.nms_iou = negative_iou, negatives, nms_iou
         self.regression_iou, self.regression_windows, self.ridge = regression_iou, regression_windows, ridge
         self.limit, self.folds, self.seed = limit, folds, seed
@@ -183,6 +194,14 @@ class Detector(Estimator):
     @property
     def pooling(self) -> WindowPooling:
         """How windows become vectors."""
+        side = self.fitted_.side if self.__sklearn_is_fitted__() else None
+        if side is not None:
+            return replace(self._pooling, scales=(side,))
+        return self._pooling
+
+    @property
+    def _pooling(self) -> WindowPooling:
+        """How windows become vectors where the network does not propose them."""
         return WindowPooling(
             self.scales,
             self.levels,
@@ -206,7 +225,7 @@ class Detector(Estimator):
                 f"found the layer {self.layer} without tuning, expected tuning, which trains it"
             )
         return FitSettings(
-            self.pooling,
+            self._pooling,
             self.layer,
             self.tuning,
             self.objectness or (Objectness() if self.proposals == MAPS else None),
@@ -218,6 +237,7 @@ class Detector(Estimator):
             self.limit,
             self.folds,
             self.proposals == MAPS,
+            self.joint,
         )
 
     @property
@@ -240,6 +260,8 @@ class Detector(Estimator):
         windows: Sequence[Boxes] | None = None,
         max_bad: float = 0.01,
         cache: str | Path | None = None,
+        minutes: float | None = None,
+        keep: Callable[[Detector], None] | None = None,
         track: Track = no_track,
         timer: StageTimer | None = None,
     ) -> Detector:
@@ -261,6 +283,11 @@ class Detector(Estimator):
             while windows are proposed.
         cache : path, optional
             Folder for the feature maps. Give one to resume an interrupted fit; by default a temporary one.
+        minutes : float, optional
+            Train the network, too, as well as so much time allows: see `joint`, whose own defaults hold where
+            it is None. If `joint` is set and this is not: until it no longer gains, at most 10.
+        keep : callable, optional
+            Takes the detector whenever a first or a better one is there while the network is trained.
         track : callable
             ``track(items, description)`` yields the items and may draw progress.
         timer : StageTimer, optional
@@ -278,7 +305,11 @@ class Detector(Estimator):
             allows cannot be read, or a setting is none of its kind.
         """
         settings, timer = self.settings, timer or StageTimer()
+        if minutes is not None:
+            settings = replace(settings, joint=self.joint or Joint())
+        _check_joint(settings, minutes, windows)
         learning = {
+            "training the network": settings.joint,
             "training layers": settings.tuning,
             "learning to propose windows from maps": settings.objectness,
         }
@@ -287,15 +318,37 @@ class Detector(Estimator):
                 check_extra("torch", purpose)
         check_data(data)
         names = classes_to_learn(data, classes)
-        backbone = Backbone.shared(self.backbone, self.stages, self.output_stride, self.device)
+        backbone = self._backbone(settings)
         if self.tuning is not None and self.tuning.stage is not None:
             # Said before any work.
             backbone.graph.facts.check_tunable(self.tuning.stage)
         backbone.compile()  # A network that cannot run is an error now, too.
-        examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer))
+        joint = backbone.proposes or settings.joint is not None
+        examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer), joint)
         with _folder(cache) as folder:
-            self.fitted_ = fit(examples, settings, backbone, Work(folder, track, timer))
+            work = Work(folder, track, timer)
+            if not joint:
+                self.fitted_ = fit(examples, settings, backbone, work)
+                return self
+            # Imported late: it is needed here alone.
+            from sppnet.detection.joint import Budget, JointFit
+
+            def known(fitted: Fitted) -> None:
+                self.fitted_ = fitted
+                if keep is not None:
+                    keep(self)
+
+            self.fitted_ = JointFit(examples, settings, backbone, work, Budget(minutes, known)).fit()
         return self
+
+    def _backbone(self, settings: FitSettings) -> Backbone:
+        """Return where the features come from, or where the network starts from."""
+        name, stages, stride = self.backbone, self.stages, self.output_stride
+        if settings.joint is not None and name == DEFAULT:
+            name = PYRAMID
+        if read_graph(backbone_path(name)).facts.proposes:
+            stages, stride = STAGES, max(STRIDES)
+        return Backbone.shared(name, stages, stride, self.device)
 
     def add_class(
         self,
@@ -323,9 +376,11 @@ class Detector(Estimator):
         check_data(data)
         names = classes_to_learn(data, names)
         timer = timer or StageTimer()
-        examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer))
+        own = self.fitted_.side is not None
+        examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer), own)
+        settings = replace(self.settings, pooling=self.pooling)
         with _folder(cache) as folder:
-            self.fitted_ = fit_more(self.fitted_, examples, self.settings, Work(folder, track, timer))
+            self.fitted_ = fit_more(self.fitted_, examples, settings, Work(folder, track, timer))
         return self
 
     def learn_objectness(
@@ -381,15 +436,19 @@ class Detector(Estimator):
         windows: Sequence[Boxes] | None,
         max_bad: float,
         work: Work,
+        own: bool = False,
     ) -> Examples:
-        """Return what to learn from; where windows are to be proposed, without photos that cannot be read."""
+        """Return what to learn from; where windows are to be proposed, without photos that cannot be read.
+
+        With `own`, the network proposes them later.
+        """
         if windows is None:
-            # Maps propose nothing before an objectness is fitted, on what the default windows show.
-            method, bad = parse(PROPOSALS if self.proposals == MAPS else self.proposals), []
+            bad: list[Exception] = []
             kept, windows, total = [], [], len(data)
-            with work.timer("proposals"):
-                found = propose_each([sample.image for sample in data], method, cache_folder())
-                for sample in work.track(data, "Proposing windows"):
+            found = _readable(data) if own else self._proposed(data)
+            doing = "Looking into the photos" if own else "Proposing windows"
+            with work.timer("read" if own else "proposals"):
+                for sample in work.track(data, doing):
                     proposed = next(found)
                     if isinstance(proposed, Exception):
                         bad.append(proposed)
@@ -402,6 +461,11 @@ class Detector(Estimator):
         images, targets = [sample.image for sample in data], [sample.target for sample in data]
         return Examples(images, windows, targets, tuple(names))
 
+    def _proposed(self, data: Sequence[Sample]) -> Iterator[Windows | Exception]:
+        """Yield the windows of photos; those that maps propose come later, of what the default ones show."""
+        method = parse(PROPOSALS if self.proposals == MAPS else self.proposals)
+        return propose_each([sample.image for sample in data], method, cache_folder())
+
     def encode(self, image: Image) -> EncodedImage:
         """Compute the maps of an image, the expensive step, once for any number of questions.
 
@@ -411,7 +475,7 @@ class Detector(Estimator):
             See `sppnet.images.pixels_of`.
         """
         self._check_fitted()
-        return self.fitted_.backbone.encode(image, self.scales)
+        return self.fitted_.backbone.encode(image, self.pooling.scales)
 
     def predict(
         self,
@@ -470,7 +534,7 @@ class Detector(Estimator):
         boxes, margins = self.score(image, windows, regress=regress, timer=timer)
         with timer("scoring"):
             found = postprocess(
-                boxes, margins, self.classes_, image.size, self.nms_iou, LEAST_SCORE, self.limit
+                boxes, margins, self.classes_, image.size, self.nms_iou, self.fitted_.least_score, self.limit
             )
             least = self.thresholds_ if threshold is None else threshold
             return self.fitted_.calibration.applied(found, self.classes_, least, scores)
@@ -498,6 +562,8 @@ class Detector(Estimator):
             If the windows come from the pixels, and there are none.
         """
         method = self.proposer(proposals)
+        if method is None and encoded.windows is not None:
+            return encoded.windows.boxes
         if method is None:
             assert self.fitted_.objectness is not None
             return self.fitted_.objectness.propose(encoded).boxes
@@ -554,7 +620,7 @@ class Detector(Estimator):
         with timer("pooling"):
             pooled = self.pooling(encoded, windows)
         with timer("scoring"):
-            return self.fitted_.score(pooled, windows, self.layer, regress)
+            return self.fitted_.score(pooled, windows, self.layer, regress, encoded.windows)
 
     def stream(
         self,
@@ -594,7 +660,9 @@ class Detector(Estimator):
         SppnetError
             If there is no such method, or the maps are to propose and no objectness was fitted.
         """
-        name = proposals or self.proposals
+        name = proposals or (MAPS if self.fitted_.side is not None else self.proposals)
+        if name == MAPS and self.fitted_.side is not None:
+            return None
         if name != MAPS:
             return parse(name)
         if self.fitted_.objectness is None:
@@ -743,7 +811,7 @@ class Detector(Estimator):
             **kept,
             **quantise("svms", fitted.svms.weights, fitted.svms.biases),
             **quantise("regression", fitted.regression.weights, fitted.regression.offsets),
-            **{name: getattr(fitted, name) for name in ("photos", "objects", "thresholds")},
+            **{name: getattr(fitted, name) for name in ("photos", "objects", "thresholds", "history")},
             **{f"calibration.{name}": value for name, value in vars(fitted.calibration).items()},
             **{f"quality.{name}": value for name, value in vars(fitted.quality).items()},
         }
@@ -753,13 +821,14 @@ class Detector(Estimator):
             tensors |= {f"objectness.{name}": value for name, value in fitted.objectness.state().items()}
         settings = self.get_params(deep=False)
         del settings["device"]
-        for name in ("tuning", "mining"):
+        for name in ("tuning", "mining", "joint"):
             settings[name] = None if settings[name] is None else asdict(settings[name])
         objectness = fitted.objectness
         settings["objectness"] = None if objectness is None else objectness.get_params(deep=False)
         facts = {
             "classes": fitted.classes,
             "feature_scale": fitted.feature_scale,
+            "side": fitted.side,
             "backbone": backbone,
             "settings": settings,
             "sppnet": __version__,
@@ -794,9 +863,10 @@ class Detector(Estimator):
             "tuning": Tuning,
             "mining": MiningSettings,
             "objectness": Objectness,
+            "joint": Joint,
         }
         for kind, make in kinds.items():
-            settings[kind] = None if settings[kind] is None else make(**_tuples(settings[kind]))
+            settings[kind] = None if settings.get(kind) is None else make(**_tuples(settings[kind]))
         detector = cls(**settings, device=device)
         detector.fitted_ = detector._read_fitted(path, facts)
         return detector
@@ -828,6 +898,8 @@ class Detector(Estimator):
             Calibration(**with_prefix("calibration", tensors)),
             tensors["thresholds"],
             Quality(**with_prefix("quality", tensors)),
+            facts.get("side"),
+            tensors.get("history", np.zeros((0, 2), np.float32)),
         )
         self._check_lengths(path, fitted)
         return fitted
@@ -860,6 +932,30 @@ class Detector(Estimator):
                     f"{path}: found {name} of shape {tuple(shape)}, expected {expected}: for "
                     f"{count} classes on this backbone and pyramid"
                 )
+
+
+def _readable(data: Sequence[Sample]) -> Iterator[Windows | Exception]:
+    """Yield no windows of each photo, or why it cannot be read."""
+    none = Windows(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    for sample in data:
+        try:
+            pixels_of(sample.image)
+            yield none
+        except (SppnetError, OSError) as error:
+            yield error
+
+
+def _check_joint(settings: FitSettings, minutes: float | None, windows: object) -> None:
+    """Raise an error unless a training of the network can go as it was asked for."""
+    if settings.joint is None:
+        return
+    if minutes is not None and not minutes > 0:
+        raise SppnetError(f"found {minutes:g} minutes, expected more than 0")
+    if windows is not None:
+        raise SppnetError("found windows for a network that is trained to propose its own, expected none")
+    if settings.tuning is not None or settings.objectness is not None:
+        other = "tuning" if settings.tuning is not None else "an objectness"
+        raise SppnetError(f"found {other} beside the training of the whole network, expected one of them")
 
 
 def _out_of_memory() -> tuple[type[Exception], ...]:

@@ -17,7 +17,7 @@ from sppnet.arrays import Boxes, FloatArray, Image, Pixels
 from sppnet.boxes import Detections
 from sppnet.datasets.records import Sample
 from sppnet.detection.calibration import Scores, shown, sigmoid
-from sppnet.detection.postprocess import LEAST_SCORE, postprocess
+from sppnet.detection.postprocess import postprocess
 from sppnet.detection.stream import Asked, detect_each, measure
 from sppnet.errors import NotFittedError, SppnetError
 from sppnet.evaluation.detection import DetectionReport
@@ -128,7 +128,9 @@ class Ensemble:
             margins.append(values[:, columns])
             odds.append(detector.fitted_.calibration.odds(values)[:, columns])
         with timer("scoring"):
-            places, together = _mean(np.stack(boxes), np.stack(odds), np.stack(margins))
+            floors = [detector.fitted_.least_score for detector in self.detectors]
+            real = np.stack([m >= floor for m, floor in zip(margins, floors, strict=True)])
+            places, together = _mean(np.stack(boxes), np.stack(odds), real)
             nms_iou, limit = self.detectors[0].nms_iou, self.detectors[0].limit
             found = postprocess(places, together, self.classes_, encoded.size, nms_iou, NO_ODDS, limit)
             least = self.thresholds_ if threshold is None else threshold
@@ -170,19 +172,23 @@ class Ensemble:
         return int(np.isin(photo_keys(sample.image for sample in data), photos).sum())
 
 
-def _mean(boxes: Boxes, odds: FloatArray, margins: FloatArray) -> tuple[Boxes, npt.NDArray[np.float32]]:
+def _mean(
+    boxes: Boxes, odds: FloatArray, real: npt.NDArray[np.bool_]
+) -> tuple[Boxes, npt.NDArray[np.float32]]:
     """Return boxes and log-odds of all detectors together.
 
     Parameters
     ----------
     boxes : (N, R, K, 4) float32
         How each of N detectors moves each window for each class.
-    odds, margins : (N, R, K) float32
-        Logarithms of the odds, and scores of the SVMs. A window that no SVM gives `LEAST_SCORE` is none.
+    odds : (N, R, K) float32
+        Logarithms of the odds.
+    real : (N, R, K) bool
+        Whether its SVM gives a window what a detection scores at least. One that none does is no detection.
     """
     chances = 1 / (1 + np.exp(-np.clip(odds, -30, 30)))[..., None]
     moved = (boxes * (chances / chances.sum(axis=0))).sum(axis=0)
-    together = np.where((margins >= LEAST_SCORE).any(axis=0), odds.mean(axis=0), 2 * NO_ODDS)
+    together = np.where(real.any(axis=0), odds.mean(axis=0), 2 * NO_ODDS)
     return moved.astype(np.float32), together.astype(np.float32)
 
 

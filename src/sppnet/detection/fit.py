@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.arrays import Boxes, IntArray, like, to_numpy
-from sppnet.boxes import Detections
+from sppnet.arrays import Boxes, FloatArray, IntArray, like, to_numpy
+from sppnet.boxes import Detections, Windows
 from sppnet.detection.calibration import Calibration
 from sppnet.detection.folds import Folds, choose_folds, shown_classes
 from sppnet.detection.head import Head, activate
-from sppnet.detection.postprocess import LEAST_SCORE, postprocess
-from sppnet.detection.quality import Quality, learn_scores, unmeasured
+from sppnet.detection.objectness import odds_of, with_objectness
+from sppnet.detection.postprocess import LEAST_JOINT_SCORE, LEAST_SCORE, postprocess
+from sppnet.detection.quality import Learned, Quality, learn_scores, unmeasured
 from sppnet.detection.sampling import Examples, Plan, SamplingRules, plan_images
 from sppnet.detection.svm import Labelled, LinearSVMs, MiningSettings, mine_hard_negatives
 from sppnet.detection.tuning import Tuning
@@ -31,6 +32,7 @@ from sppnet.images import photo_keys
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import Objectness
 from sppnet.regression import BoxRegression, decode_deltas, encode_deltas, fit_ridges
+from sppnet.rpn.settings import Joint
 
 Halves = npt.NDArray[np.float16]
 
@@ -65,6 +67,8 @@ class FitSettings:
         Number of folds of photos to measure on; less than 2: nothing is measured.
     maps : bool
         Whether the windows that the maps propose are all that is scored afterwards.
+    joint : Joint or None
+        How the network is trained to propose windows; see `sppnet.detection.joint`, which does that.
     """
 
     pooling: WindowPooling = WindowPooling()  # noqa: RUF009  (frozen)
@@ -79,6 +83,7 @@ class FitSettings:
     limit: int = 100
     folds: int = 8
     maps: bool = False
+    joint: Joint | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,11 @@ class Fitted:
         Least probability of a detection of each class, unless another is asked for.
     quality : Quality
         How good the classes are on photos that were not learned from.
+    side : int or None
+        Shorter side in pixels at which a network looks at photos that proposes windows itself.
+    history : (n, 2) float32
+        Where the network was trained: minutes, and the mean average precision then on photos that were not
+        learned from.
     """
 
     classes: tuple[str, ...]
@@ -125,9 +135,16 @@ class Fitted:
     calibration: Calibration
     thresholds: npt.NDArray[np.float32]
     quality: Quality
+    side: int | None = None
+    history: FloatArray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+
+    @property
+    def least_score(self) -> float:
+        """What a window scores at least that is a detection at all."""
+        return LEAST_SCORE if self.side is None else LEAST_JOINT_SCORE
 
     def score(
-        self, pooled: Any, windows: Boxes, layer: str, regress: bool = True
+        self, pooled: Any, windows: Boxes, layer: str, regress: bool = True, own: Windows | None = None
     ) -> tuple[Boxes, npt.NDArray[np.float32]]:
         """Score windows for all classes and move them.
 
@@ -140,6 +157,8 @@ class Fitted:
             What the SVMs stand on.
         regress : bool
             Whether boxes are moved by the box regression.
+        own : Windows, optional
+            What the network proposes itself, if it does: how likely that is an object counts, too.
 
         Returns
         -------
@@ -150,6 +169,8 @@ class Fitted:
         """
         pooled *= self.feature_scale
         scores = to_numpy(self.svms(activate(self.head, layer, pooled)))
+        if own is not None:
+            scores = with_objectness(scores, odds_of(windows, own))
         places = windows[:, None]
         if regress:
             moved: Boxes = decode_deltas(places, to_numpy(self.regression(pooled)))
@@ -207,14 +228,16 @@ def fit(examples: Examples, settings: FitSettings, backbone: Backbone, work: Wor
     SppnetError
         If a class has no example, or no background.
     """
+    if backbone.proposes:
+        examples = _with_own_windows(examples, settings, backbone, work)
     # Planned before any work, because it finds the classes that have no example.
     plans = plan_images(examples, settings.sampling, settings.seed)
     tuned = settings.tuning is not None
-    folds = _folds(examples, settings, one=tuned)
+    folds = folds_of(examples, settings, one=tuned)
     inside = replace(folds, numbers=np.full(len(examples), -1), learned=folds.learned[:0]) if tuned else folds
     fitted, models = _fit(examples, settings, backbone, work, plans, inside)
     if tuned and folds.count:
-        models = [_fit_without(examples, settings, backbone, work, folds)]
+        models = [fit_without(examples, settings, backbone, work, folds)]
     return _measured(fitted, models, folds, examples, settings, work)
 
 
@@ -236,7 +259,7 @@ def _fit(
     return _Learning(examples, settings, store, work, folds).learn(plans, head, objectness, scale)
 
 
-def _fit_without(
+def fit_without(
     examples: Examples, settings: FitSettings, backbone: Backbone, work: Work, folds: Folds
 ) -> Fitted:
     """Fit anew to the images outside of the one fold, and the classes that are shown there."""
@@ -248,12 +271,14 @@ def _fit_without(
         [examples.targets[i] for i in rows],
         names,
     )
+    if backbone.proposes:
+        rest = _with_own_windows(rest, settings, backbone, work)
     plans = plan_images(rest, settings.sampling, settings.seed)
     none = Folds(np.full(len(rest), -1), np.zeros((0, len(names)), bool))
     return _fit(rest, settings, backbone, work, plans, none)[0]
 
 
-def _folds(examples: Examples, settings: FitSettings, *, one: bool = False) -> Folds:
+def folds_of(examples: Examples, settings: FitSettings, *, one: bool = False) -> Folds:
     """Choose the folds of a fit, and find which classes can be learned outside of each."""
     shown = shown_classes(examples.targets, examples.classes)
     numbers = choose_folds(shown, photo_keys(examples.images), settings.folds, settings.seed, one=one)
@@ -269,9 +294,21 @@ def _measured(
     settings: FitSettings,
     work: Work,
 ) -> Fitted:
-    """Return what was fitted with what its scores mean, by the photos of the folds.
+    """Return what was fitted with what its scores mean; the rest is as in `scores_learned`."""
+    return replace(fitted, **scores_learned(models, folds, examples, settings, work)._asdict())
 
-    `models` are what was learned without each fold.
+
+def scores_learned(
+    models: Sequence[Fitted], folds: Folds, examples: Examples, settings: FitSettings, work: Work
+) -> Learned:
+    """Return what the scores of detectors mean, by the photos of folds that they did not learn from.
+
+    Parameters
+    ----------
+    models : sequence of Fitted
+        What was learned without each fold, of some or all classes of the examples.
+    folds, examples, settings, work
+        Those of the fit.
     """
     stores = [MapCache(work.folder, model.backbone, settings.pooling.scales) for model in models]
     rows, found = np.flatnonzero(folds.numbers >= 0).tolist(), []
@@ -280,14 +317,8 @@ def _measured(
         encoded = stores[fold](examples.images[i], work.timer)
         with work.timer("measuring"):
             found.append(_found(models[fold], encoded, examples.windows[i], settings))
-    learned = learn_scores(
-        found,
-        [examples.targets[i] for i in rows],
-        fitted.classes,
-        folds.learned[folds.numbers[rows]],
-        folds.count,
-    )
-    return replace(fitted, **learned._asdict())
+    targets = [examples.targets[i] for i in rows]
+    return learn_scores(found, targets, examples.classes, folds.learned[folds.numbers[rows]], folds.count)
 
 
 def _found(model: Fitted, encoded: EncodedImage, windows: Boxes, settings: FitSettings) -> Detections:
@@ -295,9 +326,22 @@ def _found(model: Fitted, encoded: EncodedImage, windows: Boxes, settings: FitSe
     if settings.maps and model.objectness is not None:
         windows = model.objectness.propose(encoded).boxes
     windows = np.asarray(windows, np.float32).reshape(-1, 4)
-    boxes, scores = model.score(settings.pooling(encoded, windows), windows, settings.layer)
+    if encoded.windows is not None:
+        windows = encoded.windows.boxes
+    pooled = settings.pooling(encoded, windows)
+    boxes, scores = model.score(pooled, windows, settings.layer, own=encoded.windows)
     nms_iou, limit = settings.nms_iou, settings.limit
-    return postprocess(boxes, scores, model.classes, encoded.size, nms_iou, LEAST_SCORE, limit)
+    return postprocess(boxes, scores, model.classes, encoded.size, nms_iou, model.least_score, limit)
+
+
+def _with_own_windows(examples: Examples, settings: FitSettings, backbone: Backbone, work: Work) -> Examples:
+    """Return the examples with the windows that the network itself proposes."""
+    store, windows = MapCache(work.folder, backbone, settings.pooling.scales), []
+    for image in work.track(examples.images, "Computing feature maps"):
+        own = store(image, work.timer).windows
+        assert own is not None
+        windows.append(own.boxes)
+    return replace(examples, windows=windows)
 
 
 def fit_objectness(
@@ -321,10 +365,13 @@ def fit_more(fitted: Fitted, examples: Examples, settings: FitSettings, work: Wo
 
     One-vs-rest SVMs make that free. Errors are those of `fit`.
     """
-    plans, folds = plan_images(examples, settings.sampling, settings.seed), _folds(examples, settings)
+    if fitted.backbone.proposes:
+        examples = _with_own_windows(examples, settings, fitted.backbone, work)
+    plans, folds = plan_images(examples, settings.sampling, settings.seed), folds_of(examples, settings)
     store = MapCache(work.folder, fitted.backbone, settings.pooling.scales)
     learning = _Learning(examples, settings, store, work, folds)
     more, models = learning.learn(plans, fitted.head, fitted.objectness, fitted.feature_scale)
+    models = [replace(model, side=fitted.side) for model in models]
     return fitted.joined(_measured(more, models, folds, examples, settings, work))
 
 

@@ -23,6 +23,9 @@ from sppnet.errors import SppnetError, check_extra
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.features.graph import HEAD, Graph, read_graph
 from sppnet.features.inference import CompiledGraph, Pixels32, compile_graph, size_rule
+from sppnet.features.pyramid import MAPS as LEVELS
+from sppnet.features.pyramid import STAGES as PYRAMID
+from sppnet.features.pyramid import with_windows
 from sppnet.images import pixels_of, resize, whole_image_size
 from sppnet.models import model_path
 from sppnet.storage import digest_of
@@ -58,7 +61,7 @@ class Backbone:
     geometry : tuple of Geometry
         Where the cells of each stage's map lie in the resized image.
     channels : tuple of int
-        Channels of each stage's map.
+        Channels of each stage's map; of a pyramid, of those that windows are pooled from.
     multiple : int
         Height and width are padded to multiples of this.
     tuned : dict of str to float16 array
@@ -90,7 +93,8 @@ class Backbone:
 
             check_device(device)
         self.geometry = tuple(variant.geometry[stage] for stage in self.stages)
-        self.channels = tuple(facts.channels[stage] for stage in self.stages)
+        pooled = LEVELS if self.proposes else self.stages
+        self.channels = tuple(facts.channels[stage] for stage in pooled)
         self.multiple = variant.multiple
         self.mean, self.std = (tuple(255 * v for v in values) for values in (facts.mean, facts.std))
         self.tuned: dict[str, Half] = {}
@@ -114,6 +118,11 @@ class Backbone:
     def digest(self) -> str:
         """SHA-256 of the weights of its file, 64 hexadecimal digits."""
         return self.graph.facts.digest
+
+    @property
+    def proposes(self) -> bool:
+        """Whether its maps are those of a pyramid, which proposes windows; see `sppnet.features.pyramid`."""
+        return self.stages == PYRAMID
 
     @property
     def signature(self) -> str:
@@ -255,6 +264,11 @@ class Backbone:
         """
         pixels = pixels_of(image)
         height, width = pixels.shape[:2]
+        if self.proposes:
+            (side,) = scales
+            encoded = with_windows(self(pixels, side), (height, width))
+            self._first = False
+            return encoded
         other = self.encode(np.ascontiguousarray(pixels[:, ::-1]), scales) if flip else None
         # The largest first: its buffers serve the others, too.
         maps = {side: self(pixels, side) for side in sorted(set(scales), reverse=True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sppnet.boxes import Windows
 from sppnet.features.geometry import Geometry
 
 
@@ -47,11 +48,15 @@ class EncodedImage:
     flipped : EncodedImage or None
         What the network made of the image with left and right exchanged, where that was asked for: windows
         are then pooled from both.
+    windows : Windows or None
+        What the network itself proposes, if it does (`sppnet.features.pyramid`): scored by the log-odds of an
+        object.
     """
 
     size: tuple[int, int]
     scales: tuple[FeatureMaps, ...]
     flipped: EncodedImage | None = None
+    windows: Windows | None = None
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -66,4 +71,4 @@ class EncodedImage:
     def at(self, scale: int) -> EncodedImage:
         """Return the image with the maps of one of its scales alone, given by its place."""
         other = None if self.flipped is None else self.flipped.at(scale)
-        return EncodedImage(self.size, (self.scales[scale],), other)
+        return EncodedImage(self.size, (self.scales[scale],), other, self.windows)

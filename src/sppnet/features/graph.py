@@ -25,6 +25,7 @@ from onnx import numpy_helper
 from sppnet.arrays import FloatArray
 from sppnet.errors import SppnetError
 from sppnet.features.geometry import Geometry
+from sppnet.features.pyramid import STAGES
 from sppnet.storage import atomic_path
 
 FORMAT, VERSION = "sppnet-backbone", 1
@@ -109,6 +110,11 @@ class Facts:
         }
         means = {name: tuple(float(v) for v in values[name]) for name in ("mean", "std")}
         return cls(**{**values, **means, "strides": strides})
+
+    @property
+    def proposes(self) -> bool:
+        """Whether the network has a feature pyramid, and proposes windows; see `sppnet.features.pyramid`."""
+        return set(STAGES) <= self.channels.keys()
 
     def check_stages(self, stages: Sequence[str]) -> None:
         """Raise an error unless the stages are one or more of the backbone's, each once."""

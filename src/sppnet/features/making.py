@@ -124,17 +124,17 @@ def make(
     places = {stride: derive_geometry(networks[stride]) for stride in found}
     channels = places[first][1]
     stages = (*(str(i + 1) for i in range(len(channels) - 1)), HEAD)
-    model = _exported(network, stages)
+    model = exported(network, stages)
     strides = {}
     for stride in track(list(networks), "Writing the graph"):
         other = networks[stride]
-        changed = {} if stride == first else _changes(model, _exported(other, stages))
+        changed = {} if stride == first else _changes(model, exported(other, stages))
         if changed is not None:
             geometry = dict(zip(stages, places[stride][0], strict=True))
             # Every stride on the way counts, dilated ones included.
             multiple = max(32, round(max(g.stride for g in geometry.values())))
             strides[stride] = Variant(geometry, multiple, changed)
-    _store(model, {n: to_numpy(v) for n, v in network.state_dict().items()}, prefix)
+    store_weights(model, {n: to_numpy(v) for n, v in network.state_dict().items()}, prefix)
     facts = Facts(
         origin.name,
         origin.network,
@@ -147,11 +147,11 @@ def make(
         origin.source,
     )
     graph = make_graph(model, facts)
-    _check(graph, network)
+    check_graph(graph, network)
     return graph
 
 
-def _exported(network: nn.Module, stages: tuple[str, ...]) -> onnx.ModelProto:
+def exported(network: nn.Module, stages: tuple[str, ...]) -> onnx.ModelProto:
     """Return a network's graph, its weights replaced by random ones."""
     stand_in = copy.deepcopy(network)
     # The exporter joins equal tensors under one name, such as the batch norms of a new network.
@@ -206,7 +206,7 @@ def _changes(model: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, dict[s
     return changes
 
 
-def _store(model: onnx.ModelProto, state: Mapping[str, FloatArray], prefix: str) -> None:
+def store_weights(model: onnx.ModelProto, state: Mapping[str, FloatArray], prefix: str) -> None:
     """Put the true weights into a graph: those of layers in half precision, single numbers as they are."""
     renamed = {}
     casts = []
@@ -229,7 +229,7 @@ def _store(model: onnx.ModelProto, state: Mapping[str, FloatArray], prefix: str)
     del model.graph.value_info[:]
 
 
-def _check(graph: Graph, network: Any) -> None:
+def check_graph(graph: Graph, network: Any) -> None:
     """Raise an error if the graph gives other maps than the network."""
     from sppnet.features.inference import compile_graph
 

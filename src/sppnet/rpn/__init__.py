@@ -1,0 +1,1 @@
+"""Training, end to end and with PyTorch, of a backbone with a feature pyramid that proposes windows."""

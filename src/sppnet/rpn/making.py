@@ -1,0 +1,37 @@
+"""A trained network becomes a backbone's graph, which runs without PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sppnet.arrays import to_numpy
+from sppnet.features.graph import Facts, Graph, Variant, make_graph
+from sppnet.features.making import check_graph, exported, store_weights
+from sppnet.features.pyramid import ANSWERS, MAPS, STAGES, STRIDES, geometry_of
+from sppnet.rpn.network import PyramidNetwork
+
+_PREFIX = "network."
+
+
+def graph_of(network: PyramidNetwork, facts: Facts) -> Graph:
+    """Return the graph of a network, its weights in half precision, without the layers that tell classes.
+
+    Parameters
+    ----------
+    network : PyramidNetwork
+    facts : Facts
+        Those of the backbone that it started from; its maps and strides are replaced.
+    """
+    frozen = network.frozen()
+    model = exported(frozen, STAGES)
+    store_weights(model, {n: to_numpy(v) for n, v in frozen.state_dict().items()}, _PREFIX)
+    channels = {**dict.fromkeys(MAPS, network.width), **dict.fromkeys(ANSWERS, 5)}
+    places = {
+        stage: geometry_of(stride)
+        for stages in (MAPS, ANSWERS)
+        for stage, stride in zip(stages, STRIDES, strict=True)
+    }
+    variant = Variant(places, max(STRIDES), {})
+    graph = make_graph(model, replace(facts, channels=channels, strides={max(STRIDES): variant}))
+    check_graph(graph, frozen)
+    return graph
