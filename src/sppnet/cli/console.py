@@ -181,6 +181,13 @@ def print_quality(detector: Detector, names: Sequence[str], others: Sequence[flo
         print(f"{name}: {quality.sentence(detector.classes_.index(name), stored[name])}")
 
 
+def print_history(detector: Detector) -> None:
+    """Say how good a network was after how many minutes, where it was trained."""
+    rows = [(f"{minutes:.1f}", f"{100 * ap:.1f}") for minutes, ap in detector.fitted_.history.tolist()]
+    if rows:
+        print_rows(("minutes", "mean AP"), rows, "On photos not learned from, so far")
+
+
 def _row(quality: Quality, k: int, threshold: float) -> tuple[str, ...]:
     counts = quality.at(k, threshold)
     shares = (counts.precision, counts.recall, counts.f1)

@@ -21,6 +21,10 @@ detect = typer.Typer(no_args_is_help=True, help="Train, run and evaluate object 
 
 Rule = Literal["released", "paper"]
 _NEGATIVES = "Negatives to keep; released: one of those with the same cells, paper: none overlaps 70 %."
+_MINUTES = (
+    "Train the network, too, as well as the time allows; 0: SVMs on the network as it is. Default: until it "
+    "no longer gains, at most 10; 0 without PyTorch, or where an option asks for scales, windows or layers."
+)
 _LAYER = "What the SVMs stand on: pooled maps, or a fully connected layer above them."
 _TUNED = "The backbone's layers behind this stage learn, too."
 _FOLDS = "Folds of photos, each scored by what the others taught; less than 2: nothing is measured."
@@ -37,6 +41,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Detector file to write.")],
     split: opt.TrainingSplit = None,
     classes: opt.Classes = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help=_MINUTES)] = None,
     proposals: opt.LearnedProposals = opt.PROPOSALS,
     negatives: Annotated[Literal["all", "released", "paper"], opt.windows(help=_NEGATIVES)] = "all",
     projection: Annotated[Rule, opt.windows(help="Whose rule says what a window covers.")] = "released",
@@ -58,9 +63,10 @@ def train(
     device: opt.Device = "cpu",
     seed: opt.Seed = 0,
 ) -> None:
-    """Fit a detector to annotated images. An interrupted fit goes on when it is started again.
+    """Fit a detector to annotated images.
 
-    Ends with how good it is on photos that it did not learn from.
+    Ends with how good it is on photos that it did not learn from. While the network is trained, OUT holds the
+    best detector so far; Ctrl-C ends the training early, and not the command.
     """
     from sppnet.storage import check_folder
 
@@ -75,19 +81,25 @@ def train(
 
     from sppnet.detection.detector import Detector
     from sppnet.detection.tuning import Tuning
+    from sppnet.rpn.settings import Joint
 
     tunes = layer != "pool" or tune_after is not None
+    joint = _trains_network(context, minutes)
     settings = opt.settings_of(Detector, given) | {
         "tuning": Tuning(tune_after, batches, width=width, epochs=epochs) if tunes else None,
+        "joint": Joint() if joint else None,
     }
     detector = Detector(**settings)
     names = None if classes is None else opt.name_list(classes)
     with _work(folder, cache is None) as work:
+        if joint:
+            work |= {"minutes": minutes, "keep": lambda so_far: so_far.save(out)}
         detector.fit(dataset, classes=names, max_bad=max_bad / 100, **work)
         detector.save(out)
         left_out = sorted(set(dataset.classes) - set(detector.classes_))
         if left_out and classes is None:
             console.note(f"left out, all examples are difficult or crowds: {', '.join(left_out)}")
+    console.print_history(detector)
     console.print_quality(detector, detector.classes_)
     print(f"{out}: {', '.join(detector.classes_)} from {len(dataset)} images{_memory()}")
 
@@ -183,6 +195,28 @@ def compress(
 
     Detector.load(path).compressed((fc6, fc7)).save(out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _trains_network(context: typer.Context, minutes: float | None) -> bool:
+    """Return whether the network is trained, too: if that is asked for, or nothing that speaks against it."""
+    from importlib.util import find_spec
+
+    frozen = ("proposals", "scales", "stages", "stride", "layer", "tune_after", "negatives", "projection")
+    given = [name for name in frozen if _was_given(context, name)]
+    if minutes is None:
+        return not given and find_spec("torch") is not None
+    if minutes and given:
+        option = given[0].replace("_", "-")
+        raise SppnetError(
+            f"found --{option} beside --minutes, expected one of them: a network that is trained has its own "
+            "windows"
+        )
+    return minutes > 0
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from sppnet.detection.file import (
 )
 from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_more, fit_objectness
 from sppnet.detection.head import LAYERS, Head
-from sppnet.detection.postprocess import LEAST_SCORE, postprocess
+from sppnet.detection.postprocess import postprocess
 from sppnet.detection.quality import PERCENTS, Learned, Quality, learn_scores
 from sppnet.detection.sampling import Examples, SamplingRules
 from sppnet.detection.stream import Asked, check_bad, check_data, detect_each, look, measure, tell_bad
@@ -151,7 +151,6 @@ class Detector(Estimator):
     """
 
     fitted_: Fitted
-    LEAST_SCORE = LEAST_SCORE
 
     def __init__(
         self,

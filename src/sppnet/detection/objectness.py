@@ -10,8 +10,8 @@ from sppnet.boxes import Windows, iou
 NONE = -12.0
 """Log-odds of a window that overlaps nothing that the network proposes."""
 
-# A score of an SVM is worth twice as much in log-odds: so wide is its margin.
-_SLOPE = 2.0
+SLOPE = 2.0
+"""What a score of an SVM is worth in log-odds: its margin is two wide."""
 
 
 def odds_of(boxes: Boxes, own: Windows) -> FloatArray:
@@ -34,7 +34,7 @@ def with_objectness(scores: FloatArray, odds: FloatArray) -> FloatArray:
     odds : (R,) float
         Log-odds of an object.
     """
-    chance = -np.logaddexp(0, -odds)[:, None] - np.logaddexp(0, -_SLOPE * scores.astype(np.float64))
+    chance = -np.logaddexp(0, -odds)[:, None] - np.logaddexp(0, -SLOPE * scores.astype(np.float64))
     chance = np.minimum(chance, -1e-12)
-    together: FloatArray = (chance - np.log(-np.expm1(chance))) / _SLOPE
+    together: FloatArray = (chance - np.log(-np.expm1(chance))) / SLOPE
     return together.astype(np.float32)

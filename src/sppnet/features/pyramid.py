@@ -29,11 +29,14 @@ its centre in pixels."""
 
 STAGES = MAPS + ANSWERS
 
-WINDOWS, WINDOW_IOU = 500, 0.75
+WINDOWS, WINDOW_IOU = 1000, 0.75
 """Most windows of an image, and the overlap from which one of two is enough."""
 
-_LOOKED_AT = 3000
-_LEAST_SIDE = 1.0
+SURE, UNLIKELY = 300, -6.0
+"""So many windows are taken in any case; the others if their log-odds are more."""
+
+LOOKED_AT, LEAST_SIDE = 3000, 1.0
+"""Most cells that are looked at for windows, and the least side of these in pixels."""
 
 
 def geometry_of(stride: int) -> Geometry:
@@ -62,7 +65,7 @@ def _windows(maps: FeatureMaps, size: tuple[int, int]) -> Windows:
     odds, boxes = [], []
     for answers, stride in zip(maps.stages[len(STRIDES) :], STRIDES, strict=True):
         rows = np.asarray(answers).reshape(5, -1)
-        best = _top(rows[0], _LOOKED_AT)
+        best = _top(rows[0], LOOKED_AT)
         y, x = np.divmod(best, answers.shape[-1])
         centres = np.stack([x, y]) * stride + stride / 2
         corners = np.concatenate([centres - rows[1:3, best], centres + rows[3:, best]])
@@ -70,9 +73,10 @@ def _windows(maps: FeatureMaps, size: tuple[int, int]) -> Windows:
         odds.append(rows[0, best])
     found = clip(np.concatenate(boxes).astype(np.float32), width, height)
     scores = np.concatenate(odds).astype(np.float32)
-    large = np.flatnonzero((found[:, 2:] - found[:, :2] >= _LEAST_SIDE).all(axis=1))
-    large = large[_top(scores[large], _LOOKED_AT)]
+    large = np.flatnonzero((found[:, 2:] - found[:, :2] >= LEAST_SIDE).all(axis=1))
+    large = large[_top(scores[large], LOOKED_AT)]
     kept = large[nms(found[large], scores[large], WINDOW_IOU, WINDOWS)]
+    kept = kept[(np.arange(len(kept)) < SURE) | (scores[kept] > UNLIKELY)]
     return Windows(found[kept], scores[kept])
 
 

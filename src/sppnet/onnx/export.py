@@ -24,6 +24,7 @@ from sppnet.onnx.nodes import Nodes, Value
 from sppnet.onnx.pooling import pool_maps
 from sppnet.onnx.preparation import PixelRules, prepare
 from sppnet.onnx.proposing import from_grid, from_maps
+from sppnet.onnx.pyramid import own_windows
 from sppnet.onnx.scoring import calibrate, score
 from sppnet.onnx.suppression import suppress
 from sppnet.onnx.windows import encode
@@ -177,12 +178,16 @@ def export_detector(
     least = np.broadcast_to(np.float32(chosen), len(classes)).copy()
 
     def build(op: Nodes, image: Value) -> Outputs:
-        encoded = encode(op, image, fitted.backbone, detector.scales)
-        windows = (
-            from_grid(op, grid, encoded.size) if objectness is None else from_maps(op, objectness, encoded)
-        )
-        scored = score(op, detector, encoded, windows)
-        left = suppress(op, *scored, detector.nms_iou, detector.LEAST_SCORE, detector.limit)
+        encoded = encode(op, image, fitted.backbone, detector.pooling.scales)
+        odds = None
+        if fitted.side is not None:
+            windows, odds = own_windows(op, encoded)
+        elif objectness is not None:
+            windows = from_maps(op, objectness, encoded)
+        else:
+            windows = from_grid(op, grid, encoded.size)
+        scored = score(op, detector, encoded, windows, odds)
+        left = suppress(op, *scored, detector.nms_iou, fitted.least_score, detector.limit)
         found = calibrate(op, left, fitted.calibration, least)
         count = "detections"
         return {"boxes": (found[0], [count, 4]), "scores": (found[1], [count]), "labels": (found[2], [count])}
@@ -194,6 +199,8 @@ def export_detector(
 
 def _windows(detector: Detector) -> str:
     """Say where the candidate windows of a fitted detector come from in its graph."""
+    if detector.fitted_.side is not None:
+        return "windows from the network itself"
     if detector.fitted_.objectness is not None:
         return "windows from its maps"
     other = "" if detector.proposals == "dense" else f", not by {detector.proposals}, which no graph holds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sppnet.onnx.pyramid import with_objectness
 from sppnet.onnx.windows import Encoded, pooled
 from sppnet.regression import decode_deltas
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from sppnet.onnx.nodes import Nodes, Value
 
 
-def score(op: Nodes, detector: Detector, encoded: Encoded, windows: Value) -> tuple[Value, Value]:
+def score(
+    op: Nodes, detector: Detector, encoded: Encoded, windows: Value, odds: Value | None = None
+) -> tuple[Value, Value]:
     """Score windows for all classes and move them; see `Detector.score`.
 
     Parameters
@@ -28,6 +31,8 @@ def score(op: Nodes, detector: Detector, encoded: Encoded, windows: Value) -> tu
     encoded : Encoded
         The image.
     windows : (R, 4) float32 value
+    odds : (R,) float32 value, optional
+        Log-odds that a window is an object, where the network itself says that.
 
     Returns
     -------
@@ -40,7 +45,10 @@ def score(op: Nodes, detector: Detector, encoded: Encoded, windows: Value) -> tu
     vectors: Any = pooled(op, encoded, windows, detector.pooling) * fitted.feature_scale
     layers = vectors if fitted.head is None else fitted.head.activations(vectors, detector.layer)
     moved: Value = decode_deltas(windows[:, None], fitted.regression(vectors))
-    return moved.clip(0.0, encoded.limits), fitted.svms(layers)
+    scores = fitted.svms(layers)
+    if odds is not None:
+        scores = with_objectness(op, scores, odds)
+    return moved.clip(0.0, encoded.limits), scores
 
 
 def calibrate(

@@ -36,6 +36,8 @@ class Encoded(NamedTuple):
         Where each stage's cells lie in the resized image.
     channels : sequence of int
         Channels of each stage's map.
+    answers : list of (1, 5, h, w) float32 values
+        What the cells of a pyramid say, level by level; none of other backbones.
     """
 
     size: Value
@@ -43,6 +45,7 @@ class Encoded(NamedTuple):
     scales: list[list[Value]]
     geometry: Sequence[Geometry]
     channels: Sequence[int]
+    answers: list[Value]
 
     @property
     def factors(self) -> Value:
@@ -74,7 +77,10 @@ def encode(op: Nodes, image: Value, backbone: Backbone, scales: Sequence[int]) -
         padded = op.network(backbone.model, pixels)
         maps.append([op.Slice(m, [0, 0], end, [2, 3]) for m, end in zip(padded, ends, strict=True)])
     sizes = op.Concat(*(op.Unsqueeze(size, [0]) for size in prepared.sizes), axis=0)
-    return Encoded(prepared.size, sizes, maps, backbone.geometry, backbone.channels)
+    count, answers = len(backbone.channels), []
+    if backbone.proposes:
+        answers, maps = maps[0][count:], [maps[0][:count]]
+    return Encoded(prepared.size, sizes, maps, backbone.geometry[:count], backbone.channels, answers)
 
 
 def pooled(op: Nodes, encoded: Encoded, windows: Value, pooling: WindowPooling) -> Value:
