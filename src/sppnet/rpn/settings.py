@@ -51,7 +51,7 @@ class Joint:
     width: int = 96
 
     def __post_init__(self) -> None:
-        counts = min(self.photos, self.batch, self.width, self.side or 1)
+        counts = min(self.photos, self.batch, self.width, 1 if self.side is None else self.side)
         if counts < 1 or min(self.lr, self.backbone_lr) <= 0 or self.weight_decay < 0 or self.frozen < 0:
             raise SppnetError(
                 f"found {self}, expected photos, side, batch, width and learning rates above 0, "

@@ -50,7 +50,7 @@ class Clock:
     seconds: float | None = None
     taken: int = 0
     passed: float = 0.0
-    _last: float = field(default_factory=time.monotonic)
+    _last: float = field(default_factory=lambda: time.monotonic())  # looked up then, for tests
     _usual: float = 0.0
 
     def tick(self) -> None:

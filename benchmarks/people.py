@@ -1,0 +1,117 @@
+"""What a person gets for some minutes: mAP and seconds per photo of detectors fitted by time. Run as::
+
+    python benchmarks/people.py raccoon=DATA chess=OTHER --minutes 1,2,4,8 --json people.json --out people.png
+
+Each data set is fitted once for each budget by ``sppnet detect train --minutes`` in a process of its own, on
+its train split; ``sppnet detect evaluate`` measures the test split. ``--frozen`` adds the SVMs on an ImageNet
+network as it is (``--minutes 0``). Results of another program on the same photos are scored as by ``sppnet
+detect score`` where ``--peer NAME,SET,MINUTES,SECONDS=FILE`` names a file of them; minutes are those of its
+training, seconds those that it took for a photo on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import matplotlib
+
+from common import commit, machine, table, write_json
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SPPNET = (sys.executable, "-c", "from sppnet.cli import main; main()", "detect")
+
+
+def fit(data: str, args: argparse.Namespace, minutes: float) -> dict[str, Any]:
+    """Fit for some minutes and measure."""
+    with TemporaryDirectory() as folder:
+        model, report = Path(folder) / "m.safetensors", Path(folder) / "r.json"
+        options = ["--minutes", str(minutes), *(["--classes", args.classes] if args.classes else [])]
+        options += ["--backbone", args.backbone] if args.backbone else []
+        begun = time.perf_counter()
+        subprocess.run([*SPPNET, "train", data, "--split", "train", "--out", model, *options], check=True)
+        passed = time.perf_counter() - begun
+        evaluate = ["evaluate", model, data, "--split", args.split, "--json", report]
+        subprocess.run([*SPPNET, *evaluate], check=True)
+        found = json.loads(report.read_text())
+    stages = found["seconds_per_image"]
+    return {"mAP": found["mAP"], "minutes": passed / 60, "seconds": stages.pop("wall"), "stages": stages}
+
+
+def score(data: str, split: str, file: str) -> float:
+    """Return the mAP of another program's results."""
+    with TemporaryDirectory() as folder:
+        report = Path(folder) / "r.json"
+        subprocess.run([*SPPNET, "score", file, data, "--split", split, "--json", report], check=True)
+        return json.loads(report.read_text())["mAP"]
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw mAP against minutes, a panel for each data set."""
+    names = list(dict.fromkeys(row["set"] for row in rows))
+    figure, panels = plt.subplots(
+        1, len(names), figsize=(4.5 * len(names), 4), squeeze=False, layout="constrained"
+    )
+    for panel, name in zip(panels[0], names, strict=True):
+        series = list(dict.fromkeys(row["who"] for row in rows if row["set"] == name))
+        for who in series:
+            mine = sorted((r["minutes"], 100 * r["mAP"]) for r in rows if (r["set"], r["who"]) == (name, who))
+            panel.plot(*zip(*mine, strict=True), "o-", label=who)
+        panel.set(
+            title=name, xlabel="minutes", ylabel="mAP on the test photos", ylim=(0, 100), xlim=(0, None)
+        )
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sets", nargs="+", metavar="NAME=DATA")
+    parser.add_argument("--minutes", default="1,2,4,8")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--classes")
+    parser.add_argument("--backbone")
+    parser.add_argument("--frozen", action="store_true")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME,SET,MINUTES,SECONDS=FILE")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    places = dict(text.split("=", 1) for text in args.sets)
+    rows: list[dict[str, Any]] = []
+    for name, data in places.items():
+        for minutes in [*([0.0] if args.frozen else []), *map(float, args.minutes.split(","))]:
+            who = "sppnet" if minutes else "sppnet, network as it is"
+            rows.append({"set": name, "who": who, "asked": minutes, **fit(data, args, minutes)})
+            print(rows[-1], flush=True)
+    for text in args.peer:
+        about, file = text.split("=", 1)
+        who, name, minutes, seconds = about.split(",")
+        mean = score(places[name], args.split, file)
+        rows.append(
+            {"set": name, "who": who, "mAP": mean, "minutes": float(minutes), "seconds": float(seconds)}
+        )
+    facts = {"machine": machine(), "commit": commit(), "split": args.split, "rows": rows}
+    write_json(args.json, facts)
+    print(f"\n{machine()}; commit {commit()}; {args.split} photos\n")
+    lines = [
+        (r["set"], r["who"], f"{r['minutes']:.1f}", f"{100 * r['mAP']:.1f}", f"{r['seconds']:.3f}")
+        for r in rows
+    ]
+    print(table(("set", "who", "minutes", "mAP", "s/photo"), lines))
+    if args.out:
+        draw(rows, args.out)
+
+
+if __name__ == "__main__":
+    main()
