@@ -37,7 +37,7 @@ GROUND = (
 FLOORS = (
     GROUND,
     ("pooling",),
-    ("features", "datasets", "proposals", "evaluation"),
+    ("features", "datasets", "proposals", "evaluation", "rpn"),
     ("detection", "classification", "retrieval"),
     ("drawing", "onnx"),
     ("cli", "__main__"),

@@ -86,7 +86,7 @@ def test_the_outputs_of_the_network_equal_the_loops(head, pooled):
 
 
 def test_a_frozen_network_is_rounded_to_half_precision(head):
-    frozen = network_of(head).frozen()
+    frozen = Head.from_state(network_of(head).state())
     assert frozen.state().keys() == head.state().keys()
     for name, value in frozen.state().items():
         rounded = head.state()[name].astype(np.float16).astype(np.float32)
@@ -125,7 +125,7 @@ def test_new_layers_keep_the_size_of_numbers_and_give_small_outputs():
     network = HeadNetwork(300, COUNT, 400).eval().requires_grad_(False)
     for layer in LAYERS[1:]:
         # Half of the units are silent, and the others have twice the power.
-        power = np.square(network.frozen().activations(x.numpy(), layer)).mean()
+        power = np.square(Head.from_state(network.state()).activations(x.numpy(), layer)).mean()
         assert power == pytest.approx(1, rel=0.15)
     scores, deltas = network(x)
     assert scores.std() < 0.5

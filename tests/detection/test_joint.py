@@ -7,8 +7,8 @@ import sppnet.detection.joint as joint
 from sppnet.boxes import Target, Windows
 from sppnet.datasets.records import Sample
 from sppnet.detection.detector import Detector
-from sppnet.detection.objectness import NONE, odds_of, with_objectness
 from sppnet.errors import SppnetError
+from sppnet.proposals.odds import NONE, odds_of, with_objectness
 from sppnet.rpn.settings import Joint
 from trees import scene
 

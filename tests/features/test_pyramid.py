@@ -3,8 +3,9 @@ import pytest
 
 from sppnet.boxes import iou
 from sppnet.features.encoded import FeatureMaps
+from sppnet.features.graph import STRIDES, geometry_of
 from sppnet.features.projection import project
-from sppnet.features.pyramid import STRIDES, SURE, UNLIKELY, WINDOW_IOU, WINDOWS, geometry_of, with_windows
+from sppnet.features.pyramid import SURE, UNLIKELY, WINDOW_IOU, WINDOWS, with_windows
 
 
 def maps_of(height, width, factor=1.0, seed=0, channels=3):

@@ -6,8 +6,7 @@ import sppnet.rpn.training as training
 from sppnet.boxes import Target
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
-from sppnet.features.graph import read_graph
-from sppnet.features.pyramid import STAGES
+from sppnet.features.graph import STAGES, read_graph
 from sppnet.rpn.network import PyramidNetwork
 from sppnet.rpn.pictures import kept_photo
 from sppnet.rpn.settings import Joint

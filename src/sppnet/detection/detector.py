@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from sppnet.detection.file import (
     with_prefix,
     write_detector,
 )
-from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_more, fit_objectness
+from sppnet.detection.fit import FitSettings, Fitted, Work, WorkOptions, fit, fit_more, fit_objectness
 from sppnet.detection.head import LAYERS, Head
 from sppnet.detection.postprocess import postprocess
 from sppnet.detection.quality import PERCENTS, Learned, Quality, learn_scores
@@ -47,8 +47,7 @@ from sppnet.estimator import Estimator
 from sppnet.evaluation.detection import DetectionReport
 from sppnet.features.backbone import DEFAULT, Backbone, backbone_path
 from sppnet.features.encoded import EncodedImage
-from sppnet.features.graph import read_graph
-from sppnet.features.pyramid import STAGES, STRIDES
+from sppnet.features.graph import STAGES, STRIDES, read_graph
 from sppnet.features.stored import backbone_of, backbone_state
 from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys, pixels_of
@@ -258,11 +257,8 @@ class Detector(Estimator):
         classes: Sequence[str] | None = None,
         windows: Sequence[Boxes] | None = None,
         max_bad: float = 0.01,
-        cache: str | Path | None = None,
         minutes: float | None = None,
-        keep: Callable[[Detector], None] | None = None,
-        track: Track = no_track,
-        timer: StageTimer | None = None,
+        **options: Unpack[WorkOptions],
     ) -> Detector:
         """Fit one SVM and one box regression per class, from the settings alone: a second fit starts anew.
 
@@ -280,17 +276,15 @@ class Detector(Estimator):
         max_bad : float
             Share of the photos that may be unreadable; these are left out, with a warning. They are found
             while windows are proposed.
-        cache : path, optional
-            Folder for the feature maps. Give one to resume an interrupted fit; by default a temporary one.
         minutes : float, optional
             Train the network, too, as well as so much time allows: see `joint`, whose own defaults hold where
             it is None. If `joint` is set and this is not: until it no longer gains, at most 10.
-        keep : callable, optional
-            Takes the detector whenever a first or a better one is there while the network is trained.
-        track : callable
-            ``track(items, description)`` yields the items and may draw progress.
-        timer : StageTimer, optional
-            Takes the seconds by stage.
+        **options
+            How it goes about its work. ``cache``: folder for the feature maps, to resume an interrupted fit;
+            by default a temporary one. ``track``: a callable, ``track(items, description)`` yields the items
+            and may draw progress. ``timer``: a `sppnet.progress.StageTimer`, which takes the seconds by
+            stage. ``keep``: a callable, which takes the detector whenever there is a first or another one
+            while the network is trained.
 
         Returns
         -------
@@ -303,7 +297,8 @@ class Detector(Estimator):
             If there are no images, a class has no example (said before any work), more photos than `max_bad`
             allows cannot be read, or a setting is none of its kind.
         """
-        settings, timer = self.settings, timer or StageTimer()
+        settings, timer = self.settings, options.get("timer") or StageTimer()
+        track, keep = options.get("track", no_track), options.get("keep")
         if minutes is not None:
             settings = replace(settings, joint=self.joint or Joint())
         _check_joint(settings, minutes, windows)
@@ -324,7 +319,7 @@ class Detector(Estimator):
         backbone.compile()  # A network that cannot run is an error now, too.
         joint = backbone.proposes or settings.joint is not None
         examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer), joint)
-        with _folder(cache) as folder:
+        with _folder(options.get("cache")) as folder:
             work = Work(folder, track, timer)
             if not joint:
                 self.fitted_ = fit(examples, settings, backbone, work)

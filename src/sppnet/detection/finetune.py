@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,13 @@ from sppnet.features.backbone import Backbone
 from sppnet.features.encoded import EncodedImage
 from sppnet.features.network import TrainableBackbone
 from sppnet.features.projection import choose_scale
-from sppnet.features.windows import WindowPooling
 from sppnet.images import pixels_of
 from sppnet.progress import Track, no_track
 from sppnet.regression import encode_deltas
 from sppnet.storage import read_checkpoint, write_tensors
+
+if TYPE_CHECKING:
+    from sppnet.features.windows import WindowPooling
 
 FORMAT, VERSION = "sppnet-tuning", "1"
 # Deltas are learned in these units, so that they vary about as much as one (Girshick, "Fast R-CNN").

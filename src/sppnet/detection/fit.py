@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ from sppnet.boxes import Detections, Windows
 from sppnet.detection.calibration import Calibration
 from sppnet.detection.folds import Folds, choose_folds, shown_classes
 from sppnet.detection.head import Head, activate
-from sppnet.detection.objectness import odds_of, with_objectness
 from sppnet.detection.postprocess import LEAST_JOINT_SCORE, LEAST_SCORE, postprocess
 from sppnet.detection.quality import Learned, Quality, learn_scores, unmeasured
 from sppnet.detection.sampling import Examples, Plan, SamplingRules, plan_images
@@ -31,6 +30,7 @@ from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import Objectness
+from sppnet.proposals.odds import odds_of, with_objectness
 from sppnet.regression import BoxRegression, decode_deltas, encode_deltas, fit_ridges
 from sppnet.rpn.settings import Joint
 
@@ -190,6 +190,15 @@ class Fitted:
             thresholds=np.concatenate([self.thresholds, other.thresholds]),
             quality=self.quality.joined(other.quality),
         )
+
+
+class WorkOptions(TypedDict, total=False):
+    """What may be said of how a fit goes about its work; see `sppnet.detection.detector.Detector.fit`."""
+
+    cache: str | Path | None
+    keep: Callable[[Any], None] | None
+    track: Track
+    timer: StageTimer | None
 
 
 @dataclass(frozen=True)
@@ -395,7 +404,7 @@ def _tune(
     tuner = FineTuner(backbone, examples, pooling, tuning, pool=pool, seed=settings.seed, folder=work.folder)
     tuner.train(work.track)
     # Rounded as it will be saved. Where the SVMs stand on the pooled features, only its backbone was wanted.
-    head = None if settings.layer == "pool" else tuner.head.frozen()
+    head = None if settings.layer == "pool" else Head.from_state(tuner.head.state())
     return tuner.backbone, head, tuner.scale
 
 

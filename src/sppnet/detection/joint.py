@@ -24,7 +24,7 @@ from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_without, fo
 from sppnet.detection.quality import Learned
 from sppnet.detection.sampling import Examples
 from sppnet.features.backbone import Backbone
-from sppnet.features.pyramid import STAGES, STRIDES
+from sppnet.features.graph import STAGES, STRIDES
 from sppnet.images import pixels_of
 
 if TYPE_CHECKING:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sppnet.arrays import to_numpy
-from sppnet.detection.head import Head
 
 
 class HeadNetwork(nn.Module):
@@ -45,9 +46,9 @@ class HeadNetwork(nn.Module):
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
-    def frozen(self) -> Head:
+    def state(self) -> dict[str, npt.NDArray[np.float16]]:
         """Return the layers as they are saved: arrays, rounded to half precision."""
-        return Head.from_state({name: to_numpy(value.half()) for name, value in self.state_dict().items()})
+        return {name: to_numpy(value.half()) for name, value in self.state_dict().items()}
 
 
 def _full(inputs: int, outputs: int) -> nn.Linear:

@@ -22,9 +22,9 @@ from sppnet.arrays import FloatArray, Image, Pixels, channels_first
 from sppnet.errors import SppnetError, check_extra
 from sppnet.features.encoded import EncodedImage, FeatureMaps
 from sppnet.features.graph import HEAD, Graph, read_graph
+from sppnet.features.graph import MAPS as LEVELS
+from sppnet.features.graph import STAGES as PYRAMID
 from sppnet.features.inference import CompiledGraph, Pixels32, compile_graph, size_rule
-from sppnet.features.pyramid import MAPS as LEVELS
-from sppnet.features.pyramid import STAGES as PYRAMID
 from sppnet.features.pyramid import with_windows
 from sppnet.images import pixels_of, resize, whole_image_size
 from sppnet.models import model_path

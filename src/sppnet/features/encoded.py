@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sppnet.boxes import Windows
 from sppnet.features.geometry import Geometry
+
+if TYPE_CHECKING:
+    from sppnet.boxes import Windows
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,22 @@ from onnx import numpy_helper
 from sppnet.arrays import FloatArray
 from sppnet.errors import SppnetError
 from sppnet.features.geometry import Geometry
-from sppnet.features.pyramid import STAGES
 from sppnet.storage import atomic_path
 
 FORMAT, VERSION = "sppnet-backbone", 1
 HEAD = "head"
 RANDOM = "random"
 """Source of weights that are those of no training."""
+
+STRIDES = (8, 16, 32)
+"""Pixels from cell to cell, level by level."""
+
+MAPS, ANSWERS = ("p3", "p4", "p5"), ("w3", "w4", "w5")
+"""Stages that a graph with a pyramid returns: the levels' maps; and of each of their cells 5 numbers, the
+log-odds that it lies in an object, and the distances of the object's left, upper, right and lower side from
+its centre in pixels."""
+
+STAGES = MAPS + ANSWERS
 
 INPUT = "image"
 """Name of the graph's input."""
@@ -224,6 +233,11 @@ class Graph:
         """Write the file, whole or not at all."""
         with atomic_path(path) as temporary:
             temporary.write_bytes(self.to_bytes())
+
+
+def geometry_of(stride: int) -> Geometry:
+    """Return where the cells of a level lie: its training puts them in the middles of squares."""
+    return Geometry(float(stride), (stride - 1) / 2)
 
 
 def output_of(stage: str) -> str:

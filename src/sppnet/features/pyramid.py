@@ -17,17 +17,7 @@ import numpy as np
 from sppnet.arrays import FloatArray, IntArray
 from sppnet.boxes import Windows, clip, nms
 from sppnet.features.encoded import EncodedImage, FeatureMaps
-from sppnet.features.geometry import Geometry
-
-STRIDES = (8, 16, 32)
-"""Pixels from cell to cell, level by level."""
-
-MAPS, ANSWERS = ("p3", "p4", "p5"), ("w3", "w4", "w5")
-"""Stages that a graph with a pyramid returns: the levels' maps; and of each of their cells 5 numbers, the
-log-odds that it lies in an object, and the distances of the object's left, upper, right and lower side from
-its centre in pixels."""
-
-STAGES = MAPS + ANSWERS
+from sppnet.features.graph import MAPS, STRIDES
 
 WINDOWS, WINDOW_IOU = 1000, 0.75
 """Most windows of an image, and the overlap from which one of two is enough."""
@@ -37,11 +27,6 @@ SURE, UNLIKELY = 300, -6.0
 
 LOOKED_AT, LEAST_SIDE = 3000, 1.0
 """Most cells that are looked at for windows, and the least side of these in pixels."""
-
-
-def geometry_of(stride: int) -> Geometry:
-    """Return where the cells of a level lie: its training puts them in the middles of squares."""
-    return Geometry(float(stride), (stride - 1) / 2)
 
 
 def with_windows(maps: FeatureMaps, size: tuple[int, int]) -> EncodedImage:

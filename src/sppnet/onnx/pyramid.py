@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sppnet.detection.objectness import SLOPE
+from sppnet.features.graph import STRIDES
 from sppnet.features.pyramid import (
     LEAST_SIDE,
     LOOKED_AT,
-    STRIDES,
     SURE,
     UNLIKELY,
     WINDOW_IOU,
     WINDOWS,
 )
 from sppnet.onnx.suppression import best
+from sppnet.proposals.odds import SLOPE
 
 if TYPE_CHECKING:
     from sppnet.onnx.nodes import Nodes, Value
@@ -61,7 +61,7 @@ def own_windows(op: Nodes, encoded: Encoded) -> tuple[Value, Value]:
 
 
 def with_objectness(op: Nodes, scores: Value, odds: Value) -> Value:
-    """Return (R, K) scores that count (R,) log-odds; see `sppnet.detection.objectness.with_objectness`."""
+    """Return (R, K) scores that count (R,) log-odds; see `sppnet.proposals.odds.with_objectness`."""
     known, margins = odds.cast(np.float64)[:, None], scores.cast(np.float64)
     chance = 0.0 - _softplus(op, 0.0 - known) - _softplus(op, margins * -SLOPE)
     chance = chance.clip(max=-1e-12)

@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sppnet.arrays import to_numpy
-from sppnet.features.graph import Facts, Graph, Variant, make_graph
+from sppnet.features.graph import (
+    ANSWERS,
+    MAPS,
+    STAGES,
+    STRIDES,
+    Facts,
+    Graph,
+    Variant,
+    geometry_of,
+    make_graph,
+)
 from sppnet.features.making import check_graph, exported, store_weights
-from sppnet.features.pyramid import ANSWERS, MAPS, STAGES, STRIDES, geometry_of
 from sppnet.rpn.network import PyramidNetwork
 
 _PREFIX = "network."

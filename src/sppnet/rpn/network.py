@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sppnet.errors import SppnetError
-from sppnet.features.graph import Graph
-from sppnet.features.pyramid import STRIDES
+from sppnet.features.graph import STRIDES, Graph
 from sppnet.features.timm import create_timm, fix_same_padding
 
 _RARE = 0.01  # share of cells that lie in an object, which a new network starts from
