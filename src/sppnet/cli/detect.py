@@ -31,6 +31,12 @@ _FOLDS = "Folds of photos, each scored by what the others taught; less than 2: n
 _OTHER_DATA = "Annotated photos, none of which it was fitted on, to learn thresholds and probabilities from."
 _SET = "Thresholds in percent, such as cow=40,dog=55."
 _PRECISION = "Take the least thresholds at which so many percent of what is shown is right."
+# A mean average precision of less is as good as nothing.
+_NOTHING = 0.02
+_DOUBTS = (
+    "are the boxes where the objects are (sppnet dataset {data} draws them), are all objects of a photo "
+    "annotated, and does each name stand for one thing?"
+)
 _CACHE = "Folder that keeps feature maps; default: OUT.cache, removed at the end."
 
 
@@ -57,6 +63,7 @@ def train(
     width: Annotated[int, opt.training(help="Units of each fully connected layer.")] = 1024,
     epochs: Annotated[int, opt.training(help="Times over the images while the backbone learns.")] = 3,
     folds: Annotated[int, opt.training(min=0, help=_FOLDS)] = 8,
+    limit: Annotated[int, opt.training(min=1, help="Most detections of a class in a photo.")] = 100,
     cache: Annotated[Path | None, opt.machine(help=_CACHE)] = None,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,
@@ -101,6 +108,8 @@ def train(
             console.note(f"left out, all examples are difficult or crowds: {', '.join(left_out)}")
     console.print_history(detector)
     console.print_quality(detector, detector.classes_)
+    if detector.fitted_.quality.mean_ap < _NOTHING:
+        console.warn(f"hardly anything is found on photos not learned from; {_DOUBTS.format(data=data)}")
     print(f"{out}: {', '.join(detector.classes_)} from {len(dataset)} images{_memory()}")
 
 

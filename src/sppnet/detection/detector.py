@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -62,6 +63,9 @@ from sppnet.rpn.settings import Joint
 
 PYRAMID = "pyramid-lite0"
 """The network with a feature pyramid that comes with sppnet."""
+
+OWN_C = 1e-2
+"""Weight of the hinge loss where the network itself proposes the windows: fewer ones, and harder."""
 
 PROPOSALS = "selective-search+edge-boxes"
 """The candidate windows of a detector unless others are asked for."""
@@ -302,6 +306,7 @@ class Detector(Estimator):
         if minutes is not None:
             settings = replace(settings, joint=self.joint or Joint())
         _check_joint(settings, minutes, windows)
+        _warn_of_crowds(data, self.limit)
         learning = {
             "training the network": settings.joint,
             "training layers": settings.tuning,
@@ -318,6 +323,7 @@ class Detector(Estimator):
             backbone.graph.facts.check_tunable(self.tuning.stage)
         backbone.compile()  # A network that cannot run is an error now, too.
         joint = backbone.proposes or settings.joint is not None
+        settings = self._for_own_windows(settings) if joint else settings
         examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer), joint)
         with _folder(options.get("cache")) as folder:
             work = Work(folder, track, timer)
@@ -334,6 +340,10 @@ class Detector(Estimator):
 
             self.fitted_ = JointFit(examples, settings, backbone, work, Budget(minutes, known)).fit()
         return self
+
+    def _for_own_windows(self, settings: FitSettings) -> FitSettings:
+        """Return the settings of a fit on a network that proposes windows: other SVMs, if none are set."""
+        return settings if self.mining is not None else replace(settings, mining=MiningSettings(C=OWN_C))
 
     def _backbone(self, settings: FitSettings) -> Backbone:
         """Return where the features come from, or where the network starts from."""
@@ -370,9 +380,10 @@ class Detector(Estimator):
         check_data(data)
         names = classes_to_learn(data, names)
         timer = timer or StageTimer()
-        own = self.fitted_.side is not None
+        _warn_of_crowds(data, self.limit)
+        own, settings = self.fitted_.side is not None, replace(self.settings, pooling=self.pooling)
+        settings = self._for_own_windows(settings) if own else settings
         examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer), own)
-        settings = replace(self.settings, pooling=self.pooling)
         with _folder(cache) as folder:
             self.fitted_ = fit_more(self.fitted_, examples, settings, Work(folder, track, timer))
         return self
@@ -937,6 +948,18 @@ def _readable(data: Sequence[Sample]) -> Iterator[Windows | Exception]:
             yield none
         except (SppnetError, OSError) as error:
             yield error
+
+
+def _warn_of_crowds(data: Sequence[Sample], limit: int) -> None:
+    """Warn where photos show more objects of a class than detections are given."""
+    counts = [Counter(sample.target.labels).most_common(1) for sample in data]
+    most = max((found[0][1] for found in counts if found), default=0)
+    if most > limit:
+        warnings.warn(
+            f"found a photo with {most} objects of a class, and {limit} as the most detections of one: no "
+            "more are shown; limit (--limit) sets another number",
+            stacklevel=3,
+        )
 
 
 def _check_joint(settings: FitSettings, minutes: float | None, windows: object) -> None:

@@ -126,7 +126,7 @@ class JointFit:
 
         trainer = Trainer(self.start.graph, len(self.examples.classes), self.joint, self.settings.seed)
         judged = self._without(trainer) if self.folds.count else None
-        if first is not None and judged is not None and _mean_ap(judged) < _mean_ap(first):
+        if first is not None and judged is not None and judged.quality.mean_ap < first.quality.mean_ap:
             return replace(first, history=self._curve)
         self._train(trainer, range(len(self.photos)), self._rest())
         fitted = self._fitted(trainer, replace(self.settings, folds=0))
@@ -140,7 +140,7 @@ class JointFit:
         with self._folder() as work:
             fitted = fit(self.examples, self.settings, self.start, work)
         self.cost = time.monotonic() - begun
-        self._measured(_mean_ap(fitted))
+        self._measured(fitted.quality.mean_ap)
         return self._kept(replace(fitted, side=self.side, history=self._curve))
 
     def _without(self, trainer: Trainer) -> Learned:
@@ -154,7 +154,8 @@ class JointFit:
                 model = fit_without(self.examples, self.settings, tuned, work, self.folds)
                 learned = scores_learned([model], self.folds, self.examples, self.settings, work)
             self.cost = time.monotonic() - begun
-            gain, before = _mean_ap(learned) - before, _mean_ap(learned)
+            after = learned.quality.mean_ap
+            gain, before = after - before, after
             self._measured(before)
             if model.classes == self.examples.classes:
                 self._kept(replace(model, side=self.side, history=self._curve, **learned._asdict()))
@@ -218,9 +219,3 @@ class JointFit:
 
     def _measured(self, mean_ap: float) -> None:
         self.history.append((self.budget.passed / 60, mean_ap))
-
-
-def _mean_ap(learned: Learned | Fitted) -> float:
-    """Return the mean of the average precisions that are known; 0 if there is none."""
-    known = learned.quality.average_precision[np.isfinite(learned.quality.average_precision)]
-    return float(known.mean()) if len(known) else 0.0

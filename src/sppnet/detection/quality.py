@@ -45,6 +45,12 @@ class Quality:
     photos: IntArray
     folds: IntArray
 
+    @property
+    def mean_ap(self) -> float:
+        """Mean of the average precisions that are known; nan without any."""
+        known = self.average_precision[np.isfinite(self.average_precision)]
+        return float(known.mean()) if len(known) else float("nan")
+
     def joined(self, other: Quality) -> Quality:
         """Return the quality of these classes and, after them, of others."""
         return Quality(
