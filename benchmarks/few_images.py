@@ -59,6 +59,8 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--split", default="val", help="to test on")
     parser.add_argument("--folds", type=int, help="of the fit; 0 leaves out what scores mean")
+    parser.add_argument("--minutes", type=float, default=0, help="to train the network for; 0: SVMs alone")
+    parser.add_argument("--backbone", help="a file, such as that of ImageNet's network")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -71,8 +73,9 @@ def main() -> None:
         sppnet = (sys.executable, "-c", "from sppnet.cli import main; main()", "detect")
         train = ("train", folder / "few.csv", "--classes", args.classes, "--out", model)
         start = time.perf_counter()
-        folds = () if args.folds is None else ("--folds", str(args.folds))
-        subprocess.run([*sppnet, *train, *folds], check=True, env=cold)
+        given = {"--folds": args.folds, "--minutes": args.minutes, "--backbone": args.backbone}
+        options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
+        subprocess.run([*sppnet, *train, *options], check=True, env=cold)
         seconds = time.perf_counter() - start
         evaluate = ("evaluate", model, args.data, "--split", args.split, "--json", report)
         subprocess.run([*sppnet, *evaluate], check=True)
