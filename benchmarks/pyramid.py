@@ -24,7 +24,7 @@ from sppnet.rpn.pictures import kept_photo
 from sppnet.rpn.settings import Joint
 from sppnet.rpn.training import Clock, Trainer
 
-SIDE, SETTINGS = 288, Joint(photos=32000, batch=16, weight_decay=0.05, mosaic=0.5, close=0.2)
+SIDE, SETTINGS = 288, Joint(batch=16, weight_decay=0.05, mosaic=0.5, close=0.2)
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     )
     parser.add_argument("data")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--photos", type=int, default=SETTINGS.photos)
+    parser.add_argument("--photos", type=int, default=32000)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     data = read_dataset(args.data, args.split)

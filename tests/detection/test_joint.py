@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,15 @@ def test_the_network_proposes_the_windows(fitted):
     np.testing.assert_array_equal(found.boxes, same.boxes)
     given = detector.predict(encoded, encoded.windows.boxes, threshold=0.0)
     np.testing.assert_array_equal(found.scores, given.scores)
+
+
+def test_so_many_pictures_give_the_same_detector(tiny, threads):
+    one, other = (
+        Detector(tiny, joint=replace(QUICK, photos=24), folds=3).fit(shapes(9)).fitted_ for _ in range(2)
+    )
+    assert one.backbone.digest == other.backbone.digest
+    np.testing.assert_array_equal(one.svms.weights, other.svms.weights)
+    np.testing.assert_array_equal(one.thresholds, other.thresholds)
 
 
 def test_other_windows_can_be_asked_for(fitted):

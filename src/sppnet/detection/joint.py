@@ -128,7 +128,7 @@ class JointFit:
         judged = self._without(trainer) if self.folds.count else None
         if first is not None and judged is not None and judged.quality.mean_ap < first.quality.mean_ap:
             return replace(first, history=self._curve)
-        self._train(trainer, range(len(self.photos)), self._rest())
+        self._train(trainer, range(len(self.photos)), self._rest(), 1 - _WITHOUT)
         fitted = self._fitted(trainer, replace(self.settings, folds=0))
         return fitted if judged is None else replace(fitted, **judged._asdict())
 
@@ -148,7 +148,7 @@ class JointFit:
         rest = np.flatnonzero(self.folds.numbers < 0).tolist()
         seconds, before = self._share(), -1.0
         while True:
-            self._train(trainer, rest, seconds)
+            self._train(trainer, rest, seconds, _WITHOUT)
             begun, tuned = time.monotonic(), self._tuned(trainer)
             with self._folder() as work:
                 model = fit_without(self.examples, self.settings, tuned, work, self.folds)
@@ -160,11 +160,8 @@ class JointFit:
             if model.classes == self.examples.classes:
                 self._kept(replace(model, side=self.side, history=self._curve, **learned._asdict()))
             seconds = self.trained
-            if (
-                self.budget.minutes is not None
-                or gain < _GAIN
-                or self.budget.left < 3 * (seconds + self.cost)
-            ):
+            limited = self.budget.minutes is not None or self._counted is not None
+            if limited or gain < _GAIN or self.budget.left < 3 * (seconds + self.cost):
                 return learned
 
     def _share(self) -> float:
@@ -180,10 +177,18 @@ class JointFit:
             left = min(left, max(self.trained, _FIRST))
         return max(_LEAST, left)
 
-    def _train(self, trainer: Trainer, rows: Sequence[int], seconds: float) -> None:
+    @property
+    def _counted(self) -> int | None:
+        """How many pictures are seen, unless time counts."""
+        return None if self.joint is None or self.budget.minutes is not None else self.joint.photos
+
+    def _train(self, trainer: Trainer, rows: Sequence[int], seconds: float, share: float) -> None:
+        """Train for some seconds or, where pictures count, for a share of them."""
         from sppnet.rpn.training import Clock
 
         clock = Clock(seconds=seconds)
+        if self._counted is not None:
+            clock = Clock(steps=max(1, round(share * self._counted / trainer.settings.batch)))
         with self.work.timer("training"):
             trainer.train([self.photos[i] for i in rows], self.side, clock, self.work.track)
         self.trained += clock.passed

@@ -15,8 +15,9 @@ class Joint:
 
     Attributes
     ----------
-    photos : int
-        Number of training pictures that are seen, each a mosaic or a crop; a budget of minutes replaces it.
+    photos : int, optional
+        Number of training pictures that are seen, each a mosaic or a crop: the same network on every machine.
+        By default time says when training ends.
     side : int, optional
         Shorter side of photos in pixels before they are scaled by chance; by default what suits the smaller
         objects, see `sppnet.rpn.pictures.side_for`.
@@ -38,7 +39,7 @@ class Joint:
         Channels of the pyramid.
     """
 
-    photos: int = 3000
+    photos: int | None = None
     side: int | None = None
     batch: int = 8
     lr: float = 2e-3
@@ -51,7 +52,8 @@ class Joint:
     width: int = 96
 
     def __post_init__(self) -> None:
-        counts = min(self.photos, self.batch, self.width, 1 if self.side is None else self.side)
+        given = [count for count in (self.photos, self.side) if count is not None]
+        counts = min(self.batch, self.width, *given)
         if counts < 1 or min(self.lr, self.backbone_lr) <= 0 or self.weight_decay < 0 or self.frozen < 0:
             raise SppnetError(
                 f"found {self}, expected photos, side, batch, width and learning rates above 0, "
