@@ -32,6 +32,7 @@ PROGRESS = (
     "Computing feature maps",
     "Fitting box regression",
     "Mining hard negatives",
+    "Looking into the photos",
     "Scoring photos not learned from",
     "Detecting",
     "Reading",

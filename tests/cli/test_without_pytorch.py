@@ -77,6 +77,7 @@ def test_vectors_and_an_index_of_photos(photos):
     ("command", "purpose"),
     [
         (["detect", "train", "DATA", "--layer", "fc7"], "training layers"),
+        (["detect", "train", "DATA", "--minutes", "1"], "training the network"),
         (["detect", "train", "DATA", "--proposals", "maps"], "learning to propose windows from maps"),
         (["detect", "train", "DATA", "--device", "cuda"], "the device cuda"),
         (["classify", "train", "DATA"], "training a network"),

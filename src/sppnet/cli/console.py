@@ -183,9 +183,8 @@ def print_quality(detector: Detector, names: Sequence[str], others: Sequence[flo
 
 def print_history(detector: Detector) -> None:
     """Say how good a network was after how many minutes, where it was trained."""
-    rows = [(f"{minutes:.1f}", f"{100 * ap:.1f}") for minutes, ap in detector.fitted_.history.tolist()]
-    if rows:
-        print_rows(("minutes", "mean AP"), rows, "On photos not learned from, so far")
+    for minutes, mean_ap in detector.fitted_.history.tolist():
+        print(f"after {minutes:.1f} minutes: mean AP {100 * mean_ap:.1f} on photos not learned from")
 
 
 def _row(quality: Quality, k: int, threshold: float) -> tuple[str, ...]:

@@ -106,10 +106,10 @@ def _detector_facts(path: Path, place: Mapping[str, Any]) -> tuple[dict[str, Any
         "classes": list(detector.classes_),
         "fitted_on": f"{len(fitted.photos)} photos, {int(fitted.objects.sum())} objects",
         "scores": "probabilities that a detection is right",
-        "backbone": origin["name"] + (", tuned" if fitted.backbone.tuned else ""),
+        "backbone": origin["name"] + (", trained" if _was_trained(detector) else ""),
         "layer": detector.layer,
-        "windows": detector.proposals + (", or maps" if fitted.objectness is not None else ""),
-        "scales": list(detector.scales),
+        "windows": _windows(detector),
+        "scales": list(detector.pooling.scales),
         "levels": list(detector.levels),
         "licence": origin["licence"],
         "source": origin["source"],
@@ -117,6 +117,17 @@ def _detector_facts(path: Path, place: Mapping[str, Any]) -> tuple[dict[str, Any
         "quality": quality,
     }
     return facts, detector
+
+
+def _windows(detector: Detector) -> str:
+    if detector.fitted_.side is not None:
+        return "of the network itself"
+    return detector.proposals + (", or maps" if detector.fitted_.objectness is not None else "")
+
+
+def _was_trained(detector: Detector) -> bool:
+    backbone = detector.fitted_.backbone
+    return bool(backbone.tuned) or len(detector.fitted_.history) > 0
 
 
 def _classifier_facts(path: Path) -> dict[str, Any]:

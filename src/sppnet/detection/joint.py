@@ -208,6 +208,7 @@ class JointFit:
     @contextmanager
     def _folder(self) -> Iterator[Work]:
         """Yield where the maps of a network lie as long as they are needed: a trained one has others."""
+        self.work.folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="maps-", dir=self.work.folder, ignore_cleanup_errors=True) as place:
             yield replace(self.work, folder=Path(place))
 
