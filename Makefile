@@ -54,8 +54,8 @@ docs: .venv/test
 wheel: .venv/test
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|models.(animals|imagenet).safetensors|models.efficientnet-lite0.onnx/' \
-		| wc -l | grep -qx ' *4'
+	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|models.(animals|imagenet).safetensors|models.(efficientnet|pyramid)-lite0.onnx/' \
+		| wc -l | grep -qx ' *5'
 
 # The backbone inside the package, of timm's network and the weights of its package.
 backbone: .venv/test

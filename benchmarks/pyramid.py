@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     data = read_dataset(args.data, args.split)
     photos = [kept_photo(pixels_of(s.image), s.target, data.classes) for s in data]
-    trainer, start = Trainer(Backbone().graph, len(data.classes), SETTINGS), time.perf_counter()
+    trainer, start = Trainer(Backbone().graph, data.classes, SETTINGS), time.perf_counter()
 
     def bar(items, description):
         return track(items, description)

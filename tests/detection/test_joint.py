@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 import sppnet.detection.joint as joint
-from sppnet.boxes import Target, Windows
+from sppnet.boxes import Target
 from sppnet.datasets.records import Sample
 from sppnet.detection.detector import Detector
 from sppnet.errors import SppnetError
-from sppnet.proposals.odds import NONE, odds_of, with_objectness
+from sppnet.features.encoded import OwnWindows
+from sppnet.proposals.odds import NONE, told, with_told
 from sppnet.rpn.settings import Joint
 from trees import scene
 
@@ -48,30 +49,49 @@ def fitted(tiny):
     return detector, kept
 
 
-def test_objectness_leaves_scores_where_it_is_certain():
+def unknown(scores):
+    return np.full(scores.shape, np.nan)
+
+
+def test_what_the_network_says_leaves_scores_where_it_is_certain():
     scores = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    np.testing.assert_allclose(with_objectness(scores, np.full(5, 40.0)), scores, atol=1e-5)
+    np.testing.assert_allclose(with_told(scores, np.full(5, 40.0), unknown(scores)), scores, atol=1e-5)
 
 
-def test_objectness_and_score_multiply_as_probabilities():
+def test_probabilities_of_object_and_class_multiply():
     scores, odds = np.array([[0.5, -2.0]], np.float32), np.array([-1.0])
-    chances = 1 / (1 + np.exp(1.0)) * 1 / (1 + np.exp(-2 * scores))
-    np.testing.assert_allclose(with_objectness(scores, odds), np.log(chances / (1 - chances)) / 2, rtol=1e-5)
+    mine = 1 / (1 + np.exp(-2 * scores))
+    chances = mine / (1 + np.exp(1.0))
+    found = with_told(scores, odds, unknown(scores))
+    np.testing.assert_allclose(found, np.log(chances / (1 - chances)) / 2, rtol=1e-5)
+    # Of the second class the network knows something, too.
+    chances[0, 1] = np.sqrt(mine[0, 1] * 0.3) / (1 + np.exp(1.0))
+    found = with_told(scores, odds, np.array([[np.nan, np.log(0.3)]]))
+    np.testing.assert_allclose(found, np.log(chances / (1 - chances)) / 2, rtol=1e-5)
 
 
 def test_extreme_scores_stay_numbers_in_their_order():
     scores = np.array([[-500.0, -20, 0, 20, 500]], np.float32)
-    found = with_objectness(scores, np.array([30.0]))
+    found = with_told(scores, np.array([30.0]), unknown(scores))
     assert np.isfinite(found).all()
     assert (np.diff(found[0]) >= 0).all()
 
 
-def test_a_window_has_the_odds_of_the_own_one_that_it_overlaps_most():
-    own = Windows(np.array([[0, 0, 10, 10], [20, 20, 40, 40]], np.float32), np.array([2.0, 1.0], np.float32))
+def test_a_window_is_told_by_the_own_one_that_it_overlaps_most():
+    own = OwnWindows(
+        np.array([[0, 0, 10, 10], [20, 20, 40, 40]], np.float32),
+        np.array([2.0, 1.0], np.float32),
+        np.array([[-1.0, -2], [-3, -4]], np.float32),
+    )
     boxes = np.array([[0, 0, 10, 10], [22, 22, 40, 40], [60, 60, 70, 70]], np.float32)
-    assert odds_of(boxes, own).tolist() == [2.0, 1.0, NONE]
-    none = Windows(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-    assert odds_of(boxes, none).tolist() == [NONE] * 3
+    odds, kinds = told(boxes, own, ("cat", "dog"), ("dog", "cow"))
+    assert odds.tolist() == [2.0, 1.0, NONE]
+    assert kinds[:2, 0].tolist() == [-2, -4]
+    assert np.isnan(kinds[:, 1]).all()
+    none = OwnWindows(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 2), np.float32))
+    odds, kinds = told(boxes, none, ("cat", "dog"), ("dog", "cow"))
+    assert odds.tolist() == [NONE] * 3
+    assert np.isnan(kinds).all()
 
 
 def test_a_fit_of_some_minutes_ends_in_time_and_tells_how_good_it_was(tiny):

@@ -15,9 +15,9 @@ def maps_of(height, width, factor=1.0, seed=0, channels=3):
     resized = round(height * factor), round(width * factor)
     shapes = [tuple(g.cells(length) for length in resized) for g in places]
     maps = [rng.normal(size=(channels, *shape)).astype(np.float32) for shape in shapes]
-    answers = [rng.normal(size=(5, *shape)).astype(np.float32) for shape in shapes]
+    answers = [rng.normal(size=(7, *shape)).astype(np.float32) for shape in shapes]
     for answer, stride in zip(answers, STRIDES, strict=True):
-        answer[1:] = np.abs(answer[1:]) * stride * 2
+        answer[1:5] = np.abs(answer[1:5]) * stride * 2
     stages = (*maps, *answers)
     return FeatureMaps(stages, (*places, *places), (factor, factor), min(resized))
 
@@ -39,15 +39,16 @@ def test_cells_of_every_level_lie_where_the_level_has_them(factor):
 def test_windows_are_those_of_a_loop_over_cells():
     height, width, factor = 130, 190, 1.3
     maps = maps_of(height, width, factor, seed=3)
-    boxes, odds = [], []
+    boxes, odds, kinds = [], [], []
     for answers, stride in zip(maps.stages[3:], STRIDES, strict=True):
         for y in range(answers.shape[1]):
             for x in range(answers.shape[2]):
-                score, left, top, right, bottom = answers[:, y, x]
+                score, left, top, right, bottom = answers[:5, y, x]
                 cx, cy = (x + 0.5) * stride, (y + 0.5) * stride
                 box = np.array([cx - left, cy - top, cx + right, cy + bottom]) / factor
                 boxes.append(box.clip(0, [width, height, width, height]))
                 odds.append(score)
+                kinds.append(answers[5:, y, x])
     kept = []
     for i in np.argsort(-np.array(odds), kind="stable"):
         sides = boxes[i][2:] - boxes[i][:2]
@@ -57,6 +58,7 @@ def test_windows_are_those_of_a_loop_over_cells():
     found = with_windows(maps, (height, width)).windows
     np.testing.assert_allclose(found.boxes, np.array(boxes)[kept], rtol=0, atol=1e-3)
     np.testing.assert_allclose(found.scores, np.array(odds)[kept])
+    np.testing.assert_array_equal(found.kinds, np.array(kinds)[kept])
 
 
 def test_an_image_of_one_cell_has_windows():

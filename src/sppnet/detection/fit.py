@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sppnet.arrays import Boxes, FloatArray, IntArray, like, to_numpy
-from sppnet.boxes import Detections, Windows
+from sppnet.boxes import Detections
 from sppnet.detection.calibration import Calibration
 from sppnet.detection.folds import Folds, choose_folds, shown_classes
 from sppnet.detection.head import Head, activate
@@ -25,12 +25,12 @@ from sppnet.detection.svm import Labelled, LinearSVMs, MiningSettings, mine_hard
 from sppnet.detection.tuning import Tuning
 from sppnet.features.backbone import Backbone
 from sppnet.features.cache import MapCache
-from sppnet.features.encoded import EncodedImage
+from sppnet.features.encoded import EncodedImage, OwnWindows
 from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import Objectness
-from sppnet.proposals.odds import odds_of, with_objectness
+from sppnet.proposals.odds import told, with_told
 from sppnet.regression import BoxRegression, decode_deltas, encode_deltas, fit_ridges
 from sppnet.rpn.settings import Joint
 
@@ -144,7 +144,7 @@ class Fitted:
         return LEAST_SCORE if self.side is None else LEAST_JOINT_SCORE
 
     def score(
-        self, pooled: Any, windows: Boxes, layer: str, regress: bool = True, own: Windows | None = None
+        self, pooled: Any, windows: Boxes, layer: str, regress: bool = True, own: OwnWindows | None = None
     ) -> tuple[Boxes, npt.NDArray[np.float32]]:
         """Score windows for all classes and move them.
 
@@ -157,8 +157,8 @@ class Fitted:
             What the SVMs stand on.
         regress : bool
             Whether boxes are moved by the box regression.
-        own : Windows, optional
-            What the network proposes itself, if it does: how likely that is an object counts, too.
+        own : OwnWindows, optional
+            What the network proposes itself, if it does: what it says of the windows counts, too.
 
         Returns
         -------
@@ -170,7 +170,7 @@ class Fitted:
         pooled *= self.feature_scale
         scores = to_numpy(self.svms(activate(self.head, layer, pooled)))
         if own is not None:
-            scores = with_objectness(scores, odds_of(windows, own))
+            scores = with_told(scores, *told(windows, own, self.backbone.graph.facts.kinds, self.classes))
         places = windows[:, None]
         if regress:
             moved: Boxes = decode_deltas(places, to_numpy(self.regression(pooled)))

@@ -124,7 +124,7 @@ class JointFit:
         # Imported late, and with it PyTorch.
         from sppnet.rpn.training import Trainer
 
-        trainer = Trainer(self.start.graph, len(self.examples.classes), self.joint, self.settings.seed)
+        trainer = Trainer(self.start.graph, self.examples.classes, self.joint, self.settings.seed)
         judged = self._without(trainer) if self.folds.count else None
         if first is not None and judged is not None and judged.quality.mean_ap < first.quality.mean_ap:
             return replace(first, history=self._curve)

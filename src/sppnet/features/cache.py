@@ -14,9 +14,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from sppnet.arrays import Pixels, placed, to_numpy
-from sppnet.boxes import Windows
 from sppnet.features.backbone import Backbone
-from sppnet.features.encoded import EncodedImage, FeatureMaps
+from sppnet.features.encoded import EncodedImage, FeatureMaps, OwnWindows
 from sppnet.features.geometry import Geometry
 from sppnet.progress import StageTimer
 from sppnet.storage import write_tensors
@@ -105,7 +104,7 @@ class MapCache:
                 facts = json.loads(file.metadata()["encoded"])
                 windows = None
                 if "windows.boxes" in file.keys():  # noqa: SIM118  (no mapping)
-                    windows = Windows(*(file.get_tensor(f"windows.{name}") for name in Windows._fields))
+                    windows = OwnWindows(*(file.get_tensor(f"windows.{name}") for name in OwnWindows._fields))
                 scales = tuple(
                     FeatureMaps(
                         tuple(

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from sppnet.arrays import Boxes
 from sppnet.features.geometry import Geometry
 
-if TYPE_CHECKING:
-    from sppnet.boxes import Windows
+
+class OwnWindows(NamedTuple):
+    """What a network with a pyramid proposes in an image, best first.
+
+    Attributes
+    ----------
+    boxes : (R, 4) float32
+        Boxes, 0-based half-open pixels of the original image.
+    scores : (R,) float32
+        Log-odds that a window is an object.
+    kinds : (R, K) float32
+        Logarithms of the probabilities of the classes that the network tells apart; K may be 0.
+    """
+
+    boxes: Boxes
+    scores: npt.NDArray[np.float32]
+    kinds: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -50,15 +69,14 @@ class EncodedImage:
     flipped : EncodedImage or None
         What the network made of the image with left and right exchanged, where that was asked for: windows
         are then pooled from both.
-    windows : Windows or None
-        What the network itself proposes, if it does (`sppnet.features.pyramid`): scored by the log-odds of an
-        object.
+    windows : OwnWindows or None
+        What the network itself proposes, if it does (`sppnet.features.pyramid`).
     """
 
     size: tuple[int, int]
     scales: tuple[FeatureMaps, ...]
     flipped: EncodedImage | None = None
-    windows: Windows | None = None
+    windows: OwnWindows | None = None
 
     @property
     def sides(self) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ STRIDES = (8, 16, 32)
 MAPS, ANSWERS = ("p3", "p4", "p5"), ("w3", "w4", "w5")
 """Stages that a graph with a pyramid returns: the levels' maps; and of each of their cells 5 numbers, the
 log-odds that it lies in an object, and the distances of the object's left, upper, right and lower side from
-its centre in pixels."""
+its centre in pixels. Then, for each of the classes that it tells apart, the logarithm of its probability."""
 
 STAGES = MAPS + ANSWERS
 
@@ -94,6 +94,8 @@ class Facts:
         Licence of the weights.
     source : str
         Where the weights come from.
+    kinds : tuple of str
+        The classes that a network with a pyramid tells apart itself.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Facts:
     digest: str
     licence: str
     source: str
+    kinds: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Facts:
@@ -118,7 +121,8 @@ class Facts:
             for stride, variant in values["strides"].items()
         }
         means = {name: tuple(float(v) for v in values[name]) for name in ("mean", "std")}
-        return cls(**{**values, **means, "strides": strides})
+        kinds = tuple(values.get("kinds", ()))
+        return cls(**{**values, **means, "strides": strides, "kinds": kinds})
 
     @property
     def proposes(self) -> bool:

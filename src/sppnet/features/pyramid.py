@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 
 from sppnet.arrays import FloatArray, IntArray
-from sppnet.boxes import Windows, clip, nms
-from sppnet.features.encoded import EncodedImage, FeatureMaps
+from sppnet.boxes import clip, nms
+from sppnet.features.encoded import EncodedImage, FeatureMaps, OwnWindows
 from sppnet.features.graph import MAPS, STRIDES
 
 WINDOWS, WINDOW_IOU = 1000, 0.75
@@ -44,25 +44,26 @@ def with_windows(maps: FeatureMaps, size: tuple[int, int]) -> EncodedImage:
     return EncodedImage(size, (pooled,), windows=_windows(maps, size))
 
 
-def _windows(maps: FeatureMaps, size: tuple[int, int]) -> Windows:
+def _windows(maps: FeatureMaps, size: tuple[int, int]) -> OwnWindows:
     """Return what the cells of all levels propose, best first, scored by the log-odds of an object."""
     height, width = size
-    odds, boxes = [], []
+    odds, boxes, kinds = [], [], []
     for answers, stride in zip(maps.stages[len(STRIDES) :], STRIDES, strict=True):
-        rows = np.asarray(answers).reshape(5, -1)
+        rows = np.asarray(answers).reshape(len(answers), -1)
         best = _top(rows[0], LOOKED_AT)
         y, x = np.divmod(best, answers.shape[-1])
         centres = np.stack([x, y]) * stride + stride / 2
-        corners = np.concatenate([centres - rows[1:3, best], centres + rows[3:, best]])
+        corners = np.concatenate([centres - rows[1:3, best], centres + rows[3:5, best]])
         boxes.append(corners.T / np.tile(maps.factors, 2))
         odds.append(rows[0, best])
+        kinds.append(rows[5:, best].T)
     found = clip(np.concatenate(boxes).astype(np.float32), width, height)
     scores = np.concatenate(odds).astype(np.float32)
     large = np.flatnonzero((found[:, 2:] - found[:, :2] >= LEAST_SIDE).all(axis=1))
     large = large[_top(scores[large], LOOKED_AT)]
     kept = large[nms(found[large], scores[large], WINDOW_IOU, WINDOWS)]
     kept = kept[(np.arange(len(kept)) < SURE) | (scores[kept] > UNLIKELY)]
-    return Windows(found[kept], scores[kept])
+    return OwnWindows(found[kept], scores[kept], np.concatenate(kinds)[kept].astype(np.float32))
 
 
 def _top(scores: FloatArray, count: int) -> IntArray:

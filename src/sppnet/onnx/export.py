@@ -179,14 +179,14 @@ def export_detector(
 
     def build(op: Nodes, image: Value) -> Outputs:
         encoded = encode(op, image, fitted.backbone, detector.pooling.scales)
-        odds = None
+        told = None
         if fitted.side is not None:
-            windows, odds = own_windows(op, encoded)
+            windows, told = own_windows(op, encoded)
         elif objectness is not None:
             windows = from_maps(op, objectness, encoded)
         else:
             windows = from_grid(op, grid, encoded.size)
-        scored = score(op, detector, encoded, windows, odds)
+        scored = score(op, detector, encoded, windows, told)
         left = suppress(op, *scored, detector.nms_iou, fitted.least_score, detector.limit)
         found = calibrate(op, left, fitted.calibration, least)
         count = "detections"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sppnet.onnx.pyramid import with_objectness
+from sppnet.onnx.pyramid import Told, with_told
 from sppnet.onnx.windows import Encoded, pooled
 from sppnet.regression import decode_deltas
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def score(
-    op: Nodes, detector: Detector, encoded: Encoded, windows: Value, odds: Value | None = None
+    op: Nodes, detector: Detector, encoded: Encoded, windows: Value, told: Told | None = None
 ) -> tuple[Value, Value]:
     """Score windows for all classes and move them; see `Detector.score`.
 
@@ -31,8 +31,8 @@ def score(
     encoded : Encoded
         The image.
     windows : (R, 4) float32 value
-    odds : (R,) float32 value, optional
-        Log-odds that a window is an object, where the network itself says that.
+    told : Told, optional
+        What the network itself says of the windows, if it proposes them.
 
     Returns
     -------
@@ -46,8 +46,10 @@ def score(
     layers = vectors if fitted.head is None else fitted.head.activations(vectors, detector.layer)
     moved: Value = decode_deltas(windows[:, None], fitted.regression(vectors))
     scores = fitted.svms(layers)
-    if odds is not None:
-        scores = with_objectness(op, scores, odds)
+    if told is not None:
+        kinds = fitted.backbone.graph.facts.kinds
+        columns = [kinds.index(name) if name in kinds else -1 for name in fitted.classes]
+        scores = with_told(op, scores, told, columns)
     return moved.clip(0.0, encoded.limits), scores
 
 

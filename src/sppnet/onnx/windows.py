@@ -36,8 +36,10 @@ class Encoded(NamedTuple):
         Where each stage's cells lie in the resized image.
     channels : sequence of int
         Channels of each stage's map.
-    answers : list of (1, 5, h, w) float32 values
+    answers : list of (1, A, h, w) float32 values
         What the cells of a pyramid say, level by level; none of other backbones.
+    answered : int
+        A, how many numbers each says.
     """
 
     size: Value
@@ -46,6 +48,7 @@ class Encoded(NamedTuple):
     geometry: Sequence[Geometry]
     channels: Sequence[int]
     answers: list[Value]
+    answered: int
 
     @property
     def factors(self) -> Value:
@@ -80,7 +83,9 @@ def encode(op: Nodes, image: Value, backbone: Backbone, scales: Sequence[int]) -
     count, answers = len(backbone.channels), []
     if backbone.proposes:
         answers, maps = maps[0][count:], [maps[0][:count]]
-    return Encoded(prepared.size, sizes, maps, backbone.geometry[:count], backbone.channels, answers)
+    answered = 5 + len(backbone.graph.facts.kinds)
+    places = backbone.geometry[:count]
+    return Encoded(prepared.size, sizes, maps, places, backbone.channels, answers, answered)
 
 
 def pooled(op: Nodes, encoded: Encoded, windows: Value, pooling: WindowPooling) -> Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -82,7 +83,7 @@ class PyramidNetwork(nn.Module):
         return maps
 
     def propose(self, maps: list[Tensor]) -> list[Tensor]:
-        """Return the (N, 5, h, w) answers of the levels: log-odds, then distances in pixels."""
+        """Return the (N, 5, h, w) answers of the levels that know no class: log-odds, distances in pixels."""
         answers = []
         for level, (m, stride) in enumerate(zip(maps, STRIDES, strict=True)):
             hidden = self.seek[level](m)
@@ -90,10 +91,14 @@ class PyramidNetwork(nn.Module):
             answers.append(torch.cat([self.objects[level](hidden), distances], 1))
         return answers
 
+    def classify(self, maps: list[Tensor]) -> list[Tensor]:
+        """Return the (N, K, h, w) logits of the classes, level by level."""
+        return [head(tell(m)) for head, tell, m in zip(self.kinds, self.tell, maps, strict=True)]
+
     def forward(self, pictures: Tensor) -> Answers:
         """Look at standardised (N, 3, H, W) pictures, height and width multiples of 32."""
         maps = self.pyramid(pictures)
-        kinds = [head(tell(m)) for head, tell, m in zip(self.kinds, self.tell, maps, strict=True)]
+        kinds = self.classify(maps)
         found = torch.cat([a.flatten(2) for a in self.propose(maps)], 2).transpose(1, 2).float()
         centres, strides = _cells([m.shape[-2:] for m in maps], pictures.device)
         boxes = torch.cat([centres - found[..., 1:3], centres + found[..., 3:]], -1)
@@ -121,7 +126,7 @@ class PyramidNetwork(nn.Module):
         return [mine, [p for p in self.parameters() if id(p) not in body]]
 
     @classmethod
-    def start(cls, graph: Graph, count: int, width: int = 96) -> PyramidNetwork:
+    def start(cls, graph: Graph, kinds: Sequence[str], width: int = 96) -> PyramidNetwork:
         """Return a network to train, with the weights of a backbone; with its pyramid, too, if it has one.
 
         Raises
@@ -138,10 +143,13 @@ class PyramidNetwork(nn.Module):
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = cls(facts.network, count, width)
+            network = cls(facts.network, len(kinds), width)
         prefix = "" if facts.proposes else "body."
         there = network.state_dict()
         state = {f"{prefix}{n}": torch.from_numpy(v.copy()) for n, v in graph.parameters.items()}
+        if tuple(kinds) != facts.kinds:
+            # Other classes, whose scores start anew; what tells them apart goes on from what there is.
+            state = {n: v for n, v in state.items() if not n.startswith("kinds.")}
         network.load_state_dict({n: v for n, v in state.items() if n in there}, strict=False)
         needed = [n for n in there if n.startswith("body.") and "num_batches" not in n]
         missing = [n for n in needed if n not in state]
@@ -157,7 +165,8 @@ class _Frozen(nn.Module):
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         maps = self.network.pyramid(pictures)
-        return (*maps, *self.network.propose(maps))
+        pairs = zip(self.network.propose(maps), self.network.classify(maps), strict=True)
+        return (*maps, *(torch.cat([a, F.log_softmax(kinds, 1)], 1) for a, kinds in pairs))
 
 
 def _body(name: str) -> Any:

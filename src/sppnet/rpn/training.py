@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -79,16 +79,16 @@ class Trainer:
     ----------
     graph : Graph
         The backbone to start from, with or without a pyramid; stays as it is.
-    count : int
-        K, the number of classes.
+    kinds : sequence of str
+        The classes.
     settings : Joint
     seed : int
         Seed of every random draw.
     """
 
-    def __init__(self, graph: Graph, count: int, settings: Joint, seed: int = 0) -> None:
-        self.start, self.settings, self.seed = graph, settings, seed
-        self.network = PyramidNetwork.start(graph, count, settings.width)
+    def __init__(self, graph: Graph, kinds: Sequence[str], settings: Joint, seed: int = 0) -> None:
+        self.start, self.kinds, self.settings, self.seed = graph, tuple(kinds), settings, seed
+        self.network = PyramidNetwork.start(graph, self.kinds, settings.width)
         # The weights of a stretch end as a mean of its last ones, which is better than any of them.
         self.mean = self.network
         self._stretches = 0
@@ -135,7 +135,7 @@ class Trainer:
 
     def graph(self, name: str) -> Graph:
         """Return the network as a backbone's graph; its licence and source are those of where it began."""
-        return graph_of(self.mean, replace(self.start.facts, name=name))
+        return graph_of(self.mean, replace(self.start.facts, name=name), self.kinds)
 
 
 def _optimizer(network: PyramidNetwork, settings: Joint) -> torch.optim.AdamW:
