@@ -67,6 +67,9 @@ PYRAMID = "pyramid-lite0"
 OWN_C = 1e-2
 """Weight of the hinge loss where the network itself proposes the windows: fewer ones, and harder."""
 
+NMS_IOU, OWN_NMS_IOU = 0.3, 0.5
+"""Overlap from which one of two detections is enough: of others' windows, and of the network's own."""
+
 PROPOSALS = "selective-search+edge-boxes"
 """The candidate windows of a detector unless others are asked for."""
 
@@ -128,8 +131,9 @@ class Detector(Estimator):
         At most so many windows, drawn at random, teach each class's box regression.
     ridge : float
         Penalty of the box regression (released code: 4000).
-    nms_iou : float
-        Detections of a class that overlap a better one by more are dropped (paper: 0.3).
+    nms_iou : float, optional
+        Detections of a class that overlap a better one by more are dropped; by default 0.3 as in the paper,
+        or 0.5 of a network that proposes windows, whose boxes are closer.
     limit : int
         Most detections of a class in an image.
     folds : int
@@ -178,7 +182,7 @@ class Detector(Estimator):
         regression_iou: float = 0.5,
         regression_windows: int = 4000,
         ridge: float = 1000.0,
-        nms_iou: float = 0.3,
+        nms_iou: float | None = None,
         limit: int = 100,
         folds: int = 8,
         seed: int = 0,
@@ -235,12 +239,19 @@ class Detector(Estimator):
             SamplingRules(self.negative_iou, self.regression_iou, self.regression_windows, self.negatives),
             self.ridge,
             self.seed,
-            self.nms_iou,
+            NMS_IOU if self.nms_iou is None else self.nms_iou,
             self.limit,
             self.folds,
             self.proposals == MAPS,
-            self.joint,
+            joint=self.joint,
         )
+
+    @property
+    def suppression(self) -> float:
+        """From which overlap on a detection of a class drops another: `nms_iou`, or its default."""
+        if self.nms_iou is not None:
+            return self.nms_iou
+        return NMS_IOU if self.fitted_.side is None else OWN_NMS_IOU
 
     @property
     def classes_(self) -> tuple[str, ...]:
@@ -343,7 +354,8 @@ class Detector(Estimator):
 
     def _for_own_windows(self, settings: FitSettings) -> FitSettings:
         """Return the settings of a fit on a network that proposes windows: other SVMs, if none are set."""
-        return settings if self.mining is not None else replace(settings, mining=MiningSettings(C=OWN_C))
+        mining = self.mining or MiningSettings(C=OWN_C)
+        return replace(settings, mining=mining, nms_iou=self.nms_iou or OWN_NMS_IOU)
 
     def _backbone(self, settings: FitSettings) -> Backbone:
         """Return where the features come from, or where the network starts from."""
@@ -539,10 +551,16 @@ class Detector(Estimator):
         boxes, margins = self.score(image, windows, regress=regress, timer=timer)
         with timer("scoring"):
             found = postprocess(
-                boxes, margins, self.classes_, image.size, self.nms_iou, self.fitted_.least_score, self.limit
+                boxes,
+                margins,
+                self.classes_,
+                image.size,
+                self.suppression,
+                self.fitted_.least_score,
+                self.limit,
             )
-            least = self.thresholds_ if threshold is None else threshold
-            return self.fitted_.calibration.applied(found, self.classes_, least, scores)
+            likely = self.thresholds_ if threshold is None else threshold
+            return self.fitted_.calibration.applied(found, self.classes_, likely, scores)
 
     def prepare(self) -> None:
         """Do now what the first image would wait for: compile the network."""

@@ -131,7 +131,7 @@ class Ensemble:
             floors = [detector.fitted_.least_score for detector in self.detectors]
             real = np.stack([m >= floor for m, floor in zip(margins, floors, strict=True)])
             places, together = _mean(np.stack(boxes), np.stack(odds), real)
-            nms_iou, limit = self.detectors[0].nms_iou, self.detectors[0].limit
+            nms_iou, limit = self.detectors[0].suppression, self.detectors[0].limit
             found = postprocess(places, together, self.classes_, encoded.size, nms_iou, NO_ODDS, limit)
             least = self.thresholds_ if threshold is None else threshold
             kinds = np.array([self.classes_.index(label) for label in found.labels], np.int64)
@@ -206,9 +206,10 @@ def _check(detectors: Sequence[Detector]) -> None:
                 f"detector {number} knows {', '.join(detector.classes_)}, expected the classes of the first: "
                 f"{', '.join(first.classes_)}"
             )
-        if detector.nms_iou != first.nms_iou:
+        if detector.suppression != first.suppression:
             raise SppnetError(
-                f"detector {number} has nms_iou {detector.nms_iou}, expected {first.nms_iou} as the first"
+                f"detector {number} has nms_iou {detector.suppression}, expected {first.suppression} as the "
+                "first"
             )
     for (i, one), (j, other) in combinations(enumerate(detectors, 1), 2):
         if _same(one, other):

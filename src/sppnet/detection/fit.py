@@ -67,6 +67,8 @@ class FitSettings:
         Number of folds of photos to measure on; less than 2: nothing is measured.
     maps : bool
         Whether the windows that the maps propose are all that is scored afterwards.
+    moves : bool
+        Whether box regressions are fitted; windows stay where they are without.
     joint : Joint or None
         How the network is trained to propose windows; see `sppnet.detection.joint`, which does that.
     """
@@ -83,6 +85,7 @@ class FitSettings:
     limit: int = 100
     folds: int = 8
     maps: bool = False
+    moves: bool = True
     joint: Joint | None = None
 
 
@@ -538,6 +541,9 @@ class _Learning:
         self, k: int, moves: _Moves, scale: float
     ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
         """Fit class k's box regression to half-precision features, all and those outside of each fold."""
+        if not self.settings.moves:
+            still = np.zeros((4, moves.features[0].shape[1]), np.float32), np.zeros(4, np.float32)
+            return [still] * (1 + self.folds.count)
         deltas = np.concatenate(moves.deltas)
         wide = np.ones((len(deltas), moves.features[0].shape[1] + 1), dtype=np.float32)
         filled = 0

@@ -129,7 +129,7 @@ class JointFit:
         if first is not None and judged is not None and judged.quality.mean_ap < first.quality.mean_ap:
             return replace(first, history=self._curve)
         self._train(trainer, range(len(self.photos)), self._rest(), 1 - _WITHOUT)
-        fitted = self._fitted(trainer, replace(self.settings, folds=0))
+        fitted = self._fitted(trainer, replace(self._after, folds=0))
         return fitted if judged is None else replace(fitted, **judged._asdict())
 
     def _first(self) -> Fitted | None:
@@ -151,8 +151,8 @@ class JointFit:
             self._train(trainer, rest, seconds, _WITHOUT)
             begun, tuned = time.monotonic(), self._tuned(trainer)
             with self._folder() as work:
-                model = fit_without(self.examples, self.settings, tuned, work, self.folds)
-                learned = scores_learned([model], self.folds, self.examples, self.settings, work)
+                model = fit_without(self.examples, self._after, tuned, work, self.folds)
+                learned = scores_learned([model], self.folds, self.examples, self._after, work)
             self.cost = time.monotonic() - begun
             after = learned.quality.mean_ap
             gain, before = after - before, after
@@ -163,6 +163,14 @@ class JointFit:
             limited = self.budget.minutes is not None or self._counted is not None
             if limited or gain < _GAIN or self.budget.left < 3 * (seconds + self.cost):
                 return learned
+
+    @property
+    def _after(self) -> FitSettings:
+        """The settings of a fit on a trained network, which has seen the photos.
+
+        Its windows fit them closely, so that box regressions would learn to leave others where they are.
+        """
+        return replace(self.settings, moves=False)
 
     def _share(self) -> float:
         """Return how many seconds to train without the photos that are held out."""

@@ -187,13 +187,13 @@ def export_detector(
         else:
             windows = from_grid(op, grid, encoded.size)
         scored = score(op, detector, encoded, windows, told)
-        left = suppress(op, *scored, detector.nms_iou, fitted.least_score, detector.limit)
+        left = suppress(op, *scored, detector.suppression, fitted.least_score, detector.limit)
         found = calibrate(op, left, fitted.calibration, least)
         count = "detections"
         return {"boxes": (found[0], [count, 4]), "scores": (found[1], [count]), "labels": (found[2], [count])}
 
     facts = {"classes": classes, "windows": _windows(detector), "thresholds": least.tolist()}
-    facts |= {"limit": detector.limit, "nms_iou": detector.nms_iou, **asdict(detector.pooling)}
+    facts |= {"limit": detector.limit, "nms_iou": detector.suppression, **asdict(detector.pooling)}
     _export(path, fitted.backbone, build, facts)
 
 
