@@ -93,7 +93,8 @@ class Detector(Estimator):
         ``"cpu"``, or a PyTorch device.
     scales : tuple of int
         Shorter sides in pixels to which an image is resized; every window is pooled at the one that suits it
-        (paper: 480, 576, 688, 864, 1200).
+        (paper: 480, 576, 688, 864, 1200). A network that proposes windows takes one side: this one, if it is
+        one, or else one that suits the smaller objects.
     levels : tuple of int
         The pyramid (paper: 6, 3, 2, 1).
     projection : {"released", "paper"}

@@ -104,7 +104,8 @@ class JointFit:
             sizes.append((pixels.shape[0], pixels.shape[1]))
             if self.joint is not None:
                 self.photos.append(kept_photo(pixels, target, examples.classes))
-        asked = None if self.joint is None else self.joint.side
+        one = settings.pooling.scales[0] if len(settings.pooling.scales) == 1 else None
+        asked = one if self.joint is None else self.joint.side
         self.side = asked or side_for(sizes, examples.targets)
         self.settings = replace(settings, pooling=replace(settings.pooling, scales=(self.side,)))
         self.folds = folds_of(examples, settings, one=True)

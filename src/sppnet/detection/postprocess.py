@@ -12,7 +12,7 @@ from sppnet.boxes import Detections, batched_nms
 LEAST_SCORE = -1.5
 """Windows whose SVM gives less are no detections, as in the released code; at 0 it is undecided."""
 
-LEAST_JOINT_SCORE = -4.0
+LEAST_JOINT_SCORE = -6.0
 """The same where scores count how likely a window is an object at all: so low most are background."""
 
 
