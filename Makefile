@@ -75,7 +75,7 @@ pyramid: .venv/test
 # the windows stay where they are.
 animals: .venv/test
 	$(BIN)/python -c 'from sppnet import Detector, read_dataset; \
-		Detector("pyramid-lite0", scales=(288,), ridge=1e9, folds=0).fit(read_dataset("$(DATA)", "train"), \
+		Detector("pyramid-lite0", scales=(256,), ridge=1e9, folds=0).fit(read_dataset("$(DATA)", "train"), \
 			classes="cat,cow,dog,horse,person,sheep".split(",")).save("src/sppnet/models/animals.safetensors")'
 
 clean:

@@ -30,7 +30,7 @@ class TestInfo:
     @pytest.mark.parametrize(
         ("name", "says"),
         [
-            ("animals", ["kind: detector", "1697 photos, 2871 objects", "efficientnet-lite0, trained"]),
+            ("animals", ["kind: detector", "1697 photos, 2871 objects", "pyramid-lite0"]),
             ("imagenet", ["kind: classifier", "(1000 in all)", "licence: apache-2.0"]),
             ("efficientnet-lite0", ["kind: backbone", "strides: 32, 16, 8", "licence: apache-2.0"]),
         ],

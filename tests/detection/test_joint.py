@@ -178,6 +178,24 @@ def test_a_network_that_proposes_needs_no_training(fitted, tmp_path):
     assert frozen.fitted_.quality.folds.tolist() == [3] * len(frozen.classes_)
 
 
+def test_a_fit_goes_on_from_the_network_of_another_detector(fitted, tmp_path):
+    path = tmp_path / "d.safetensors"
+    fitted[0].save(path)
+    same = Detector(str(path), folds=3).fit(shapes(9))
+    assert same.fitted_.backbone.digest == fitted[0].fitted_.backbone.digest
+    more = Detector(str(path), joint=replace(QUICK, photos=16), folds=0).fit(shapes(9))
+    assert more.fitted_.backbone.digest != fitted[0].fitted_.backbone.digest
+    assert more.fitted_.backbone.graph.facts.kinds == ("disc", "square", "triangle")
+
+
+def test_a_detector_without_a_pyramid_gives_its_backbone_too(tiny, tmp_path):
+    path = tmp_path / "d.safetensors"
+    plain = Detector(tiny, scales=(96,), levels=(1,), proposals="dense", folds=0)
+    plain.fit(shapes(6)).save(path)
+    again = Detector(str(path), scales=(96,), levels=(1,), proposals="dense", folds=0).fit(shapes(6))
+    assert again.fitted_.backbone.signature == plain.fitted_.backbone.signature
+
+
 def test_too_few_minutes_say_what_can_be_had(fitted, tmp_path):
     path = tmp_path / "pyramid.onnx"
     fitted[0].fitted_.backbone.graph.save(path)

@@ -81,7 +81,7 @@ Proposals = Annotated[str, windows(help=f"{_WINDOWS}.", autocompletion=methods)]
 LearnedProposals = Annotated[str, windows("--proposals", help=_LEARNED, autocompletion=methods_and_maps)]
 OtherProposals = Annotated[str | None, windows("--proposals", help=_OTHERS, autocompletion=methods_and_maps)]
 
-_BACKBONE = "efficientnet-lite0, or a file that sppnet backbone make wrote."
+_BACKBONE = "efficientnet-lite0, pyramid-lite0, a file of sppnet backbone make, or a detector to go on from."
 BackboneName = Annotated[str, network("--backbone", help=_BACKBONE)]
 Stages = Annotated[str, network(help="Stages that feed the pyramid, between commas: 1 to 5, head.")]
 Stride = Annotated[int, network(help="Largest stride of the backbone: 32, or 16 for finer maps.")]

@@ -83,8 +83,8 @@ class Detector(Estimator):
     Parameters
     ----------
     backbone : str
-        Where the features come from: ``"efficientnet-lite0"``, which comes with sppnet, or a file that
-        ``sppnet backbone make`` wrote.
+        Where the features come from: ``"efficientnet-lite0"`` or ``"pyramid-lite0"``, which come with sppnet,
+        a file that ``sppnet backbone make`` wrote, or that of a detector, whose network goes on learning.
     stages : tuple of str
         Which of the backbone's maps are pooled; see `sppnet.features.backbone.Backbone`.
     output_stride : int
@@ -353,6 +353,13 @@ class Detector(Estimator):
             self.fitted_ = JointFit(examples, settings, backbone, work, Budget(minutes, known)).fit()
         return self
 
+    def _backbone_of(self, name: str, stages: tuple[str, ...], stride: int) -> Backbone:
+        """Return the backbone of another detector, trained or not."""
+        other = Detector.load(name, device=self.device).fitted_.backbone
+        if other.proposes or (other.stages, other.output_stride) == (stages, stride):
+            return other
+        return Backbone(other.graph, stages, stride, self.device).retuned(other.tuned)
+
     def _for_own_windows(self, settings: FitSettings) -> FitSettings:
         """Return the settings of a fit on a network that proposes windows: other SVMs, if none are set."""
         mining = self.mining or MiningSettings(C=OWN_C)
@@ -363,6 +370,8 @@ class Detector(Estimator):
         name, stages, stride = self.backbone, self.stages, self.output_stride
         if settings.joint is not None and name == DEFAULT:
             name = PYRAMID
+        if Path(name).suffix == ".safetensors":
+            return self._backbone_of(name, stages, stride)
         if read_graph(backbone_path(name)).facts.proposes:
             stages, stride = STAGES, max(STRIDES)
         return Backbone.shared(name, stages, stride, self.device)
