@@ -264,7 +264,7 @@ class TestTogether:
     def test_no_detector(self, model, second, data):
         self.refused(model, ["missing.safetensors"], data, ["missing.safetensors: found no such file"])
         save_file({"a": torch.zeros(3)}, "m.safetensors", {"format": "sppnet-classifier"})
-        says = ["m.safetensors: found sppnet-classifier, expected sppnet-detector 5"]
+        says = ["m.safetensors: found sppnet-classifier, expected sppnet-detector 6"]
         self.refused(model, ["m.safetensors"], data, says)
         self.refused("m.safetensors", [second], data, says)
 

@@ -460,9 +460,9 @@ class TestBadModels:
     def test_something_else(self):
         self.refused("1.png", "found no safetensors file")
         save_file({"a": torch.zeros(3)}, "m.safetensors")
-        self.refused("m.safetensors", "without a format mark", "expected sppnet-detector 5")
+        self.refused("m.safetensors", "without a format mark", "expected sppnet-detector 6")
         save_file({"a": torch.zeros(3)}, "m.safetensors", {"format": "pt"})
-        self.refused("m.safetensors", "found pt, expected sppnet-detector 5")
+        self.refused("m.safetensors", "found pt, expected sppnet-detector 6")
 
     def rewritten(self, model, tensors=None, **changes):
         with safe_open(model, "pt") as file:
@@ -472,7 +472,7 @@ class TestBadModels:
 
     def test_other_version(self, model):
         self.rewritten(model, version="1")
-        self.refused("m.safetensors", "found sppnet-detector 1, expected sppnet-detector 5")
+        self.refused("m.safetensors", "found sppnet-detector 1, expected sppnet-detector 6")
 
     def test_other_weights(self, model):
         facts = read_facts(model)

@@ -648,11 +648,11 @@ def test_files_that_are_no_detectors(saved, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     refused(
         tmp_path / "plain.safetensors",
-        "found a safetensors file without a format mark, expected sppnet-detector 5",
+        "found a safetensors file without a format mark, expected sppnet-detector 6",
     )
-    refused(rewritten(saved, bad, format="pt"), "found pt 5, expected sppnet-detector 5")
-    refused(rewritten(saved, bad, version="1"), "found sppnet-detector 1, expected sppnet-detector 5")
-    refused(rewritten(saved, bad, version=""), "found sppnet-detector, expected sppnet-detector 5")
+    refused(rewritten(saved, bad, format="pt"), "found pt 6, expected sppnet-detector 6")
+    refused(rewritten(saved, bad, version="1"), "found sppnet-detector 1, expected sppnet-detector 6")
+    refused(rewritten(saved, bad, version=""), "found sppnet-detector, expected sppnet-detector 6")
     for text in ("", "{", "[]", "{}", json.dumps(read_facts(saved) | {"classes": 0})[:40]):
         refused(rewritten(saved, bad, detector=text), "damaged")
     whole = load_file(saved)

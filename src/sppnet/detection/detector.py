@@ -318,7 +318,6 @@ class Detector(Estimator):
         if minutes is not None:
             settings = replace(settings, joint=self.joint or Joint())
         _check_joint(settings, minutes, windows)
-        _warn_of_crowds(data, self.limit)
         learning = {
             "training the network": settings.joint,
             "training layers": settings.tuning,
@@ -328,6 +327,7 @@ class Detector(Estimator):
             if learns is not None:
                 check_extra("torch", purpose)
         check_data(data)
+        _warn_of_crowds(data, self.limit)
         names = classes_to_learn(data, classes)
         backbone = self._backbone(settings)
         if self.tuning is not None and self.tuning.stage is not None:
@@ -899,7 +899,7 @@ class Detector(Estimator):
             "joint": Joint,
         }
         for kind, make in kinds.items():
-            settings[kind] = None if settings.get(kind) is None else make(**_tuples(settings[kind]))
+            settings[kind] = None if settings[kind] is None else make(**_tuples(settings[kind]))
         detector = cls(**settings, device=device)
         detector.fitted_ = detector._read_fitted(path, facts)
         return detector
@@ -931,8 +931,8 @@ class Detector(Estimator):
             Calibration(**with_prefix("calibration", tensors)),
             tensors["thresholds"],
             Quality(**with_prefix("quality", tensors)),
-            facts.get("side"),
-            tensors.get("history", np.zeros((0, 2), np.float32)),
+            facts["side"],
+            tensors["history"],
         )
         self._check_lengths(path, fitted)
         return fitted

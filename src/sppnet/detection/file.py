@@ -16,14 +16,14 @@ from sppnet.storage import read_metadata, write_tensors
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-FORMAT, VERSION = "sppnet-detector", "5"
+FORMAT, VERSION = "sppnet-detector", "6"
 _FITTED = [
     *(f"{name}.{part}" for name in ("svms", "regression") for part in ("weights", "largest", "offsets")),
-    *("photos", "objects", "thresholds"),
+    *("photos", "objects", "thresholds", "history"),
     *(f"calibration.{part}" for part in ("knots", "levels", "slopes")),
     *(f"quality.{part}" for part in ("average_precision", "curve", "objects", "photos", "folds")),
 ]
-_FACTS = {"backbone", "classes", "feature_scale", "settings", "sppnet"}
+_FACTS = {"backbone", "classes", "feature_scale", "settings", "side", "sppnet"}
 
 
 def write_detector(path: str | Path, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -38,7 +38,8 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     -------
     dict
         ``backbone``, of which `sppnet.features.stored.backbone_of` makes one, ``classes``, ``feature_scale``,
-        the ``settings``, and ``sppnet``, the version that fitted it.
+        the ``settings``, the ``side`` of photos for a network that proposes windows, and ``sppnet``, the
+        version that fitted it.
 
     Raises
     ------

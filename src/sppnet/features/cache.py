@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from sppnet.arrays import Pixels, placed, to_numpy
 from sppnet.features.backbone import Backbone
 from sppnet.features.encoded import EncodedImage, FeatureMaps, OwnWindows
-from sppnet.features.geometry import Geometry
+from sppnet.features.graph import MAPS
 from sppnet.progress import StageTimer
 from sppnet.storage import write_tensors
 
@@ -89,29 +89,29 @@ class MapCache:
         if encoded.windows is not None:
             # Exactly: what was learned of these windows is to be found again.
             tensors |= {f"windows.{name}": value for name, value in encoded.windows._asdict().items()}
-        scales = [
-            {"factors": m.factors, "side": m.side, "places": [(g.stride, g.offset) for g in m.geometry]}
-            for m in encoded.scales
-        ]
+        scales = [{"factors": maps.factors, "side": maps.side} for maps in encoded.scales]
         write_tensors(path, tensors, {"encoded": json.dumps({"size": encoded.size, "scales": scales})})
 
     def _read(self, path: Path) -> EncodedImage | None:
         """Return what an entry holds; None if it is missing or damaged."""
         if not path.is_file():
             return None
+        geometry = self.backbone.geometry
         try:
             with safe_open(path, "np") as file:
                 facts = json.loads(file.metadata()["encoded"])
                 windows = None
                 if "windows.boxes" in file.keys():  # noqa: SIM118  (no mapping)
+                    # What says of cells whether they lie in an object is not kept.
+                    geometry = geometry[: len(MAPS)]
                     windows = OwnWindows(*(file.get_tensor(f"windows.{name}") for name in OwnWindows._fields))
                 scales = tuple(
                     FeatureMaps(
                         tuple(
                             self._single(file.get_tensor(f"{s}.{t}").transpose(2, 0, 1))
-                            for t in range(len(scale["places"]))
+                            for t in range(len(geometry))
                         ),
-                        tuple(Geometry(*place) for place in scale["places"]),
+                        geometry,
                         (scale["factors"][0], scale["factors"][1]),
                         scale["side"],
                     )
