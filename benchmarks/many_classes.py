@@ -36,8 +36,8 @@ def main() -> None:
     def normal(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
 
-    svms = LinearSVMs(normal(count, LENGTH) * 0.008, np.full(count, -1.2, np.float32))
-    regression = BoxRegression(normal(count, 4, LENGTH) * 1e-3, np.zeros((count, 4), np.float32))
+    svms = LinearSVMs(normal(count, LENGTH) * np.float32(0.008), np.full(count, -1.2, np.float32))
+    regression = BoxRegression(normal(count, 4, LENGTH) * np.float32(1e-3), np.zeros((count, 4), np.float32))
     calibration = Calibration(*(np.zeros(count, np.float32),) * 2, np.ones((count, 2), np.float32))
     rows = []
     for windows in (300, 2000):
