@@ -213,7 +213,10 @@ def _trains_network(context: typer.Context, minutes: float | None) -> bool:
     frozen = ("proposals", "scales", "stages", "stride", "layer", "tune_after", "negatives", "projection")
     given = [name for name in frozen if _was_given(context, name)]
     if minutes is None:
-        return not given and find_spec("torch") is not None
+        there = find_spec("torch") is not None
+        if not given and not there:
+            console.note('SVMs alone: the network learns, too, after pip install "sppnet[torch]"')
+        return there and not given
     if minutes and given:
         option = given[0].replace("_", "-")
         raise SppnetError(
