@@ -204,6 +204,14 @@ def test_too_few_minutes_say_what_can_be_had(fitted, tmp_path):
     assert len(detector.fitted_.history) == 1
 
 
+def test_too_many_photos_for_the_time_without_a_limit_say_it_too(fitted, tmp_path, monkeypatch):
+    path = tmp_path / "pyramid.onnx"
+    fitted[0].fitted_.backbone.graph.save(path)
+    monkeypatch.setattr(joint, "MOST", 0.001)
+    with pytest.warns(UserWarning, match=r"found 0.001 minutes, expected"):
+        Detector(str(path), joint=QUICK, folds=3).fit(shapes(9))
+
+
 def test_photos_that_cannot_be_read_are_left_out_and_named(tiny, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"nothing")

@@ -69,9 +69,14 @@ class Budget:
         return time.monotonic() - self._begun
 
     @property
+    def most(self) -> float:
+        """Minutes that it takes at most."""
+        return MOST if self.minutes is None else self.minutes
+
+    @property
     def left(self) -> float:
         """Seconds until the end."""
-        return 60 * (self.minutes or MOST) - self.passed
+        return 60 * self.most - self.passed
 
 
 class JointFit:
@@ -224,7 +229,7 @@ class JointFit:
     def _too_short(self) -> str:
         needed = (self.budget.passed + 2 * (self.cost + _LEAST)) / 60
         return (
-            f"found {self.budget.minutes:g} minutes, expected {needed:.1f} or more to train the network on "
+            f"found {self.budget.most:g} minutes, expected {needed:.1f} or more to train the network on "
             f"{len(self.examples)} photos: the detector stands on the network as it comes"
         )
 
