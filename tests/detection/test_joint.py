@@ -181,9 +181,13 @@ def test_a_network_that_proposes_needs_no_training(fitted, tmp_path):
 def test_a_fit_goes_on_from_the_network_of_another_detector(fitted, tmp_path):
     path = tmp_path / "d.safetensors"
     fitted[0].save(path)
-    same = Detector(str(path), folds=3).fit(shapes(9))
+    with pytest.warns(UserWarning, match="its network has seen 9 of these 9 photos"):
+        same = Detector(str(path), folds=3).fit(shapes(9))
+    np.testing.assert_array_equal(same.thresholds_, fitted[0].thresholds_)
     assert same.fitted_.backbone.digest == fitted[0].fitted_.backbone.digest
-    more = Detector(str(path), joint=replace(QUICK, photos=16), folds=0).fit(shapes(9))
+    with pytest.warns(UserWarning, match="its network has seen 9 of these 9 photos"):
+        more = Detector(str(path), joint=replace(QUICK, photos=16), folds=3).fit(shapes(9))
+    assert more.fitted_.quality.objects.tolist() == fitted[0].fitted_.quality.objects.tolist()
     assert more.fitted_.backbone.digest != fitted[0].fitted_.backbone.digest
     assert more.fitted_.backbone.graph.facts.kinds == ("disc", "square", "triangle")
 

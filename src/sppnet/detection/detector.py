@@ -336,6 +336,8 @@ class Detector(Estimator):
         backbone.compile()  # A network that cannot run is an error now, too.
         joint = backbone.proposes or settings.joint is not None
         settings = self._for_own_windows(settings) if joint else settings
+        before = self._seen_before(data) if joint else None
+        settings = settings if before is None else replace(settings, folds=0)
         examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer), joint)
         with _folder(options.get("cache")) as folder:
             work = Work(folder, track, timer)
@@ -350,8 +352,24 @@ class Detector(Estimator):
                 if keep is not None:
                     keep(self)
 
-            self.fitted_ = JointFit(examples, settings, backbone, work, Budget(minutes, known)).fit()
+            fitted = JointFit(examples, settings, backbone, work, Budget(minutes, known)).fit()
+            self.fitted_ = fitted if before is None else fitted.as_measured(before)
         return self
+
+    def _seen_before(self, data: Sequence[Sample]) -> Fitted | None:
+        """Return what goes on learning, if it has seen some of the photos: these say nothing of new ones."""
+        if Path(self.backbone).suffix != ".safetensors":
+            return None
+        other = Detector.load(self.backbone)
+        seen = other.seen(data)
+        if not seen:
+            return None
+        warnings.warn(
+            f"{self.backbone}: its network has seen {seen} of these {len(data)} photos; what scores mean, and "
+            "how good it is, stay as they were found before",
+            stacklevel=3,
+        )
+        return other.fitted_
 
     def _backbone_of(self, name: str, stages: tuple[str, ...], stride: int) -> Backbone:
         """Return the backbone of another detector, trained or not."""

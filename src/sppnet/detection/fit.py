@@ -180,6 +180,14 @@ class Fitted:
             return moved, scores
         return np.repeat(places, len(self.classes), axis=1), scores
 
+    def as_measured(self, other: Fitted) -> Fitted:
+        """Return what was fitted, with what another one's scores were found to mean, of equal classes."""
+        if other.classes != self.classes:
+            return self
+        return replace(
+            self, calibration=other.calibration, thresholds=other.thresholds, quality=other.quality
+        )
+
     def joined(self, other: Fitted) -> Fitted:
         """Return what was fitted with the classes of another one after its own, on the same features."""
         return replace(
