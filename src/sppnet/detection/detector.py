@@ -365,8 +365,8 @@ class Detector(Estimator):
         if not seen:
             return None
         warnings.warn(
-            f"{self.backbone}: its network has seen {seen} of these {len(data)} photos; what scores mean, and "
-            "how good it is, stay as they were found before",
+            f"{self.backbone}: its network has seen {seen} of these {len(data)} photos; what scores mean, "
+            "and how good it is, stay as they were found before",
             stacklevel=3,
         )
         return other.fitted_
