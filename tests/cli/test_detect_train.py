@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -244,6 +245,11 @@ class TestInterruption:
             while not list(folder.glob("[!.]*")) and process.poll() is None and time.monotonic() < end:
                 time.sleep(0.02)
             process.send_signal(signal.SIGINT)
+            # A signal that arrives while Python clears up an object is lost: one presses once more.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=3)
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)
         finally:
             process.kill()
