@@ -181,6 +181,11 @@ def print_quality(detector: Detector, names: Sequence[str], others: Sequence[flo
         print(f"{name}: {quality.sentence(detector.classes_.index(name), stored[name])}")
 
 
+def windows_of(detector: Detector) -> str:
+    """Say where the candidate windows of a detector come from."""
+    return detector.proposals if detector.fitted_.side is None else "of the network itself"
+
+
 def print_history(detector: Detector) -> None:
     """Say how good a network was after how many minutes, where it was trained."""
     for minutes, mean_ap in detector.fitted_.history.tolist():

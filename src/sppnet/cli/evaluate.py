@@ -77,7 +77,7 @@ def evaluate(
         about = {
             "detector": " with ".join(names),
             **_about(data, dataset),
-            "windows": proposals or detectors[0].proposals,
+            "windows": proposals or console.windows_of(detectors[0]),
         }
         _write(report, dataset, out, about, notes=notes)
     console.print_seconds(seconds, "Seconds per image (stages overlap; wall is what passed)")

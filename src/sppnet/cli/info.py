@@ -108,7 +108,7 @@ def _detector_facts(path: Path, place: Mapping[str, Any]) -> tuple[dict[str, Any
         "scores": "probabilities that a detection is right",
         "backbone": origin["name"] + (", trained" if _was_trained(detector) else ""),
         "layer": detector.layer,
-        "windows": _windows(detector),
+        "windows": console.windows_of(detector) + (", or maps" if fitted.objectness is not None else ""),
         "scales": list(detector.pooling.scales),
         "levels": list(detector.levels),
         "licence": origin["licence"],
@@ -117,12 +117,6 @@ def _detector_facts(path: Path, place: Mapping[str, Any]) -> tuple[dict[str, Any
         "quality": quality,
     }
     return facts, detector
-
-
-def _windows(detector: Detector) -> str:
-    if detector.fitted_.side is not None:
-        return "of the network itself"
-    return detector.proposals + (", or maps" if detector.fitted_.objectness is not None else "")
 
 
 def _was_trained(detector: Detector) -> bool:

@@ -381,7 +381,8 @@ class Detector(Estimator):
     def _for_own_windows(self, settings: FitSettings) -> FitSettings:
         """Return the settings of a fit on a network that proposes windows: other SVMs, if none are set."""
         mining = self.mining or MiningSettings(C=OWN_C)
-        return replace(settings, mining=mining, nms_iou=self.nms_iou or OWN_NMS_IOU)
+        nms_iou = OWN_NMS_IOU if self.nms_iou is None else self.nms_iou
+        return replace(settings, mining=mining, nms_iou=nms_iou)
 
     def _backbone(self, settings: FitSettings) -> Backbone:
         """Return where the features come from, or where the network starts from."""
@@ -711,9 +712,9 @@ class Detector(Estimator):
         SppnetError
             If there is no such method, or the maps are to propose and no objectness was fitted.
         """
-        name = proposals or (MAPS if self.fitted_.side is not None else self.proposals)
-        if name == MAPS and self.fitted_.side is not None:
+        if self.fitted_.side is not None and proposals in (None, MAPS):
             return None
+        name = proposals or self.proposals
         if name != MAPS:
             return parse(name)
         if self.fitted_.objectness is None:
