@@ -40,7 +40,7 @@ def main() -> None:
     regression = BoxRegression(normal(count, 4, LENGTH) * np.float32(1e-3), np.zeros((count, 4), np.float32))
     calibration = Calibration(*(np.zeros(count, np.float32),) * 2, np.ones((count, 2), np.float32))
     rows = []
-    for windows in (300, 2000):
+    for windows in (300, 1000, 2000):
         corner, vectors = rng.uniform(0, 500, (windows, 2)), normal(windows, LENGTH)
         boxes = np.concatenate([corner, corner + rng.uniform(20, 200, (windows, 2))], 1).astype(np.float32)
         seconds = []

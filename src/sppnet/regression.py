@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,11 @@ class BoxRegression:
         """Return the (R, K, 4) deltas of (R, D) float32 vectors, an array or a tensor on any device."""
         layer = Linear(self.weights.reshape(-1, self.weights.shape[-1]), self.offsets.reshape(-1))
         return layer(vectors).reshape(-1, *self.offsets.shape)
+
+    @cached_property
+    def moves(self) -> bool:
+        """Whether it moves any window at all: none where the network's own windows stay as they are."""
+        return bool(self.weights.any() or self.offsets.any())
 
     def joined(self, other: BoxRegression) -> BoxRegression:
         """Return the regressions of these classes and, after them, of others."""

@@ -71,6 +71,13 @@ def together(detectors: Sequence[Detector], files: Sequence[Path]) -> Detector |
         raise SppnetError(f"{', '.join(map(str, files))}: {error}") from None
 
 
+def augmented(augment: bool, ensemble: Sequence[str] | None) -> dict[str, Any]:
+    """Return what a detector is told of looking several times; several detectors look once each."""
+    if augment and ensemble:
+        raise SppnetError("found --augment with --ensemble, expected one of them")
+    return {"augment": True} if augment else {}
+
+
 def track(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
     """Yield the items, `total` or else as many as their length says, under a bar with the time left."""
     from rich import progress

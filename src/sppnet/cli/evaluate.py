@@ -31,12 +31,14 @@ def evaluate(
     ensemble: opt.Ensemble = None,
     regress: Annotated[bool, typer.Option(help="Move boxes by the box regression.")] = True,
     proposals: opt.OtherProposals = None,
+    augment: opt.Augment = False,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Measure a detector, or several together, on a data set; --out writes a report that shows all of it."""
     names = [model, *(ensemble or [])]
+    options = console.augmented(augment, ensemble)
     files = console.model_files(names)
     _check_places(json_file, out, [*files, data])
 
@@ -64,11 +66,12 @@ def evaluate(
         )
     if unseen:
         print(f"left out, the detector does not know them: {', '.join(unseen)}")
-    options: dict[str, Any] = {"proposals": proposals, "regress": regress, "max_bad": share}
+    options |= {"proposals": proposals, "regress": regress, "max_bad": share}
     report = detector.evaluate(dataset, **options, track=console.track, timer=timer)
     passed = {**timer.seconds, "wall": time.perf_counter() - start}
     seconds = {stage: total / len(dataset) for stage, total in passed.items()}
-    facts = {"model": model, "ensemble": names[1:], "regress": regress, "seconds_per_image": seconds}
+    facts: dict[str, Any] = {"model": model, "ensemble": names[1:], "regress": regress, "augment": augment}
+    facts["seconds_per_image"] = seconds
     facts["proposals"] = "maps" if method is None else method.signature
     left_out = f"objects of classes that the detector does not know: {', '.join(unseen)}"
     notes = [*dataset.notes, *([left_out] if unseen else [])]

@@ -62,11 +62,13 @@ def run(
     ensemble: opt.Ensemble = None,
     every: Annotated[int, typer.Option(min=1, help=_EVERY)] = 1,
     proposals: opt.OtherProposals = None,
+    augment: opt.Augment = False,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Find objects in photos and videos, by one detector or several; print, draw, count or write them."""
+    options = console.augmented(augment, ensemble)
     files = console.model_files([model, *(ensemble or [])])
     if out is None and result_format in ("voc", "yolo"):
         raise SppnetError(f"--format {result_format}: found no place for its files, expected --out FOLDER")
@@ -85,7 +87,7 @@ def run(
         written.check(given)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-        options = {
+        options |= {
             "proposals": proposals,
             "threshold": None if threshold is None else opt.share(threshold),
             "scores": scores,

@@ -175,7 +175,7 @@ class Fitted:
         if own is not None:
             scores = with_told(scores, *told(windows, own, self.backbone.graph.facts.kinds, self.classes))
         places = windows[:, None]
-        if regress:
+        if regress and self.regression.moves:
             moved: Boxes = decode_deltas(places, to_numpy(self.regression(pooled)))
             return moved, scores
         return np.repeat(places, len(self.classes), axis=1), scores
