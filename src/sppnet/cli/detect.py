@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,6 +31,8 @@ _FOLDS = "Folds of photos, each scored by what the others taught; less than 2: n
 _OTHER_DATA = "Annotated photos, none of which it was fitted on, to learn thresholds and probabilities from."
 _SET = "Thresholds in percent, such as cow=40,dog=55."
 _PRECISION = "Take the least thresholds at which so many percent of what is shown is right."
+# Options of a network that stays as it is.
+_FROZEN = ("proposals", "scales", "stages", "stride", "layer", "tune_after", "negatives", "projection")
 # A mean average precision of less is as good as nothing.
 _NOTHING = 0.02
 _DOUBTS = (
@@ -86,22 +88,29 @@ def train(
 
     dataset = console.notes_of(read_training_data(data, split, max_bad=max_bad / 100))
 
-    from sppnet.detection.detector import Detector
+    from sppnet.detection.best import fit_best
+    from sppnet.detection.detector import PYRAMID, Detector
     from sppnet.detection.tuning import Tuning
     from sppnet.rpn.settings import Joint
 
     tunes = layer != "pool" or tune_after is not None
     joint = _trains_network(context, minutes)
+    several = (
+        not joint and folds > 1 and not _given_of(context, (*_FROZEN, "backbone", "levels", "scale_rule"))
+    )
     settings = opt.settings_of(Detector, given) | {
         "tuning": Tuning(tune_after, batches, width=width, epochs=epochs) if tunes else None,
         "joint": Joint() if joint else None,
     }
-    detector = Detector(**settings)
+    detectors = [Detector(**settings)]
+    if several:
+        detectors.insert(0, Detector(**settings | {"backbone": PYRAMID}))
     names = None if classes is None else opt.name_list(classes)
     with _work(folder, cache is None) as work:
         if joint:
-            work |= {"minutes": minutes, "keep": lambda so_far: so_far.save(out)}
-        detector.fit(dataset, classes=names, max_bad=max_bad / 100, **work)
+            work["minutes"] = minutes
+        work |= {"classes": names, "max_bad": max_bad / 100, "keep": lambda so_far: so_far.save(out)}
+        detector = fit_best(detectors, dataset, tell=console.note, **work)
         detector.save(out)
         left_out = sorted(set(dataset.classes) - set(detector.classes_))
         if left_out and classes is None:
@@ -210,8 +219,7 @@ def _trains_network(context: typer.Context, minutes: float | None) -> bool:
     """Return whether the network is trained, too: if that is asked for, or nothing that speaks against it."""
     from importlib.util import find_spec
 
-    frozen = ("proposals", "scales", "stages", "stride", "layer", "tune_after", "negatives", "projection")
-    given = [name for name in frozen if _was_given(context, name)]
+    given = _given_of(context, _FROZEN)
     if minutes is None:
         there = find_spec("torch") is not None
         if not given and not there:
@@ -226,9 +234,10 @@ def _trains_network(context: typer.Context, minutes: float | None) -> bool:
     return minutes > 0
 
 
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def _given_of(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Return those of some options that were given."""
+    sources = [(name, context.get_parameter_source(name)) for name in names]
+    return [name for name, source in sources if source is not None and source.name == "COMMANDLINE"]
 
 
 @contextmanager

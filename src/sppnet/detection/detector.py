@@ -26,23 +26,16 @@ from sppnet.arrays import Boxes, Image, Pixels
 from sppnet.boxes import Detections, Windows
 from sppnet.datasets.records import Dataset, Sample, class_names
 from sppnet.detection.augmented import fused, turned, views
-from sppnet.detection.calibration import Calibration, Scores
-from sppnet.detection.file import (
-    Arrays,
-    dequantise,
-    quantise,
-    read_facts,
-    read_tensors,
-    with_prefix,
-    write_detector,
-)
+from sppnet.detection.calibration import Scores
+from sppnet.detection.file import read_facts, write_detector
 from sppnet.detection.fit import FitSettings, Fitted, Work, WorkOptions, fit, fit_more, fit_objectness
-from sppnet.detection.head import LAYERS, Head
+from sppnet.detection.head import LAYERS
 from sppnet.detection.postprocess import postprocess
-from sppnet.detection.quality import PERCENTS, Learned, Quality, learn_scores
+from sppnet.detection.quality import Learned, learn_scores
 from sppnet.detection.sampling import Examples, SamplingRules
+from sppnet.detection.stored import fitted_of, state_of
 from sppnet.detection.stream import Asked, check_bad, check_data, detect_each, look, measure, tell_bad
-from sppnet.detection.svm import LinearSVMs, MiningSettings
+from sppnet.detection.svm import MiningSettings
 from sppnet.detection.tuning import Tuning
 from sppnet.errors import SppnetError, check_choice, check_extra
 from sppnet.estimator import Estimator
@@ -50,7 +43,6 @@ from sppnet.evaluation.detection import DetectionReport
 from sppnet.features.backbone import DEFAULT, Backbone, backbone_path
 from sppnet.features.encoded import EncodedImage
 from sppnet.features.graph import STAGES, STRIDES, read_graph
-from sppnet.features.stored import backbone_of, backbone_state
 from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys, pixels_of
 from sppnet.models import model_path
@@ -59,7 +51,6 @@ from sppnet.proposals.cache import cache_folder, propose_each
 from sppnet.proposals.choosing import parse
 from sppnet.proposals.maps import MAPS, Objectness
 from sppnet.proposals.method import Proposer
-from sppnet.regression import BoxRegression
 from sppnet.rpn.settings import Joint
 
 PYRAMID = "pyramid-lite0"
@@ -314,8 +305,26 @@ class Detector(Estimator):
             If there are no images, a class has no example (said before any work), more photos than `max_bad`
             allows cannot be read, or a setting is none of its kind.
         """
-        settings, timer = self.settings, options.get("timer") or StageTimer()
-        track, keep = options.get("track", no_track), options.get("keep")
+        track, timer = options.get("track", no_track), options.get("timer") or StageTimer()
+        settings = self._asked(minutes, windows)
+        check_data(data)
+        _warn_of_crowds(data, self.limit)
+        names = classes_to_learn(data, classes)
+        backbone = self._ready(settings)
+        own = backbone.proposes or settings.joint is not None
+        examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer), own)
+        with _folder(options.get("cache")) as folder:
+            work = Work(folder, track, timer)
+            if own:
+                seen = self._seen_before(data)
+                self._fit_own(examples, settings, backbone, work, minutes, options.get("keep"), seen)
+            else:
+                self.fitted_ = fit(examples, settings, backbone, work)
+        return self
+
+    def _asked(self, minutes: float | None, windows: object) -> FitSettings:
+        """Return the settings of a fit that takes so long, checked as far as that goes without data."""
+        settings = self.settings
         if minutes is not None:
             settings = replace(settings, joint=self.joint or Joint())
         _check_joint(settings, minutes, windows)
@@ -327,35 +336,39 @@ class Detector(Estimator):
         for purpose, learns in learning.items():
             if learns is not None:
                 check_extra("torch", purpose)
-        check_data(data)
-        _warn_of_crowds(data, self.limit)
-        names = classes_to_learn(data, classes)
+        return settings
+
+    def _ready(self, settings: FitSettings) -> Backbone:
+        """Return the backbone to fit on or to start from; one that cannot run or learn is an error now."""
         backbone = self._backbone(settings)
         if self.tuning is not None and self.tuning.stage is not None:
-            # Said before any work.
             backbone.graph.facts.check_tunable(self.tuning.stage)
-        backbone.compile()  # A network that cannot run is an error now, too.
-        joint = backbone.proposes or settings.joint is not None
-        settings = self._for_own_windows(settings) if joint else settings
-        before = self._seen_before(data) if joint else None
-        settings = settings if before is None else replace(settings, folds=0)
-        examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer), joint)
-        with _folder(options.get("cache")) as folder:
-            work = Work(folder, track, timer)
-            if not joint:
-                self.fitted_ = fit(examples, settings, backbone, work)
-                return self
-            # Imported late: it is needed here alone.
-            from sppnet.detection.joint import Budget, JointFit
+        backbone.compile()
+        return backbone
 
-            def known(fitted: Fitted) -> None:
-                self.fitted_ = fitted
-                if keep is not None:
-                    keep(self)
+    def _fit_own(
+        self,
+        examples: Examples,
+        settings: FitSettings,
+        backbone: Backbone,
+        work: Work,
+        minutes: float | None,
+        keep: Callable[[Detector], None] | None,
+        seen: Fitted | None,
+    ) -> None:
+        """Fit on windows that the network proposes itself; `keep` takes the detector on the way."""
+        # Imported late: it is needed here alone.
+        from sppnet.detection.joint import Budget, JointFit
 
-            fitted = JointFit(examples, settings, backbone, work, Budget(minutes, known)).fit()
-            self.fitted_ = fitted if before is None else fitted.as_measured(before)
-        return self
+        def known(fitted: Fitted) -> None:
+            self.fitted_ = fitted
+            if keep is not None:
+                keep(self)
+
+        settings = self._for_own_windows(settings)
+        settings = settings if seen is None else replace(settings, folds=0)
+        fitted = JointFit(examples, settings, backbone, work, Budget(minutes, known)).fit()
+        self.fitted_ = fitted if seen is None else fitted.as_measured(seen)
 
     def _seen_before(self, data: Sequence[Sample]) -> Fitted | None:
         """Return what goes on learning, if it has seen some of the photos: these say nothing of new ones."""
@@ -900,35 +913,14 @@ class Detector(Estimator):
             If the file cannot be written; an older one stays as it was.
         """
         self._check_fitted()
-        fitted = self.fitted_
-        backbone, kept = backbone_state(fitted.backbone)
-        tensors: dict[str, Any] = {
-            **kept,
-            **quantise("svms", fitted.svms.weights, fitted.svms.biases),
-            **quantise("regression", fitted.regression.weights, fitted.regression.offsets),
-            **{name: getattr(fitted, name) for name in ("photos", "objects", "thresholds", "history")},
-            **{f"calibration.{name}": value for name, value in vars(fitted.calibration).items()},
-            **{f"quality.{name}": value for name, value in vars(fitted.quality).items()},
-        }
-        if fitted.head is not None:
-            tensors |= {f"head.{n}": value.astype(np.float16) for n, value in fitted.head.state().items()}
-        if fitted.objectness is not None:
-            tensors |= {f"objectness.{name}": value for name, value in fitted.objectness.state().items()}
+        tensors, facts = state_of(self.fitted_)
         settings = self.get_params(deep=False)
         del settings["device"]
         for name in ("tuning", "mining", "joint"):
             settings[name] = None if settings[name] is None else asdict(settings[name])
-        objectness = fitted.objectness
+        objectness = self.fitted_.objectness
         settings["objectness"] = None if objectness is None else objectness.get_params(deep=False)
-        facts = {
-            "classes": fitted.classes,
-            "feature_scale": fitted.feature_scale,
-            "side": fitted.side,
-            "backbone": backbone,
-            "settings": settings,
-            "sppnet": __version__,
-        }
-        write_detector(path, tensors, facts)
+        write_detector(path, tensors, {**facts, "settings": settings, "sppnet": __version__})
 
     @classmethod
     def load(cls, name: str | Path, *, device: str = "cpu") -> Detector:
@@ -963,70 +955,9 @@ class Detector(Estimator):
         for kind, make in kinds.items():
             settings[kind] = None if settings[kind] is None else make(**_tuples(settings[kind]))
         detector = cls(**settings, device=device)
-        detector.fitted_ = detector._read_fitted(path, facts)
+        kept = (detector.layer, detector.objectness, detector.pooling)
+        detector.fitted_ = fitted_of(path, facts, *kept, device)
         return detector
-
-    def _read_fitted(self, path: Path, facts: dict[str, Any]) -> Fitted:
-        tensors = read_tensors(path)
-        try:
-            backbone = backbone_of(path, facts["backbone"], tensors, self.device)
-        except (KeyError, TypeError) as error:
-            raise SppnetError(f"{path}: damaged, found no {error} of the backbone") from None
-        objectness = None
-        if self.objectness is not None:
-            try:
-                objectness = Objectness.from_state(
-                    with_prefix("objectness", tensors), self.objectness.get_params(deep=False)
-                )
-            except SppnetError as error:
-                raise SppnetError(f"{path}: {error}") from None
-        fitted = Fitted(
-            tuple(facts["classes"]),
-            backbone,
-            self._read_head(path, tensors),
-            objectness,
-            LinearSVMs(*dequantise("svms", tensors)),
-            BoxRegression(*dequantise("regression", tensors)),
-            facts["feature_scale"],
-            tensors["photos"],
-            tensors["objects"],
-            Calibration(**with_prefix("calibration", tensors)),
-            tensors["thresholds"],
-            Quality(**with_prefix("quality", tensors)),
-            facts["side"],
-            tensors["history"],
-        )
-        self._check_lengths(path, fitted)
-        return fitted
-
-    def _read_head(self, path: Path, tensors: Arrays) -> Head | None:
-        if self.layer == "pool":
-            return None
-        try:
-            return Head.from_state(with_prefix("head", tensors))
-        except SppnetError as error:
-            raise SppnetError(f"{path}: damaged, found no fully connected layers ({error})") from None
-
-    def _check_lengths(self, path: Path, fitted: Fitted) -> None:
-        """Raise an error unless what was fitted takes the vectors of this backbone and pyramid."""
-        pooled = self.pooling.length(fitted.backbone.channels)
-        head, count = fitted.head, len(fitted.classes)
-        taken = pooled if head is None else head.width
-        found = {
-            "SVMs": (fitted.svms.weights.shape, (count, taken)),
-            "regressions": (fitted.regression.weights.shape, (count, 4, pooled)),
-            "thresholds": (fitted.thresholds.shape, (count,)),
-            "slopes": (fitted.calibration.slopes.shape, (count, 2)),
-            "curves": (fitted.quality.curve.shape, (count, PERCENTS, 2)),
-        }
-        if head is not None:
-            found["fully connected layers"] = (head.length,), (pooled,)
-        for name, (shape, expected) in found.items():
-            if tuple(shape) != expected:
-                raise SppnetError(
-                    f"{path}: found {name} of shape {tuple(shape)}, expected {expected}: for "
-                    f"{count} classes on this backbone and pyramid"
-                )
 
 
 def _readable(data: Sequence[Sample]) -> Iterator[Windows | Exception]:

@@ -44,7 +44,7 @@ _LEAST = 15.0
 # What is left to do after training takes so many seconds, and so many a photo, until that was measured.
 _SECONDS, _SECONDS_PER_PHOTO = 4.0, 0.12
 # It takes up to so many times as long as it did.
-_SPARE = 1.2
+_SPARE = 1.15
 
 
 @dataclass
@@ -158,8 +158,8 @@ class JointFit:
             begun, tuned = time.monotonic(), self._tuned(trainer)
             with self._folder() as work:
                 model = fit_without(self.examples, self._after, tuned, work, self.folds)
+                self.cost = (time.monotonic() - begun) * len(self.examples) / max(len(rest), 1)
                 learned = scores_learned([model], self.folds, self.examples, self._after, work)
-            self.cost = time.monotonic() - begun
             after = learned.quality.mean_ap
             gain, before = after - before, after
             self._measured(before)
