@@ -6,11 +6,12 @@ the whole image. All else is the same here: backbone, pyramid, windows, SVMs, bo
 Run as::
 
     python benchmarks/rcnn.py DATA --images 200 --test 100 --windows 300 --scales 480 \\
-        --scales 240,336,480,672 --cache FOLDER
+        --scales 480:3,4,head --scales 240,336,480,672 --cache FOLDER
 
 With `--cache` an interrupted run goes on: the features of the warps are kept there in half precision, 36 KB
 each, and the detector's maps. The seconds are of `--timed` images of `--timed-windows` windows each, without
-reading and proposals; the systems take turns, one stage after another on all cores.
+reading and proposals; the systems take turns, one stage after another on all cores. Behind a colon stand the
+stages whose maps are pooled side by side, the last alone where none do.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ def test(rcnn, detectors, rows, samples, windows):
             features = warped.astype(np.float32)
             rows[0].found[regress].append(rcnn.score(features, boxes, image.shape[:2], regress))
             for row, detector in zip(rows[1:], detectors, strict=True):
-                row.found[regress].append(detector.predict(image, boxes, regress=regress))
+                row.found[regress].append(detector.predict(image, boxes, regress=regress, threshold=0))
 
 
 def report_precision(rows, targets, classes, count):
@@ -269,7 +270,7 @@ def parse_arguments():
     parser.add_argument("--images", type=int, default=200, help="fitted to")
     parser.add_argument("--test", type=int, default=100, help="images tested on")
     parser.add_argument("--windows", type=int, default=300, help="per image, of both")
-    parser.add_argument("--scales", action="append", help="shorter sides by commas; may be repeated")
+    parser.add_argument("--scales", action="append", help="shorter sides, :stages; may be repeated")
     parser.add_argument("--classes", default="cat,cow,dog,horse,person,sheep")
     parser.add_argument("--levels", default="3,2,1")
     parser.add_argument("--padding", type=int, default=16, help="pixels of context around a warp")
@@ -297,7 +298,8 @@ def draw(args):
 
 def run(args, cache):
     levels, classes = tuple(map(int, args.levels.split(","))), args.classes.split(",")
-    scales = [tuple(map(int, s.split(","))) for s in args.scales or ["480", "240,336,480,672"]]
+    asked = [text.partition(":") for text in args.scales or ["480", "240,336,480,672"]]
+    systems = [(tuple(map(int, sides.split(","))), tuple((s or "head").split(","))) for sides, _, s in asked]
     fitting, testing = draw(args)
     backbone, method = Backbone(), parse(args.proposals)
     paths = [s.path for s in fitting + testing]
@@ -307,22 +309,27 @@ def run(args, cache):
 
     features = WarpedFeatures(backbone, levels, args.padding, args.batch, cache)
     check_warps(features, backbone, levels, read_image(testing[0].path))
-    detectors = [Detector(levels=levels, scales=sides, seed=args.seed) for sides in scales]
+    detectors = [
+        Detector(levels=levels, scales=sides, stages=stages, seed=args.seed) for sides, stages in systems
+    ]
     rcnn = RCNN(detectors[0], features).fit(fitting, train_windows, classes)
     for detector in detectors:
         detector.fit(fitting, classes=classes, windows=train_windows, cache=cache, track=track)
     rows = [Row(f"R-CNN, padding {args.padding}")]
-    rows += [Row(f"SPP, {', '.join(map(str, sides))}") for sides in scales]
+    for sides, stages in systems:
+        more = "" if stages == ("head",) else f"; stages {', '.join(stages)}"
+        rows.append(Row(f"SPP, {', '.join(map(str, sides))}{more}"))
     test(rcnn, detectors, rows, testing, test_windows)
     timed = testing[: args.timed]
-    take_times(rcnn, detectors, rows, timed, args.timed_windows, args.timed_proposals, args.seed)
+    if timed:
+        take_times(rcnn, detectors, rows, timed, args.timed_windows, args.timed_proposals, args.seed)
 
     print(
         f"\nFitted to {len(fitting)} images of train, tested on {len(testing)} of {args.split}, times of "
         f"{len(timed)}; batches of {args.batch} warps; {setting()}; commit {commit()}"
     )
     precision = report_precision(rows, [s.target for s in testing], classes, args.windows)
-    seconds = report_seconds(rows, len(timed), args.timed_windows)
+    seconds = report_seconds(rows, len(timed), args.timed_windows) if timed else []
     facts = {"machine": setting(), "commit": commit(), "arguments": vars(args)}
     facts |= {"precision": precision, "seconds": seconds}
     write_json(args.json, facts)
