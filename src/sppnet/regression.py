@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from sppnet.arrays import Boxes, FloatArray
+from sppnet.arrays import Boxes, FloatArray, to_numpy
 from sppnet.linear import Linear
 
 
@@ -68,9 +68,19 @@ class BoxRegression:
         return layer(vectors).reshape(-1, *self.offsets.shape)
 
     @cached_property
-    def moves(self) -> bool:
-        """Whether it moves any window at all: none where the network's own windows stay as they are."""
-        return bool(self.weights.any() or self.offsets.any())
+    def moves(self) -> npt.NDArray[np.bool_]:
+        """Which classes move windows at all, (K,): none where the network's own stay as they are."""
+        weights, offsets = self.weights.any(axis=(1, 2)), self.offsets.any(axis=1)
+        return np.logical_or(weights, offsets)
+
+    def moved(self, windows: Boxes, vectors: Any) -> Boxes:
+        """Return the (R, K, 4) places to which the classes move (R, 4) windows with these vectors."""
+        places = windows[:, None]
+        moved = np.repeat(places, len(self.offsets), axis=1)
+        if self.moves.any():
+            decoded: Boxes = decode_deltas(places, to_numpy(self(vectors)))
+            moved[:, self.moves] = decoded[:, self.moves]
+        return moved
 
     def joined(self, other: BoxRegression) -> BoxRegression:
         """Return the regressions of these classes and, after them, of others."""

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from sppnet.boxes import Detections
-from sppnet.detection.augmented import FUSED_IOU, fused, turned, views
+from sppnet.boxes import Detections, Target
+from sppnet.datasets.records import Sample
+from sppnet.detection.augmented import FUSED_IOU, Augmented, fused, turned, views
 from sppnet.detection.detector import Detector
 from sppnet.errors import SppnetError
 from sppnet.images import pixels_of
@@ -91,7 +94,7 @@ def test_augmented_detections_are_the_fused_looks(animals, photo):
         encoded = animals.fitted_.backbone.encode(view, (side,))
         found = animals.predict(encoded, threshold=0.0, scores="svm")
         looks.append(turned(found, 400) if flipped else found)
-    expected, found = fused(looks, 100), animals.predict(photo, threshold=0.0, scores="svm", augment=True)
+    expected, found = fused(looks, 100), Augmented(animals).predict(photo, threshold=0.0, scores="svm")
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     assert found.labels == expected.labels
@@ -99,7 +102,7 @@ def test_augmented_detections_are_the_fused_looks(animals, photo):
 
 def test_looking_again_finds_what_a_single_look_finds(animals, photo):
     once = animals.predict(photo)
-    again = animals.predict(photo, augment=True)
+    again = Augmented(animals).predict(photo)
     for box, _, label in once:
         assert any(overlap(box, other) > 0.6 and label == name for other, _, name in again)
     height, width = photo.shape[:2]
@@ -108,9 +111,24 @@ def test_looking_again_finds_what_a_single_look_finds(animals, photo):
 
 
 def test_only_the_networks_own_windows_are_looked_at_again(animals, photo):
-    with pytest.raises(SppnetError, match="found augment with windows of another source"):
-        animals.predict(photo, np.zeros((1, 4), np.float32), augment=True)
-    with pytest.raises(SppnetError, match="found augment with windows of another source"):
-        animals.predict(photo, proposals="dense", augment=True)
-    with pytest.raises(SppnetError, match="found augment with an encoded image"):
-        animals.predict(animals.encode(photo), augment=True)
+    again = Augmented(animals)
+    with pytest.raises(SppnetError, match="found windows, expected none"):
+        again.predict(photo, np.zeros((1, 4), np.float32))
+    with pytest.raises(SppnetError, match="found the proposals 'dense'"):
+        again.predict(photo, proposals="dense")
+    with pytest.raises(SppnetError, match="found the proposals 'dense'"):
+        again.stream([photo], proposals="dense")
+    other = Detector()
+    other.fitted_ = replace(animals.fitted_, side=None)
+    with pytest.raises(SppnetError, match="found a detector with windows of another source"):
+        Augmented(other)
+
+
+def test_many_images_and_the_measure_are_those_of_single_ones(animals, photo):
+    again = Augmented(animals)
+    one = again.predict(photo, threshold=0.3)
+    ((_, streamed),) = again.stream([photo], threshold=0.3)
+    np.testing.assert_array_equal(streamed.boxes, one.boxes)
+    sample = Sample("a", photo, Target.of(one.boxes, one.labels))
+    assert again.evaluate([sample]).mean_ap > 0.99
+    assert again.seen([sample]) == 0

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sppnet.boxes import Target
-from sppnet.rpn.pictures import SIDES, Photo, Pictures, canvas, kept_photo, side_for, standardised
+from sppnet.rpn.pictures import SIDES, Photo, Pictures, canvas, kept_photo, on_disk, side_for, standardised
 from sppnet.rpn.settings import Joint
 
 
@@ -93,3 +93,22 @@ def test_standardised_pixels_are_what_the_network_takes():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3)).astype(np.uint8)
     values = standardised(list(pixels), (1.0, 2.0, 3.0), (2.0, 4.0, 8.0))
     np.testing.assert_allclose(values[1, 2], (pixels[1, ..., 2] - 3.0) / 8)
+
+
+def test_photos_on_disk_are_the_same_ones_and_outlive_their_file(tmp_path):
+    rng = np.random.default_rng(0)
+    photos = [
+        photo()._replace(pixels=rng.integers(0, 256, (h, w, 3)).astype(np.uint8))
+        for h, w in ((5, 7), (1, 1), (30, 2))
+    ]
+    with (tmp_path / "photos").open("w+b") as file:
+        kept = on_disk(iter(photos), file)
+    for one, other in zip(kept, photos, strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        assert one.pixels.base is not None  # a part of what is mapped
+
+
+def test_no_photos_are_none_on_disk(tmp_path):
+    with (tmp_path / "photos").open("w+b") as file:
+        assert on_disk([], file) == []

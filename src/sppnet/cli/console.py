@@ -15,6 +15,7 @@ from sppnet.errors import SppnetError
 if TYPE_CHECKING:
     from sppnet.datasets import Dataset, LabelledImages
     from sppnet.datasets.writing import Written
+    from sppnet.detection.augmented import Augmented
     from sppnet.detection.detector import Detector
     from sppnet.detection.ensemble import Ensemble
     from sppnet.detection.quality import Quality
@@ -61,21 +62,20 @@ def model_files(names: Iterable[str]) -> list[Path]:
     return [model_path(name) for name in names]
 
 
-def together(detectors: Sequence[Detector], files: Sequence[Path]) -> Detector | Ensemble:
-    """Return the detector that was loaded from a file, or several as one that detects together."""
+def together(
+    detectors: Sequence[Detector], files: Sequence[Path], augment: bool
+) -> Detector | Ensemble | Augmented:
+    """Return the detector that was loaded from a file, to look once or several times, or several as one."""
+    from sppnet.detection.augmented import Augmented
     from sppnet.detection.ensemble import Ensemble
 
+    if augment and len(detectors) > 1:
+        raise SppnetError("found --augment with --ensemble, expected one of them")
     try:
-        return Ensemble(detectors) if len(detectors) > 1 else detectors[0]
+        one = detectors[0]
+        return Ensemble(detectors) if len(detectors) > 1 else Augmented(one) if augment else one
     except SppnetError as error:
         raise SppnetError(f"{', '.join(map(str, files))}: {error}") from None
-
-
-def augmented(augment: bool, ensemble: Sequence[str] | None) -> dict[str, Any]:
-    """Return what a detector is told of looking several times; several detectors look once each."""
-    if augment and ensemble:
-        raise SppnetError("found --augment with --ensemble, expected one of them")
-    return {"augment": True} if augment else {}
 
 
 def track(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:

@@ -38,7 +38,6 @@ def evaluate(
 ) -> None:
     """Measure a detector, or several together, on a data set; --out writes a report that shows all of it."""
     names = [model, *(ensemble or [])]
-    options = console.augmented(augment, ensemble)
     files = console.model_files(names)
     _check_places(json_file, out, [*files, data])
 
@@ -51,7 +50,7 @@ def evaluate(
     from sppnet.progress import StageTimer
 
     detectors = [Detector.load(file, device=device) for file in files]
-    detector = console.together(detectors, files)
+    detector = console.together(detectors, files, augment)
     timer, start = StageTimer(), time.perf_counter()
     seen, method = detector.seen(dataset), detector.proposer(proposals)
     if seen:
@@ -66,7 +65,7 @@ def evaluate(
         )
     if unseen:
         print(f"left out, the detector does not know them: {', '.join(unseen)}")
-    options |= {"proposals": proposals, "regress": regress, "max_bad": share}
+    options: dict[str, Any] = {"proposals": proposals, "regress": regress, "max_bad": share}
     report = detector.evaluate(dataset, **options, track=console.track, timer=timer)
     passed = {**timer.seconds, "wall": time.perf_counter() - start}
     seconds = {stage: total / len(dataset) for stage, total in passed.items()}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sppnet.arrays import Pixels
     from sppnet.boxes import Detections
     from sppnet.datasets.predictions import Prediction
+    from sppnet.detection.augmented import Augmented
     from sppnet.detection.detector import Detector
     from sppnet.detection.ensemble import Ensemble
     from sppnet.video import Frame, Video
@@ -68,7 +69,6 @@ def run(
     device: opt.Device = "cpu",
 ) -> None:
     """Find objects in photos and videos, by one detector or several; print, draw, count or write them."""
-    options = console.augmented(augment, ensemble)
     files = console.model_files([model, *(ensemble or [])])
     if out is None and result_format in ("voc", "yolo"):
         raise SppnetError(f"--format {result_format}: found no place for its files, expected --out FOLDER")
@@ -82,12 +82,12 @@ def run(
 
         from sppnet.detection.detector import Detector
 
-        detector = console.together([Detector.load(file, device=device) for file in files], files)
+        detector = console.together([Detector.load(file, device=device) for file in files], files, augment)
         written = _Written(detector.classes_, out, result_format, counts, json_file)
         written.check(given)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-        options |= {
+        options = {
             "proposals": proposals,
             "threshold": None if threshold is None else opt.share(threshold),
             "scores": scores,
@@ -223,7 +223,7 @@ class _Found:
     `tell` prints a line, beside results that are printed.
     """
 
-    detector: Detector | Ensemble
+    detector: Detector | Ensemble | Augmented
     options: dict[str, Any]
     keep: bool
     tell: Callable[[str], None]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sppnet.datasets.records import Sample
-from sppnet.detection.detector import Detector
+
+if TYPE_CHECKING:
+    from sppnet.detection.detector import Detector
 
 
 def fit_best(

@@ -25,7 +25,6 @@ from sppnet import __version__
 from sppnet.arrays import Boxes, Image, Pixels
 from sppnet.boxes import Detections, Windows
 from sppnet.datasets.records import Dataset, Sample, class_names
-from sppnet.detection.augmented import fused, turned, views
 from sppnet.detection.calibration import Scores
 from sppnet.detection.file import read_facts, write_detector
 from sppnet.detection.fit import FitSettings, Fitted, Work, WorkOptions, fit, fit_more, fit_objectness
@@ -546,7 +545,6 @@ class Detector(Estimator):
         regress: bool = True,
         threshold: float | None = None,
         scores: Scores = "probability",
-        augment: bool = False,
         timer: StageTimer | None = None,
     ) -> Detections:
         """Detect objects in one image.
@@ -566,10 +564,6 @@ class Detector(Estimator):
             that the SVM gives -1.5 or more (as in the released code).
         scores : {"probability", "svm"}
             What the scores of the result are: probabilities, or what the SVMs give.
-        augment : bool
-            Look at the image four times, at its usual size and a quarter larger, each flipped, too, which can
-            find more and takes five times as long: see `sppnet.detection.augmented`. For networks that
-            propose windows.
         timer : StageTimer, optional
             Takes the seconds of the stages proposals, backbone, pooling and scoring.
 
@@ -584,27 +578,10 @@ class Detector(Estimator):
             If the detector is not fitted.
         SppnetError, FileNotFoundError
             If the image cannot be read, or an encoded image comes without windows and its maps are not to
-            propose any; with `augment`, if the windows are not the network's own, or the image is encoded.
+            propose any.
         """
         self._check_fitted()
         timer = timer or StageTimer()
-        if augment:
-            found = self._look_again(image, windows, proposals, regress, timer)
-        else:
-            found = self._look(image, windows, proposals, regress, timer)
-        with timer("scoring"):
-            likely = self.thresholds_ if threshold is None else threshold
-            return self.fitted_.calibration.applied(found, self.classes_, likely, scores)
-
-    def _look(
-        self,
-        image: Image | EncodedImage,
-        windows: Boxes | None,
-        proposals: str | None,
-        regress: bool,
-        timer: StageTimer,
-    ) -> Detections:
-        """Detect in one image, with scores of the SVMs."""
         pixels = None
         if not isinstance(image, EncodedImage):
             pixels = pixels_of(image)
@@ -616,33 +593,9 @@ class Detector(Estimator):
         boxes, margins = self.score(image, windows, regress=regress, timer=timer)
         with timer("scoring"):
             limits = self.suppression, self.fitted_.least_score, self.limit
-            return postprocess(boxes, margins, self.classes_, image.size, *limits)
-
-    def _look_again(
-        self,
-        image: Image | EncodedImage,
-        windows: Boxes | None,
-        proposals: str | None,
-        regress: bool,
-        timer: StageTimer,
-    ) -> Detections:
-        """Detect in every view of an image, and fuse what each gives."""
-        side, looks = self.fitted_.side, []
-        if side is None or windows is not None or proposals not in (None, MAPS):
-            raise SppnetError(
-                "found augment with windows of another source, expected those of a network that proposes "
-                "them: of a detector that was fitted by time, or animals"
-            )
-        if isinstance(image, EncodedImage):
-            raise SppnetError("found augment with an encoded image, expected the image itself")
-        pixels = pixels_of(image)
-        for view, wanted, flipped in views(pixels, side):
-            with timer("backbone"):
-                encoded = self.fitted_.backbone.encode(view, (wanted,))
-            found = self._look(encoded, None, None, regress, timer)
-            looks.append(turned(found, pixels.shape[1]) if flipped else found)
-        with timer("scoring"):
-            return fused(looks, self.limit)
+            found = postprocess(boxes, margins, self.classes_, image.size, *limits)
+            likely = self.thresholds_ if threshold is None else threshold
+            return self.fitted_.calibration.applied(found, self.classes_, likely, scores)
 
     def prepare(self) -> None:
         """Do now what the first image would wait for: compile the network."""
@@ -735,7 +688,6 @@ class Detector(Estimator):
         regress: bool = True,
         threshold: float | None = None,
         scores: Scores = "probability",
-        augment: bool = False,
         timer: StageTimer | None = None,
     ) -> Iterator[tuple[Pixels, Detections] | Exception]:
         """Detect in many images; the next one is read, and its windows proposed, while one is looked at.
@@ -746,7 +698,7 @@ class Detector(Estimator):
             The images.
         proposals : str, optional
             Other candidate windows than the detector's own.
-        regress, threshold, scores, augment, timer
+        regress, threshold, scores, timer
             See `predict`.
 
         Yields
@@ -755,7 +707,7 @@ class Detector(Estimator):
             In the order of the images.
         """
         self._check_fitted()
-        options = {"regress": regress, "threshold": threshold, "scores": scores, "augment": augment}
+        options = {"regress": regress, "threshold": threshold, "scores": scores}
         return detect_each(self, images, Asked(self.proposer(proposals), options, timer or StageTimer()))
 
     def proposer(self, proposals: str | None = None) -> Proposer | None:
@@ -784,7 +736,6 @@ class Detector(Estimator):
         *,
         proposals: str | None = None,
         regress: bool = True,
-        augment: bool = False,
         max_bad: float = 0.01,
         track: Track = no_track,
         timer: StageTimer | None = None,
@@ -796,7 +747,7 @@ class Detector(Estimator):
         data : sequence of Sample
             The annotated images, such as `sppnet.read_dataset` reads: others than those of the fit, or the
             figures say little.
-        proposals, regress, augment, timer
+        proposals, regress, timer
             See `stream`.
         max_bad : float
             Share of the photos that may be unreadable; these are left out, with a warning.
@@ -815,8 +766,7 @@ class Detector(Estimator):
             If more photos than `max_bad` allows cannot be read.
         """
         self._check_fitted()
-        options = {"regress": regress, "augment": augment}
-        asked = Asked(self.proposer(proposals), options, timer or StageTimer())
+        asked = Asked(self.proposer(proposals), {"regress": regress}, timer or StageTimer())
         return measure(self, data, asked, track, max_bad)
 
     def seen(self, data: Sequence[Sample]) -> int:

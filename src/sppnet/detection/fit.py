@@ -31,7 +31,7 @@ from sppnet.images import photo_keys
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import Objectness
 from sppnet.proposals.odds import told, with_told
-from sppnet.regression import BoxRegression, decode_deltas, encode_deltas, fit_ridges
+from sppnet.regression import BoxRegression, encode_deltas, fit_ridges
 from sppnet.rpn.settings import Joint
 
 Halves = npt.NDArray[np.float16]
@@ -174,11 +174,9 @@ class Fitted:
         scores = to_numpy(self.svms(activate(self.head, layer, pooled)))
         if own is not None:
             scores = with_told(scores, *told(windows, own, self.backbone.graph.facts.kinds, self.classes))
-        places = windows[:, None]
-        if regress and self.regression.moves:
-            moved: Boxes = decode_deltas(places, to_numpy(self.regression(pooled)))
-            return moved, scores
-        return np.repeat(places, len(self.classes), axis=1), scores
+        if regress:
+            return self.regression.moved(windows, pooled), scores
+        return np.repeat(windows[:, None], len(self.classes), axis=1), scores
 
     def as_measured(self, other: Fitted) -> Fitted:
         """Return what was fitted, with what another one's scores were found to mean, of equal classes."""

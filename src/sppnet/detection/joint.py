@@ -14,20 +14,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sppnet.arrays import FloatArray
+from sppnet.arrays import FloatArray, Image
 from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_without, folds_of, scores_learned
 from sppnet.detection.quality import Learned
 from sppnet.detection.sampling import Examples
 from sppnet.features.backbone import Backbone
 from sppnet.features.graph import STAGES, STRIDES
-from sppnet.images import pixels_of
+from sppnet.images import image_size, pixels_of
 
 if TYPE_CHECKING:
+    from sppnet.rpn.pictures import Photo
     from sppnet.rpn.training import Trainer
 
 MOST = 10.0
@@ -97,18 +98,15 @@ class JointFit:
     def __init__(
         self, examples: Examples, settings: FitSettings, start: Backbone, work: Work, budget: Budget
     ) -> None:
-        from sppnet.rpn.pictures import kept_photo, side_for
+        from sppnet.rpn.pictures import on_disk, side_for
 
         self.examples, self.start, self.work, self.budget = examples, start, work, budget
         self.joint, self.photos = settings.joint, []
-        sizes: list[tuple[int, int]] = []
-        for image, target in zip(
-            work.track(examples.images, "Reading photos"), examples.targets, strict=True
-        ):
-            pixels = pixels_of(image)
-            sizes.append((pixels.shape[0], pixels.shape[1]))
-            if self.joint is not None:
-                self.photos.append(kept_photo(pixels, target, examples.classes))
+        if self.joint is not None:
+            work.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=work.folder) as file:
+                self.photos = on_disk(self._read(), file)
+        sizes = [_size(image) for image in examples.images]
         one = settings.pooling.scales[0] if len(settings.pooling.scales) == 1 else None
         asked = one if self.joint is None else self.joint.side
         self.side = asked or side_for(sizes, examples.targets)
@@ -137,6 +135,14 @@ class JointFit:
         self._train(trainer, range(len(self.photos)), self._rest(), 1 - _WITHOUT)
         fitted = self._fitted(trainer, replace(self._after, folds=0))
         return fitted if judged is None else replace(fitted, **judged._asdict())
+
+    def _read(self) -> Iterator[Photo]:
+        """Yield the photos as training needs them."""
+        from sppnet.rpn.pictures import kept_photo
+
+        images = self.work.track(self.examples.images, "Reading photos")
+        for image, target in zip(images, self.examples.targets, strict=True):
+            yield kept_photo(pixels_of(image), target, self.examples.classes)
 
     def _first(self) -> Fitted | None:
         """Fit to the network as it comes, if it proposes windows: it has seen none of the photos."""
@@ -239,3 +245,11 @@ class JointFit:
 
     def _measured(self, mean_ap: float) -> None:
         self.history.append((self.budget.passed / 60, mean_ap))
+
+
+def _size(image: Image) -> tuple[int, int]:
+    """Return height and width of an image."""
+    if isinstance(image, str | Path):
+        return image_size(image)
+    height, width = pixels_of(image).shape[:2]
+    return height, width

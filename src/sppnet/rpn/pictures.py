@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -133,6 +134,30 @@ def kept_photo(pixels: Pixels, target: Target, classes: Sequence[str]) -> Photo:
         for label, skip in zip(target.labels, target.ignored, strict=True)
     ]
     return Photo(pixels, target.boxes * fit, np.array(kinds, np.int64))
+
+
+def on_disk(photos: Iterable[Photo], file: BinaryIO) -> list[Photo]:
+    """Return photos whose pixels lie in a file, mapped into memory: thousands of them need not fit there.
+
+    Parameters
+    ----------
+    photos : iterable of Photo
+    file : binary file
+        An empty one, to read and to write; the photos outlive it.
+    """
+    kept = []
+    for photo in photos:
+        file.write(photo.pixels.tobytes())
+        kept.append((photo.pixels.shape, photo.boxes, photo.kinds))
+    file.flush()
+    if not kept:
+        return []
+    pixels, found, start = np.memmap(file, np.uint8, "r"), [], 0
+    for shape, boxes, kinds in kept:
+        end = start + math.prod(shape)
+        found.append(Photo(pixels[start:end].reshape(shape), boxes, kinds))
+        start = end
+    return found
 
 
 def side_for(sizes: Sequence[tuple[int, int]], targets: Sequence[Target]) -> int:
