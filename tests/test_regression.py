@@ -135,3 +135,19 @@ def test_ridges_of_parts_are_those_of_their_examples_alone(rng, count):
         alone = fit_ridge(features[part], targets[part], 30.0)
         np.testing.assert_allclose(weights, alone[0], atol=1e-5)
         np.testing.assert_allclose(offsets, alone[1], atol=1e-5)
+
+
+def test_classes_that_do_not_move_windows_leave_them_exactly():
+    rng = np.random.default_rng(3)
+    corner = rng.uniform(0, 50, (9, 2))
+    windows = np.concatenate([corner, corner + rng.uniform(5, 60, (9, 2))], axis=1).astype(np.float32)
+    vectors = rng.normal(size=(9, 6)).astype(np.float32)
+    weights, offsets = np.zeros((3, 4, 6), np.float32), np.zeros((3, 4), np.float32)
+    weights[1] = rng.normal(size=(4, 6)) * 0.1
+    regression = BoxRegression(weights, offsets)
+    assert regression.moves.tolist() == [False, True, False]
+    moved = regression.moved(windows, vectors)
+    np.testing.assert_array_equal(moved[:, [0, 2]], np.repeat(windows[:, None], 2, axis=1))
+    expected = decode_deltas(windows, vectors @ weights[1].T)
+    np.testing.assert_allclose(moved[:, 1], expected, rtol=1e-5)
+    assert regression.moved(windows[:0], vectors[:0]).shape == (0, 3, 4)
