@@ -24,7 +24,7 @@ from sppnet.rpn.pictures import kept_photo
 from sppnet.rpn.settings import Joint
 from sppnet.rpn.training import Clock, Trainer
 
-SIDE, SETTINGS = 288, Joint(batch=16, weight_decay=0.05, mosaic=0.5, close=0.2)
+SIDE, SETTINGS = 288, Joint(batch=16, frozen=2, weight_decay=0.05, mosaic=0.5, close=0.2)
 
 
 def main() -> None:

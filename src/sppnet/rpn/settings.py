@@ -28,7 +28,8 @@ class Joint:
     weight_decay : float
         AdamW's weight decay.
     frozen : int
-        The first so many stages of the backbone stay as they are.
+        The first so many stages of the backbone, as timm divides it, stay as they are: of EfficientNets 5 of
+        7, all but those of the largest strides.
     mosaic : float
         Share of pictures that are made of four photos (Bochkovskiy et al., "YOLOv4").
     close : float
@@ -41,11 +42,11 @@ class Joint:
 
     photos: int | None = None
     side: int | None = None
-    batch: int = 8
+    batch: int = 4
     lr: float = 2e-3
     backbone_lr: float = 6e-4
     weight_decay: float = 0.02
-    frozen: int = 2
+    frozen: int = 5
     mosaic: float = 0.7
     close: float = 0.15
     jitter: tuple[float, float] = (0.5, 1.5)
