@@ -58,6 +58,14 @@ def test_minutes_of_0_leave_the_network_as_it_is(data):
     assert Detector.load("m.safetensors").fitted_.side is None
 
 
+def test_without_options_the_better_of_two_networks_as_they_are_is_kept(data):
+    said = succeeds("detect", "train", data, "--minutes", 0, "--out", "m.safetensors", "--folds", 2)
+    told = re.search(r"learned from: pyramid-lite0 (\S+), efficientnet-lite0 (\S+); (\S+) is kept", said.err)
+    pyramid, other = map(float, told.groups()[:2])
+    assert told[3] == ("pyramid-lite0" if pyramid >= other else "efficientnet-lite0")
+    assert Detector.load("m.safetensors").backbone == told[3]
+
+
 def test_options_of_windows_and_scales_go_without_minutes(data):
     says = ["found --scales beside --minutes", "expected one of them"]
     fails("detect", "train", data, "--minutes", 2, "--scales", "64", "--out", "m.safetensors", says=says)

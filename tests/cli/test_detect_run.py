@@ -32,10 +32,12 @@ from commands import (
     succeeds,
 )
 from sppnet.datasets import read_dataset
+from sppnet.detection.augmented import Augmented
 from sppnet.detection.detector import Detector
 from sppnet.detection.file import read_facts
 from sppnet.drawing import draw_detections
 from sppnet.images import read_image
+from sppnet.photos import demo_photo
 from sppnet.proposals import parse, read_windows
 from sppnet.video import Video, video_writer
 from trees import save, scene, voc_tree, write
@@ -584,3 +586,25 @@ class TestNames:
         assert b"1 .t\\xff, first x.t\\xff" in done.stderr
         cat = "猫 (1)" if not settings.get("PYTHONIOENCODING") else r"\u732b (1)"
         assert cat in done.stdout.decode()
+
+
+class TestLookingSeveralTimes:
+    """``--augment``: views of a photo, fused."""
+
+    def test_is_what_python_gives(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        succeeds("detect", "run", "animals", demo_photo(), "--augment", "--json", "a.json")
+        (found,) = results("a.json")
+        expected = Augmented(Detector.load("animals")).predict(demo_photo())
+        assert [d["label"] for d in found["detections"]] == list(expected.labels)
+        np.testing.assert_allclose([d["score"] for d in found["detections"]], expected.scores, atol=1e-3)
+
+    def test_takes_a_network_that_proposes_windows(self, model):
+        save(Path("a.png"), scene(3).image)
+        says = [f"{model}: found a detector with windows of another source"]
+        fails("detect", "run", model, "a.png", "--augment", says=says)
+
+    def test_is_for_one_detector(self, model):
+        save(Path("a.png"), scene(3).image)
+        says = ["found --augment with --ensemble"]
+        fails("detect", "run", "animals", "a.png", "--augment", "--ensemble", model, says=says)
