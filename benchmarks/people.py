@@ -6,7 +6,8 @@ Each data set is fitted once for each budget by ``sppnet detect train --minutes`
 its train split; ``sppnet detect evaluate`` measures the test split. ``--frozen`` adds the SVMs on an ImageNet
 network as it is (``--minutes 0``). Results of another program on the same photos are scored as by ``sppnet
 detect score`` where ``--peer NAME,SET,MINUTES,SECONDS=FILE`` names a file of them; minutes are those of its
-training, seconds those that it took for a photo on the same machine.
+training, seconds those that it took for a photo on the same machine. A number in place of the file is an mAP
+that was measured elsewhere so. ``--add FILE`` adds the rows of an earlier run's JSON.
 """
 
 from __future__ import annotations
@@ -54,22 +55,32 @@ def score(data: str, split: str, file: str) -> float:
         return json.loads(report.read_text())["mAP"]
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw mAP against minutes, a panel for each data set."""
+    """Draw mAP against minutes and against seconds per photo, a column for each data set."""
     names = list(dict.fromkeys(row["set"] for row in rows))
     figure, panels = plt.subplots(
-        1, len(names), figsize=(4.5 * len(names), 4), squeeze=False, layout="constrained"
+        2, len(names), figsize=(4.5 * len(names), 7.5), squeeze=False, layout="constrained", sharey=True
     )
-    for panel, name in zip(panels[0], names, strict=True):
-        series = list(dict.fromkeys(row["who"] for row in rows if row["set"] == name))
-        for who in series:
-            mine = sorted((r["minutes"], 100 * r["mAP"]) for r in rows if (r["set"], r["who"]) == (name, who))
-            panel.plot(*zip(*mine, strict=True), "o-", label=who)
-        panel.set(
-            title=name, xlabel="minutes", ylabel="mAP on the test photos", ylim=(0, 100), xlim=(0, None)
-        )
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8, loc="lower right")
+    for name, (above, below) in zip(names, panels.T, strict=True):
+        for who in dict.fromkeys(row["who"] for row in rows if row["set"] == name):
+            mine = [r for r in rows if (r["set"], r["who"]) == (name, who)]
+            mine.sort(key=lambda r: r["minutes"])
+            means = [100 * r["mAP"] for r in mine]
+            above.plot([r["minutes"] for r in mine], means, "o-", label=who)
+            below.plot([r["seconds"] for r in mine], means, "o", label=who)
+        above.set(title=name, xlabel="minutes", ylim=(0, 100), xlim=(0, None))
+        below.set(xlabel="seconds per photo", xscale="log", xlim=(0.01, 2))
+        for panel in (above, below):
+            panel.set_ylabel("mAP on the test photos")
+            panel.grid(alpha=0.3)
+        above.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
 
 
@@ -77,27 +88,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sets", nargs="+", metavar="NAME=DATA")
+    parser.add_argument("sets", nargs="*", metavar="NAME=DATA")
     parser.add_argument("--minutes", default="1,2,4,8")
     parser.add_argument("--split", default="test")
     parser.add_argument("--classes")
     parser.add_argument("--backbone")
     parser.add_argument("--frozen", action="store_true")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME,SET,MINUTES,SECONDS=FILE")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME,SET,MINUTES,SECONDS=FILE|mAP")
+    parser.add_argument("--add", action="append", default=[], type=Path, metavar="FILE")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     places = dict(text.split("=", 1) for text in args.sets)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [row for file in args.add for row in json.loads(file.read_text())["rows"]]
+    asked = [float(text) for text in args.minutes.split(",") if text]
     for name, data in places.items():
-        for minutes in [*([0.0] if args.frozen else []), *map(float, args.minutes.split(","))]:
+        for minutes in [*([0.0] if args.frozen else []), *asked]:
             who = "sppnet" if minutes else "sppnet, network as it is"
             rows.append({"set": name, "who": who, "asked": minutes, **fit(data, args, minutes)})
             print(rows[-1], flush=True)
     for text in args.peer:
         about, file = text.split("=", 1)
         who, name, minutes, seconds = about.split(",")
-        mean = score(places[name], args.split, file)
+        mean = _number(file)
+        mean = score(places[name], args.split, file) if mean is None else mean / 100
         rows.append(
             {"set": name, "who": who, "mAP": mean, "minutes": float(minutes), "seconds": float(seconds)}
         )

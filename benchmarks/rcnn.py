@@ -168,7 +168,9 @@ class RCNN:
             )
             boxes = decode_deltas(boxes, deltas)
         scores = self.svms(features)
-        return postprocess(boxes, scores, self.classes, shape, self.settings.settings.nms_iou, threshold, limit)
+        return postprocess(
+            boxes, scores, self.classes, shape, self.settings.settings.nms_iou, threshold, limit
+        )
 
     def predict(self, image, windows, timer):
         features = self.features(image, windows, timer)

@@ -26,6 +26,7 @@ from sppnet.detection.sampling import Examples
 from sppnet.features.backbone import Backbone
 from sppnet.features.graph import STAGES, STRIDES
 from sppnet.images import image_size, pixels_of
+from sppnet.pooling.regions import load_kernels
 
 if TYPE_CHECKING:
     from sppnet.rpn.pictures import Photo
@@ -118,6 +119,8 @@ class JointFit:
 
     def fit(self) -> Fitted:
         """Fit as well as the time allows; an interruption from the keyboard ends the training early."""
+        # Compiled once for a machine: what a fit takes is measured without it.
+        load_kernels()
         first = self._first()
         if self.joint is None:
             assert first is not None
