@@ -16,7 +16,7 @@ def _short():
     """Trainings of a second are enough to test with."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(joint, "_LEAST", 1.0)
-        patch.setattr(joint, "_SECONDS_PER_PHOTO", 0.01)
+        patch.setattr(joint, "_PASSES", 1.0)
         patch.setattr("sppnet.rpn.settings.Joint.width", 16)
         yield
 

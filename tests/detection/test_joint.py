@@ -31,7 +31,7 @@ def _short():
     """Trainings of a second are enough to test with."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(joint, "_LEAST", 1.0)
-        patch.setattr(joint, "_SECONDS_PER_PHOTO", 0.01)
+        patch.setattr(joint, "_PASSES", 1.0)
         yield
 
 
@@ -236,3 +236,15 @@ def test_photos_that_cannot_be_read_are_left_out_and_named(tiny, tmp_path):
 def test_what_cannot_be_asked_for_is_said_at_once(tiny, options, settings, message):
     with pytest.raises(SppnetError, match=message):
         Detector(tiny, **settings).fit(shapes(4), **options)
+
+
+def test_svms_learn_from_as_many_photos_as_there_is_time_for(tiny, monkeypatch):
+    monkeypatch.setattr(joint, "_FEWEST", 5)
+    monkeypatch.setattr(joint, "_PASSES", 1e4)
+    data = shapes(16)
+    detector = Detector(tiny, joint=QUICK, folds=2).fit(data, minutes=0.1)
+    assert detector.seen(data) == 16  # by the network
+    # About a third teach the SVMs, each class among them.
+    assert detector.classes_ == ("disc", "square", "triangle")
+    objects = sum(len(sample.target.labels) for sample in data)
+    assert 0 < detector.fitted_.objects.sum() < 0.6 * objects

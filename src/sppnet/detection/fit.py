@@ -283,12 +283,7 @@ def fit_without(
     """Fit anew to the images outside of the one fold, and the classes that are shown there."""
     rows = np.flatnonzero(folds.numbers < 0).tolist()
     names = tuple(name for name, there in zip(examples.classes, folds.learned[0], strict=True) if there)
-    rest = Examples(
-        [examples.images[i] for i in rows],
-        [examples.windows[i] for i in rows],
-        [examples.targets[i] for i in rows],
-        names,
-    )
+    rest = examples.part(rows, names)
     if backbone.proposes:
         rest = _with_own_windows(rest, settings, backbone, work)
     plans = plan_images(rest, settings.sampling, settings.seed)

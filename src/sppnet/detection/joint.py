@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sppnet.arrays import FloatArray, Image
+from sppnet.arrays import FloatArray, Image, IntArray
 from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_without, folds_of, scores_learned
+from sppnet.detection.folds import assign_folds, shown_classes
 from sppnet.detection.quality import Learned
 from sppnet.detection.sampling import Examples
 from sppnet.features.backbone import Backbone
 from sppnet.features.graph import STAGES, STRIDES
-from sppnet.images import image_size, pixels_of
+from sppnet.images import image_size, photo_keys, pixels_of
 from sppnet.pooling.regions import load_kernels
 
 if TYPE_CHECKING:
@@ -43,8 +44,11 @@ _FIRST = 60.0
 _GAIN = 0.005
 # Training for fewer seconds teaches nothing.
 _LEAST = 15.0
-# What is left to do after training takes so many seconds, and so many a photo, until that was measured.
-_SECONDS, _SECONDS_PER_PHOTO = 4.0, 0.12
+# What is left to do after training takes so many seconds, and so many passes of the network a photo, until
+# that was measured; before, passes over some photos tell how long one takes.
+_SECONDS, _PASSES, _TRIED = 4.0, 3.0, 4
+# SVMs are fitted twice, and may take so much of the time together; of at least so many photos.
+_SVMS, _FEWEST = 0.45, 100
 # It takes up to so many times as long as it did.
 _SPARE = 1.15
 
@@ -112,10 +116,33 @@ class JointFit:
         asked = one if self.joint is None else self.joint.side
         self.side = asked or side_for(sizes, examples.targets)
         self.settings = replace(settings, pooling=replace(settings.pooling, scales=(self.side,)))
-        self.folds = folds_of(examples, settings, one=True)
+        self.keys = photo_keys(examples.images)
+        pace = _PASSES * self._pass()
+        # The network learns from all photos, the SVMs from as many as there is time for.
+        self.rows = self._taught(pace)
+        self.examples = examples.part(self.rows.tolist())
+        self.folds = folds_of(self.examples, settings, one=True)
         self.history: list[tuple[float, float]] = []
         self.trained = 0.0
-        self.cost = _SECONDS + _SECONDS_PER_PHOTO * len(examples)
+        self.cost = _SECONDS + pace * len(self.examples)
+
+    def _pass(self) -> float:
+        """Return how many seconds the network takes for a photo, once it runs."""
+        seconds = []
+        for image in self.examples.images[:_TRIED]:
+            begun = time.monotonic()
+            self.start.encode(image, (self.side,))
+            seconds.append(time.monotonic() - begun)
+        return min(seconds)
+
+    def _taught(self, pace: float) -> IntArray:
+        """Return the photos that the SVMs learn from, at so many seconds for each: some of all classes."""
+        count = len(self.examples)
+        most = max(_FEWEST, int((_SVMS * 60 * self.budget.most / 2 - _SECONDS) / pace))
+        if self.joint is None or self._counted is not None or count <= most:
+            return np.arange(count)
+        shown = shown_classes(self.examples.targets, self.examples.classes)
+        return np.flatnonzero(assign_folds(shown, self.keys, -(-count // most), self.settings.seed) == 0)
 
     def fit(self) -> Fitted:
         """Fit as well as the time allows; an interruption from the keyboard ends the training early."""
@@ -160,20 +187,21 @@ class JointFit:
 
     def _without(self, trainer: Trainer) -> Learned:
         """Train without the photos that are held out, and return what these tell."""
-        rest = np.flatnonzero(self.folds.numbers < 0).tolist()
+        held = self.keys[self.rows[self.folds.numbers >= 0]]
+        rest = np.flatnonzero(~np.isin(self.keys, held)).tolist()
         seconds, before = self._share(), -1.0
         while True:
             self._train(trainer, rest, seconds, _WITHOUT)
             begun, tuned = time.monotonic(), self._tuned(trainer)
             with self._folder() as work:
                 model = fit_without(self.examples, self._after, tuned, work, self.folds)
-                self.cost = (time.monotonic() - begun) * len(self.examples) / max(len(rest), 1)
+                self.cost = (time.monotonic() - begun) / max(float(np.mean(self.folds.numbers < 0)), 0.1)
                 learned = scores_learned([model], self.folds, self.examples, self._after, work)
             after = learned.quality.mean_ap
             gain, before = after - before, after
             self._measured(before)
             if model.classes == self.examples.classes:
-                self._kept(replace(model, side=self.side, history=self._curve, **learned._asdict()))
+                self._kept(self._known(replace(model, **learned._asdict())))
             seconds = self.trained
             limited = self.budget.minutes is not None or self._counted is not None
             if limited or gain < _GAIN or self.budget.left < 3 * (seconds + self.cost):
@@ -221,8 +249,11 @@ class JointFit:
 
     def _fitted(self, trainer: Trainer, settings: FitSettings) -> Fitted:
         with self._folder() as work:
-            fitted = fit(self.examples, settings, self._tuned(trainer), work)
-        return replace(fitted, side=self.side, history=self._curve)
+            return self._known(fit(self.examples, settings, self._tuned(trainer), work))
+
+    def _known(self, fitted: Fitted) -> Fitted:
+        """Return what was fitted on the trained network, with what is known of it: it has seen all photos."""
+        return replace(fitted, side=self.side, history=self._curve, photos=np.unique(self.keys))
 
     def _kept(self, fitted: Fitted) -> Fitted:
         self.budget.keep(fitted)

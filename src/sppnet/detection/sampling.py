@@ -52,6 +52,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.images)
 
+    def part(self, rows: Sequence[int], classes: tuple[str, ...] | None = None) -> Examples:
+        """Return some of the images, to learn the same classes from or others."""
+        return Examples(
+            [self.images[i] for i in rows],
+            [self.windows[i] for i in rows],
+            [self.targets[i] for i in rows],
+            self.classes if classes is None else classes,
+        )
+
     def name(self, i: int) -> str:
         """Return what to call image i in a message: its file, or its number."""
         image = self.images[i]
