@@ -5,7 +5,7 @@
 As it is; with every window moved onto the object that it overlaps most, if it does by a tenth (localisation);
 with the scores of windows on objects, overlapping one by half, exchanged so that the object's class has the
 best of them (classes); without windows on nothing, overlapping no object by a tenth (background); with one
-window of each object, exactly on it, added and scored by the detector (windows). And the recall of the windows.
+window of each object, exactly on it, added and scored by the detector (windows). And the windows' recall.
 """
 
 from __future__ import annotations
