@@ -25,7 +25,7 @@ from sppnet.detection.quality import Learned
 from sppnet.detection.sampling import Examples
 from sppnet.features.backbone import Backbone
 from sppnet.features.graph import STAGES, STRIDES
-from sppnet.images import pixels_of
+from sppnet.images import image_size, pixels_of
 
 if TYPE_CHECKING:
     from sppnet.rpn.training import Trainer
@@ -105,10 +105,12 @@ class JointFit:
         for image, target in zip(
             work.track(examples.images, "Reading photos"), examples.targets, strict=True
         ):
+            if self.joint is None:
+                sizes.append(image_size(image) if isinstance(image, Path) else image.shape[:2])
+                continue
             pixels = pixels_of(image)
             sizes.append((pixels.shape[0], pixels.shape[1]))
-            if self.joint is not None:
-                self.photos.append(kept_photo(pixels, target, examples.classes))
+            self.photos.append(kept_photo(pixels, target, examples.classes))
         one = settings.pooling.scales[0] if len(settings.pooling.scales) == 1 else None
         asked = one if self.joint is None else self.joint.side
         self.side = asked or side_for(sizes, examples.targets)
@@ -223,6 +225,9 @@ class JointFit:
     def _folder(self) -> Iterator[Work]:
         """Yield where the maps of a network lie as long as they are needed: a trained one has others."""
         self.work.folder.mkdir(parents=True, exist_ok=True)
+        if self.joint is None:
+            yield self.work
+            return
         with TemporaryDirectory(prefix="maps-", dir=self.work.folder, ignore_cleanup_errors=True) as place:
             yield replace(self.work, folder=Path(place))
 

@@ -1,0 +1,104 @@
+"""The application: addresses, what guards them, and what a client is told when something goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from sppnet import __version__
+from sppnet.errors import SppnetError
+from sppnet.serve import schema
+from sppnet.serve.errors import Refused
+from sppnet.serve.labels import Stale
+from sppnet.serve.media import media
+from sppnet.serve.routes import api, studio_of
+
+if TYPE_CHECKING:
+    from sppnet.serve.studio import Studio
+
+STATIC = Path(__file__).parent / "static"
+
+
+def make_app(studio: Studio) -> FastAPI:
+    """Return the application that serves a project.
+
+    Parameters
+    ----------
+    studio : Studio
+        The project; the application works on it from its start to its end.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with studio.at_work():
+            yield
+
+    app = FastAPI(title="sppnet serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.studio, app.state.receiving = studio, 0
+    app.include_router(media)
+    app.include_router(api)
+    app.add_api_route("/api/v1/health", health, methods=["GET"], response_model=schema.Health)
+    for kind, handler in (
+        (SppnetError, _refused),
+        (OSError, _failed),
+        (RequestValidationError, _invalid),
+        (HTTPException, _http),
+        (Exception, _broken),
+    ):
+        app.add_exception_handler(kind, handler)
+    app.add_api_route("/", page, methods=["GET"], include_in_schema=False)
+    if (STATIC / "assets").is_dir():
+        app.mount("/assets", StaticFiles(directory=STATIC / "assets"))
+    return app
+
+
+def health(request: Request) -> schema.Health:
+    """Tell that the server answers, and whether its engine is ready."""
+    studio = studio_of(request)
+    return schema.Health(version=__version__, ready=studio.engine.ready, name=studio.name)
+
+
+def page() -> FileResponse:
+    """Return the page."""
+    return FileResponse(STATIC / "index.html")
+
+
+def _answer(status: int, message: str, **more: Any) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, **more}}, status)
+
+
+def _refused(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, Stale):
+        content = {"error": {"message": str(error)}, "current": error.current.model_dump()}
+        return JSONResponse(content, 409)
+    if isinstance(error, Refused):
+        return _answer(error.status, str(error), found=error.found, expected=error.expected)
+    return _answer(422, str(error))
+
+
+def _failed(request: Request, error: Exception) -> JSONResponse:
+    return _answer(507, str(error))
+
+
+def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return _answer(422, f"{place}: {first['msg']}")
+
+
+def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": {"message": str(error.detail)}}, error.status_code, error.headers)
+
+
+def _broken(request: Request, error: Exception) -> JSONResponse:
+    return _answer(500, "Something went wrong in the server; its log says more.")
