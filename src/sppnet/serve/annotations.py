@@ -6,17 +6,19 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sppnet.boxes import Target
 from sppnet.datasets.entries import Entry
 from sppnet.datasets.voc import write_annotation
+from sppnet.serve.schema import Annotations as Where
 from sppnet.serve.schema import LabelledBox
 
 if TYPE_CHECKING:
     from sppnet.serve.labels import Labels
 
-BESIDE, PROJECT = "beside", "project"
+BESIDE: Literal["beside"] = "beside"
+PROJECT: Literal["project"] = "project"
 
 
 class Annotations:
@@ -34,9 +36,9 @@ class Annotations:
         self.labels, self.photos, self.project = labels, labels.photos, project
 
     @property
-    def where(self) -> str:
+    def where(self) -> Where:
         """``"beside"`` the photos, or in the ``"project"``."""
-        return self.photos.store.fact("annotations") or PROJECT
+        return BESIDE if self.photos.store.fact("annotations") == BESIDE else PROJECT
 
     def write(self, photo: str) -> str | None:
         """Write the file of a photo; return why it cannot be: it is tried again at the next change."""
@@ -66,10 +68,7 @@ class Annotations:
 
     def _path(self, row: Any) -> Path:
         place = Path(os.fsdecode(row["place"]))
-        if self._shares_stem(row):
-            name = f"{place.name}.xml"
-        else:
-            name = f"{place.stem}.xml"
+        name = f"{place.name if self._shares_stem(row) else place.stem}.xml"
         if self.where == BESIDE:
             return self.photos.folders[row["root"]].root / place.parent / name
         return self.project / "annotations" / place.parent / name

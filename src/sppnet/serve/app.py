@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -19,7 +19,9 @@ from sppnet.serve import schema
 from sppnet.serve.errors import Refused
 from sppnet.serve.labels import Stale
 from sppnet.serve.media import media
+from sppnet.serve.metrics import CONTENT_TYPE, Counted, Metrics
 from sppnet.serve.routes import api, studio_of
+from sppnet.serve.security import Guard, Rules
 
 if TYPE_CHECKING:
     from sppnet.serve.studio import Studio
@@ -27,13 +29,19 @@ if TYPE_CHECKING:
 STATIC = Path(__file__).parent / "static"
 
 
-def make_app(studio: Studio) -> FastAPI:
+MOST_JSON = 8 * 2**20
+"""Bytes of a body that is no image."""
+
+
+def make_app(studio: Studio, rules: Rules) -> FastAPI:
     """Return the application that serves a project.
 
     Parameters
     ----------
     studio : Studio
         The project; the application works on it from its start to its end.
+    rules : Rules
+        Who may ask what.
     """
 
     @asynccontextmanager
@@ -41,11 +49,24 @@ def make_app(studio: Studio) -> FastAPI:
         async with studio.at_work():
             yield
 
-    app = FastAPI(title="sppnet serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.studio, app.state.receiving = studio, 0
+    app = FastAPI(
+        title="sppnet serve",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=MOST_JSON,
+    )
+    metrics = Metrics(studio)
+    app.state.studio, app.state.receiving, app.state.metrics = studio, 0, metrics
+    app.add_middleware(Guard, rules=rules)
+    app.add_middleware(Counted, metrics=metrics)
     app.include_router(media)
     app.include_router(api)
-    app.add_api_route("/api/v1/health", health, methods=["GET"], response_model=schema.Health)
+    app.add_api_route("/api/v1/health", health, methods=["GET"], tags=["server"])
+    app.add_api_route(
+        "/api/v1/metrics", metrics_text, methods=["GET"], tags=["server"], response_class=PlainTextResponse
+    )
     for kind, handler in (
         (SppnetError, _refused),
         (OSError, _failed),
@@ -66,13 +87,18 @@ def health(request: Request) -> schema.Health:
     return schema.Health(version=__version__, ready=studio.engine.ready, name=studio.name)
 
 
+def metrics_text(request: Request) -> PlainTextResponse:
+    """Tell what the server did so far, as Prometheus reads it."""
+    return PlainTextResponse(request.app.state.metrics.text(), media_type=CONTENT_TYPE)
+
+
 def page() -> FileResponse:
     """Return the page."""
     return FileResponse(STATIC / "index.html")
 
 
-def _answer(status: int, message: str, **more: Any) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, **more}}, status)
+def _answer(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message}}, status)
 
 
 def _refused(request: Request, error: Exception) -> JSONResponse:
@@ -80,7 +106,9 @@ def _refused(request: Request, error: Exception) -> JSONResponse:
         content = {"error": {"message": str(error)}, "current": error.current.model_dump()}
         return JSONResponse(content, 409)
     if isinstance(error, Refused):
-        return _answer(error.status, str(error), found=error.found, expected=error.expected)
+        headers = {"Retry-After": "1"} if error.status == 429 else None
+        about = {"message": str(error), "found": error.found, "expected": error.expected}
+        return JSONResponse({"error": about}, error.status, headers)
     return _answer(422, str(error))
 
 
@@ -97,7 +125,9 @@ def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": {"message": str(error.detail)}}, error.status_code, error.headers)
+    return JSONResponse(
+        {"error": {"message": str(error.detail)}}, error.status_code, dict(error.headers or {})
+    )
 
 
 def _broken(request: Request, error: Exception) -> JSONResponse:

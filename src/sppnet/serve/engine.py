@@ -115,7 +115,7 @@ class Engine:
         return vectors
 
     def annotations(self, folder: Path) -> list[tuple[str, list[tuple[Any, ...]]]]:
-        """Return what annotations lie in a folder, in any format that is read: path, and boxes with labels."""
+        """Return the annotations in a folder, in any format that is read: path, and boxes with labels."""
         from sppnet.datasets.reading import dataset_splits, read_dataset
 
         split = "all" if len(dataset_splits(folder)) > 1 else None

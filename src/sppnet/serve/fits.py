@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppnet.serve.errors import Gone, Refused
@@ -225,8 +224,3 @@ def _said(failure: Exception) -> str:
     if isinstance(failure, ValueError | OSError):
         return str(failure)
     return "Something went wrong in the fit; the log of the server says more."
-
-
-def models_folder(project: Path) -> Path:
-    """Return the folder of a project's models."""
-    return project / "models"

@@ -86,8 +86,10 @@ class Labels:
         judged = [*given.accept, *given.reject]
         boxes = [*without_same(before.boxes, judged), *accepted]
         rejected = [*without_same(before.rejected, judged), *given.reject]
-        state = {"revision": before.revision, "reviewed": before.reviewed}
-        return self.put(photo, BoxesGiven(boxes=boxes, rejected=rejected, **state))
+        revision, reviewed = before.revision, before.reviewed
+        return self.put(
+            photo, BoxesGiven(revision=revision, boxes=boxes, rejected=rejected, reviewed=reviewed)
+        )
 
     def add_new(self, photo: str, boxes: Sequence[LabelledBox]) -> None:
         """Take in boxes that lie beside a photo, unless someone has labelled it already."""

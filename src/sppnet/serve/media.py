@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager, suppress
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,17 +22,18 @@ from sppnet.serve.studio import answer
 if TYPE_CHECKING:
     from sppnet.serve.studio import Studio
 
-media = APIRouter(prefix="/api/v1")
-
 THUMBNAIL = 256
 MOST_BYTES = 64 * 2**20
 """Of one image."""
+
+media = APIRouter(prefix="/api/v1", max_body_size=MOST_BYTES)
 
 MOST_PIXELS = 50_000_000
 """Of one image, by its header."""
 
 # Images that are received at once; more are refused before they are.
 _RECEIVED = 24
+_PATIENCE = 20.0
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {}}},
     404: {"model": schema.Failure},
@@ -96,7 +97,7 @@ async def add_photo(
         path.rename(place)
     photo = await asyncio.to_thread(studio.photos.add, DROPPED, place)
     studio.wake()
-    studio.hub.tell(schema.Change(what="photos", photo=photo.id, **studio.counts()))
+    studio.tell_photos(photo.id)
     return photo
 
 
@@ -113,20 +114,33 @@ async def received(request: Request) -> AsyncIterator[Path]:
     """
     state = request.app.state
     if state.receiving >= _RECEIVED:
-        async for _ in request.stream():
+        async for _ in _parts(request):
             pass  # A client that is still sending would not read the answer.
         raise Busy(state.receiving)
     path = _studio(request).opened.project / "incoming" / secrets.token_hex(8)
     state.receiving += 1
     try:
         with path.open("xb") as file:
-            async for part in request.stream():
+            async for part in _parts(request):
                 file.write(part)
         await asyncio.to_thread(_check, path)
         yield path
     finally:
         state.receiving -= 1
         path.unlink(missing_ok=True)
+
+
+async def _parts(request: Request) -> AsyncIterator[bytes]:
+    """Yield the parts of a body; who sends none for too long is not waited for."""
+    parts = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                yield await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Refused(408, f"nothing sent for {_PATIENCE:g} s", "an image") from None
 
 
 def _check(path: Path) -> None:
@@ -167,9 +181,11 @@ async def detect(
 
 
 @media.post("/embed", tags=["search"], openapi_extra=_IMAGE_BODY)
-async def embed(request: Request, box: Annotated[list[str], Query(max_length=1000)] = []) -> schema.Vectors:
+async def embed(
+    request: Request, box: Annotated[list[str] | None, Query(max_length=1000)] = None
+) -> schema.Vectors:
     """Return vectors of boxes of an image, or of the whole of it: those that the search compares."""
-    asked = [_corners(text) for text in box]
+    asked = [_corners(text) for text in box or ()]
     async with received(request) as path:
         vectors = await answer(_studio(request).engine, "embed", path, asked)
     return schema.Vectors(vectors=vectors, length=len(vectors[0]))

@@ -197,6 +197,6 @@ class PhotoList:
             connection.execute("UPDATE photos SET state = 'failed', error = ? WHERE id = ?", (error, photo))
 
     def all(self, condition: str = "1") -> list[str]:
-        """Return the ids of all photos that are there, by name; of those that a condition in SQL holds for."""
+        """Return the ids of the photos that are there, by name: those that a condition in SQL holds for."""
         sql = f"SELECT id FROM photos WHERE gone = 0 AND {condition} ORDER BY name"
         return [row["id"] for row in self.store.rows(sql)]

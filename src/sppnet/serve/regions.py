@@ -59,8 +59,9 @@ class RegionIndex:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version != _VERSION:
             self._connection.executescript(
-                "DROP TABLE IF EXISTS regions; CREATE TABLE regions (photo TEXT PRIMARY KEY, stamp TEXT NOT NULL,"
-                f" boxes BLOB NOT NULL, vectors BLOB NOT NULL) STRICT; PRAGMA user_version = {_VERSION};"
+                "DROP TABLE IF EXISTS regions; CREATE TABLE regions (photo TEXT PRIMARY KEY, stamp TEXT"
+                " NOT NULL, boxes BLOB NOT NULL, vectors BLOB NOT NULL) STRICT;"
+                f" PRAGMA user_version = {_VERSION};"
             )
 
     def _load(self) -> None:

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sppnet.serve.errors import Gone, Refused
 from sppnet.serve.labels import same
@@ -58,7 +58,7 @@ class ResultList:
 
     def file(self, model: str) -> Path:
         """Return the file of a model."""
-        path = self.folder / self._row(model)["file"]
+        path = self.folder / str(self._row(model)["file"])
         if not path.is_file():
             raise Gone("model file", f"{path.name}, which has vanished from the project")
         return path
@@ -175,7 +175,9 @@ class ResultList:
                 raise Refused(422, f"a threshold of {name!r}", f"one of {', '.join(known) or 'none yet'}")
 
 
-def _state(one: Mapping[str, Any], right: Sequence[Labelled], wrong: Sequence[Labelled]) -> str:
+def _state(
+    one: Mapping[str, Any], right: Sequence[Labelled], wrong: Sequence[Labelled]
+) -> Literal["new", "accepted", "rejected"]:
     """Return what was said of a detection."""
     asked = Labelled.model_construct(box=tuple(one["box"]), label=one["label"])
     if same(asked, right):

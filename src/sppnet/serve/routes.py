@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from sppnet.serve import schema
-from sppnet.serve.errors import Refused
 from sppnet.serve.schema import PhotoId
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The state of a project in one SQLite file: written at once, whole or not at all, also by a killed server."""
+"""The state of a project in one SQLite file: each change is written at once, and whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ CREATE TABLE photos (
     size INTEGER NOT NULL, stamp INTEGER NOT NULL, gone INTEGER NOT NULL DEFAULT 0,
     width INTEGER NOT NULL DEFAULT 0, height INTEGER NOT NULL DEFAULT 0,
     state TEXT NOT NULL DEFAULT 'waiting', error TEXT,
-    revision INTEGER NOT NULL DEFAULT 0, reviewed INTEGER NOT NULL DEFAULT 0, boxes INTEGER NOT NULL DEFAULT 0,
-    unwritten INTEGER NOT NULL DEFAULT 0, found INTEGER NOT NULL DEFAULT 0, doubt REAL
+    revision INTEGER NOT NULL DEFAULT 0, reviewed INTEGER NOT NULL DEFAULT 0,
+    boxes INTEGER NOT NULL DEFAULT 0, unwritten INTEGER NOT NULL DEFAULT 0,
+    found INTEGER NOT NULL DEFAULT 0, doubt REAL
 ) STRICT;
 CREATE INDEX photos_by_name ON photos (gone, name);
 CREATE TABLE boxes (

@@ -87,7 +87,8 @@ class Studio:
         self.annotations = Annotations(self.labels, opened.project)
         if opened.annotations is not None:
             self.store.keep("annotations", opened.annotations)
-        self.hub, self.notes = Hub(), ()
+        self.hub = Hub()
+        self.notes: tuple[str, ...] = ()
         self.results = ResultList(self.store, opened.project / "models")
         self.pictures = Worker(Kind("sppnet.serve.pictures:Pictures", capacity=400, limit=30.0))
         self.engine = Worker(
@@ -138,10 +139,15 @@ class Studio:
 
     def counts(self) -> dict[str, int]:
         """Return how many photos there are, and how many of them are encoded."""
-        sql = "SELECT count(*) AS photos, coalesce(sum(state = 'encoded'), 0) AS encoded FROM photos WHERE NOT gone"
-        row = self.store.row(sql)
+        encoded = "coalesce(sum(state = 'encoded'), 0) AS encoded"
+        row = self.store.row(f"SELECT count(*) AS photos, {encoded} FROM photos WHERE gone = 0")
         assert row is not None
         return dict(row)
+
+    def tell_photos(self, photo: str | None = None) -> None:
+        """Tell everyone that photos changed."""
+        counts = self.counts()
+        self.hub.tell(Change(what="photos", photo=photo, encoded=counts["encoded"], photos=counts["photos"]))
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
@@ -164,7 +170,7 @@ class Studio:
     async def _begin(self) -> None:
         """List the photos, start the processes, and work on."""
         self.notes = await asyncio.to_thread(self.photos.scan)
-        self.hub.tell(Change(what="photos", **self.counts()))
+        self.tell_photos()
         self.pictures.start()
         self.engine.start()
         await asyncio.to_thread(self.annotations.write_all)
@@ -238,7 +244,7 @@ class Studio:
                 path, stamp = self.photos.path(photo), self.photos.stamp(photo)
                 height, width = await self._later("encode", photo, stamp, path)
                 await asyncio.to_thread(self.photos.encoded, photo, height, width)
-                self.hub.tell(Change(what="photos", photo=photo, **self.counts()))
+                self.tell_photos(photo)
             else:
                 await self._find(what.removeprefix("results "), photo)
         except CancelledError:
@@ -247,7 +253,7 @@ class Studio:
             said = str(error) if isinstance(error, ValueError | OSError) else "cannot be read"
             with suppress(OSError, SppnetError):
                 await asyncio.to_thread(self.photos.failed, photo, said)
-            self.hub.tell(Change(what="photos", photo=photo, **self.counts()))
+            self.tell_photos(photo)
 
     async def _find(self, model: str, photo: str) -> None:
         file = self.results.file(model)
