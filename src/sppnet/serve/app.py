@@ -16,7 +16,9 @@ from starlette.exceptions import HTTPException
 from sppnet import __version__
 from sppnet.errors import SppnetError
 from sppnet.serve import schema
+from sppnet.serve.downloads import downloads
 from sppnet.serve.errors import Refused
+from sppnet.serve.label_studio import label_studio
 from sppnet.serve.labels import Stale
 from sppnet.serve.media import media
 from sppnet.serve.metrics import CONTENT_TYPE, Counted, Metrics
@@ -63,6 +65,8 @@ def make_app(studio: Studio, rules: Rules) -> FastAPI:
     app.add_middleware(Counted, metrics=metrics)
     app.include_router(media)
     app.include_router(api)
+    app.include_router(downloads)
+    app.include_router(label_studio)
     app.add_api_route("/api/v1/health", health, methods=["GET"], tags=["server"])
     app.add_api_route(
         "/api/v1/metrics", metrics_text, methods=["GET"], tags=["server"], response_class=PlainTextResponse

@@ -92,10 +92,7 @@ class Engine:
         """
         from sppnet.datasets.predictions import Prediction, json_content
 
-        detector = self._model(model)
-        if threshold is None and chosen:
-            known = {name: value for name, value in chosen.items() if name in detector.classes_}
-            detector = detector.with_thresholds(known)
+        detector = self._chosen(model, chosen)
         pixels = read_image(path)
         found = detector.predict(pixels, threshold=threshold)
         height, width = pixels.shape[:2]
@@ -127,14 +124,38 @@ class Engine:
 
     def save(self, model: Path, thresholds: dict[str, float], out: Path) -> None:
         """Write a model with other thresholds, as its own file or as ONNX, by the suffix."""
-        detector = self._model(model)
-        known = {name: value for name, value in thresholds.items() if name in detector.classes_}
-        detector = detector.with_thresholds(known)
+        detector = self._chosen(model, thresholds)
         if out.suffix != ".onnx":
             return detector.save(out)
         from sppnet.onnx.export import export_detector
 
         export_detector(detector, out)
+
+    def report(
+        self, model: Path, thresholds: dict[str, float], data: list[tuple[Any, ...]], out: Path
+    ) -> None:
+        """Write how good a model is on labelled photos as a page; it says on how many of them it was fitted.
+
+        Parameters
+        ----------
+        model : Path
+        thresholds : dict of str to float
+            Those that somebody chose.
+        data : list of `sppnet.serve.training.Example`
+        out : Path
+            The page.
+        """
+        from sppnet.drawing.report import write_detection_report
+        from sppnet.serve.fitting import sample
+
+        detector = self._chosen(model, thresholds)
+        samples = [sample(*example) for example in data]
+        report = detector.evaluate(samples, max_bad=0.5)
+        quality, least = detector.fitted_.quality, detector.thresholds_.tolist()
+        said = [f"{name} {quality.sentence(k, least[k])}" for k, name in enumerate(detector.classes_)]
+        notes = [f"On photos not learned from: {'; '.join(said)}"]
+        about = {"model": model.stem, "photos": str(len(samples)), "made by": "sppnet serve"}
+        write_detection_report(report, samples, out, about=about, notes=notes)
 
     def describe(self, model: Path) -> dict[str, Any]:
         """Return what a model says of itself."""
@@ -160,6 +181,12 @@ class Engine:
             while len(self._recent) > _KEPT:
                 self._recent.popitem(last=False)
         return encoded
+
+    def _chosen(self, model: Path, thresholds: dict[str, float]) -> Detector:
+        """Return a detector with the thresholds that somebody chose."""
+        detector = self._model(model)
+        known = {name: value for name, value in thresholds.items() if name in detector.classes_}
+        return detector.with_thresholds(known) if known else detector
 
     def _model(self, path: Path) -> Detector:
         """Return a detector; the last few stay."""

@@ -73,6 +73,7 @@ class Fits:
         self.labels, self.results, self.hub, self.worker = labels, results, hub, worker
         self.store, self._done = labels.store, done
         self._running: _Running | None = None
+        self._wished = False
         with self.store.change() as connection:
             lost = "The server was stopped while it went on; fit again, no box was lost."
             connection.execute(
@@ -103,6 +104,15 @@ class Fits:
         answer.add_done_callback(lambda future: self._end(fit, made, future))
         self._tell()
         return self._running.facts()
+
+    def wish(self) -> bool:
+        """Start a fit as soon as that can be, if there is enough to learn from; return whether there is."""
+        if not can_fit(self.labels.classes()).ok:
+            return False
+        self._wished = self._running is not None
+        if not self._wished:
+            self.start()
+        return True
 
     def told(self, event: Mapping[str, Any]) -> None:
         """Take what the process says of how far it is."""
@@ -140,6 +150,8 @@ class Fits:
         self.hub.tell(Change(what="fit", fit=self.get(fit)))
         if state == "done":
             self._done()
+        if self._wished:
+            self.wish()
 
     def _tell(self) -> None:
         if self._running is not None:

@@ -55,7 +55,7 @@ class Fitting:
             The file to write.
         """
         progress = _Progress(fit, self.tell)
-        data = [_sample(*example) for example in examples]
+        data = [sample(*example) for example in examples]
         detector = Detector(PYRAMID, scales=(SIDE,))
         detector.fit(data, classes=classes, max_bad=0.5, cache=self.folder / "maps", track=progress.track)
         detector.save(out)
@@ -91,9 +91,10 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _sample(
+def sample(
     path: str, width: int, height: int, boxes: Any, labels: Sequence[str], ignored: Sequence[bool]
 ) -> Sample:
+    """Return a photo to learn from, or to measure on, of what was sent of it."""
     return Sample(path, Path(path), Target.of(boxes, labels, ignored), (height, width))
 
 

@@ -11,6 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from sppnet.serve import schema
 from sppnet.serve.schema import PhotoId
+from sppnet.serve.training import can_fit
 
 if TYPE_CHECKING:
     from sppnet.serve.studio import Studio
@@ -92,6 +93,8 @@ def review(request: Request, photo: PhotoId, given: schema.Review) -> schema.Box
 
 def _kept(studio: Studio, photo: str, boxes: schema.Boxes) -> schema.Boxes:
     """Write the XML file of a photo, and tell everyone that its boxes changed."""
+    if can_fit(studio.labels.classes()).ok:
+        studio.fitter.start()  # A fit is near: its process need not be waited for then.
     warning = studio.annotations.write(photo)
     studio.results.count([photo])
     studio.hub.tell(schema.Change(what="boxes", photo=photo))

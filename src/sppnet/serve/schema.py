@@ -33,6 +33,8 @@ Corners = Annotated[tuple[Edge, Edge, Edge, Edge], AfterValidator(_has_area)]
 PhotoId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Origin = Literal["drawn", "accepted", "corrected"]
 Annotations = Literal["project", "beside"]
+ExportWhat = Literal["boxes", "detections"]
+ExportFormat = Literal["csv", "coco", "voc", "yolo", "labelstudio", "json"]
 FitState = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 

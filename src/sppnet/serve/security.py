@@ -39,6 +39,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+# Of those that say nothing of the project, so that others can see whether the server lives.
+_OPEN = frozenset({"/api/v1/health", "/label-studio/health"})
 # Where nothing is said of keeping an answer, nobody is to keep it.
 _KEEPING = "no-store"
 
@@ -136,7 +138,8 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or let the application do it."""
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -148,12 +151,14 @@ class Guard:
 
         entered = self._entered(scope)
         if entered is not None:
-            return await entered(scope, receive, guarded)
+            await entered(scope, receive, guarded)
+            return
         refused = self._refused(
             scope["method"], scope["path"], Headers(scope=scope), scope.get("scheme", "http")
         )
         if refused is None:
-            return await self.app(scope, receive, guarded)
+            await self.app(scope, receive, guarded)
+            return
         answer = JSONResponse({"error": {"message": refused[1]}}, refused[0])
         if refused[0] == 401:
             answer.headers["WWW-Authenticate"] = "Bearer"
@@ -178,7 +183,7 @@ class Guard:
         if not self.rules.names(host_name(host)):
             return 421, f"found the host {host_name(host)!r}, expected a name of this server"
         known = self.rules.knows(headers)
-        if self.rules.closed and not known and path != "/api/v1/health":
+        if self.rules.closed and not known and path not in _OPEN:
             return 401, "found no token, expected that of the server: open the address that it printed"
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         if origin is not None and origin != f"{scheme}://{host}":

@@ -16,6 +16,7 @@ from sppnet.errors import SppnetError
 from sppnet.serve.annotations import Annotations
 from sppnet.serve.errors import Refused
 from sppnet.serve.events import Hub
+from sppnet.serve.exporting import Exporter
 from sppnet.serve.fits import Fits
 from sppnet.serve.folders import DROPPED, FOLDER, Folder
 from sppnet.serve.labels import Labels
@@ -97,6 +98,7 @@ class Studio:
         fitter = Kind("sppnet.serve.fitting:Fitting", (opened.project,), limit=6 * 3600.0, niceness=5)
         self.fitter = Worker(fitter, lambda event: self.fits.told(event))
         self.fits = Fits(self.labels, self.results, self.hub, self.fitter, self.wake)
+        self.exporter = Exporter(self.labels, self.results)
         self._more = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -276,9 +278,9 @@ def _hold(project: Path) -> sqlite3.Connection:
     return held
 
 
-async def answer(worker: Worker, method: str, *arguments: Any) -> Any:
-    """Ask a process a question that somebody waits for."""
+async def answer(worker: Worker, method: str, *arguments: Any, limit: float | None = None) -> Any:
+    """Ask a process a question that somebody waits for; see `Worker.ask`."""
     try:
-        return await asyncio.wrap_future(worker.ask(method, *arguments))
+        return await asyncio.wrap_future(worker.ask(method, *arguments, limit=limit))
     except CancelledError:
         raise Refused(503, "a process that ended", "an answer: try again") from None
