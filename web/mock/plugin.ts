@@ -143,7 +143,7 @@ function answer(request: IncomingMessage, response: ServerResponse, url: URL, bo
   if (/\/(image|thumbnail)$/.test(path)) return void response.writeHead(200, { "Content-Type": "image/jpeg", "Cache-Control": "max-age=60" }).end(PICTURE);
   if (path === "/events") {
     streams.add(response);
-    request.on("close", () => streams.delete(response));
+    response.on("close", () => streams.delete(response));
     return void response.writeHead(200, { "Content-Type": "text/event-stream" }).write(":\n\n");
   }
   for (const [method, pattern, handle] of ROUTES) {

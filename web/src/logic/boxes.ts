@@ -82,21 +82,24 @@ export function placeOf(box: Box, handle: Handle): Point {
   return { x, y };
 }
 
-/** The handle within `reach` of the point; corners come before sides, which a small box would hide. */
+/** The nearest handle within `reach` of the point; corners come before sides, which a small box would hide. */
 export function handleAt(box: Box, point: Point, reach: number): Handle | null {
-  const near = (handle: Handle) => {
+  const distance = (handle: Handle) => {
     const place = placeOf(box, handle);
-    return Math.hypot(place.x - point.x, place.y - point.y) <= reach;
+    return Math.hypot(place.x - point.x, place.y - point.y);
   };
-  const corners = HANDLES.filter((handle) => handle.length === 2);
-  const sides = HANDLES.filter((handle) => handle.length === 1);
-  return corners.find(near) ?? sides.find(near) ?? null;
+  const near = HANDLES.filter((handle) => distance(handle) <= reach);
+  near.sort((a, b) => b.length - a.length || distance(a) - distance(b));
+  return near[0] ?? null;
 }
 
-/** A region with `share` of its size around it and at least as wide as high times `ratio`: what a crop shows. */
-export function framed(box: Box, share: number, ratio: number): Box {
-  const middle = { x: (box[0] + box[2]) / 2, y: (box[1] + box[3]) / 2 };
-  const high = Math.max(height(box), width(box) / ratio) * (1 + share);
-  const wide = high * ratio;
-  return [middle.x - wide / 2, middle.y - high / 2, middle.x + wide / 2, middle.y + high / 2];
+/** The square with `share` of the box's size around it, inside the photo as far as it fits: what a crop shows. */
+export function framed(box: Box, share: number, photo: Size): Box {
+  const side = Math.max(width(box), height(box)) * (1 + share);
+  const along = (from: number, to: number, room: number) => {
+    const first = (from + to - side) / 2;
+    return side < room ? Math.min(Math.max(first, 0), room - side) : (room - side) / 2;
+  };
+  const [x, y] = [along(box[0], box[2], photo.width), along(box[1], box[3], photo.height)];
+  return [x, y, x + side, y + side];
 }

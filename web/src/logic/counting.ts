@@ -48,9 +48,3 @@ export function histogram(scores: Scores, bins: number): number[] {
   const most = Math.max(...counts, 1);
   return counts.map((count) => count / most);
 }
-
-/** 1 where a score lies on its threshold, 0 far from it. */
-export function doubtOf(found: Detection, thresholds: Record<string, number>): number {
-  if (found.state !== "new") return 0;
-  return 1 - Math.min(Math.abs(found.score - thresholdOf(thresholds, found.label)) / 0.5, 1);
-}

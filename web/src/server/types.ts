@@ -19,6 +19,8 @@ export interface PhotoBoxes {
   boxes: LabelledBox[];
   rejected: Labelled[];
   reviewed: boolean;
+  /** What went wrong although the boxes are kept: the XML file could not be written, for instance. */
+  warning?: string | null;
 }
 
 export interface Photo {
@@ -99,6 +101,7 @@ export interface Project {
   fit: Fit | null;
   demo: boolean;
   version: string;
+  notes?: string[];
 }
 
 export interface Region {

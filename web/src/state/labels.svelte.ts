@@ -116,6 +116,7 @@ class Labels {
     this.base.set(id, got);
     this.mine.set(id, mine === sent ? got : merged(sent, mine, got));
     if (mine === sent) this.unsaved.delete(id);
+    if (got.warning) toasts.say(got.warning, true);
     const photo = known.get(id);
     if (photo) known.set(id, { ...photo, boxes: got.boxes.length, reviewed: got.reviewed });
   }

@@ -26,6 +26,7 @@ class Session {
   async start(): Promise<void> {
     await this.refresh();
     this.fit ??= this.project?.fit ?? null;
+    for (const note of this.project?.notes ?? []) toasts.say(note);
     let first = true;
     api.listen<Change>("events", "project", this.hear, (open) => {
       this.connected = open;
