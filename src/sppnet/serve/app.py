@@ -17,7 +17,7 @@ from sppnet import __version__
 from sppnet.errors import SppnetError
 from sppnet.serve import schema
 from sppnet.serve.downloads import downloads
-from sppnet.serve.errors import Refused
+from sppnet.serve.errors import Gone, Refused
 from sppnet.serve.label_studio import label_studio
 from sppnet.serve.labels import Stale
 from sppnet.serve.media import media
@@ -98,7 +98,10 @@ def metrics_text(request: Request) -> PlainTextResponse:
 
 def page() -> FileResponse:
     """Return the page."""
-    return FileResponse(STATIC / "index.html")
+    path = STATIC / "index.html"
+    if not path.is_file():
+        raise Gone("page", "the built page, which comes with the package: make page builds it")
+    return FileResponse(path)
 
 
 def _answer(status: int, message: str) -> JSONResponse:

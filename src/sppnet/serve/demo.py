@@ -1,4 +1,4 @@
-"""The demonstration: forty little scenes with the faces of cats, dogs and rabbits, drawn by chance.
+"""The demonstration: forty little scenes with the faces of cats, dogs and pandas, drawn by chance.
 
 Each is drawn anew where it is needed, the same ones each time: nothing is shipped, and nobody's rights touch
 them.
@@ -32,7 +32,7 @@ _VERSION = 1
 _COATS: dict[str, tuple[Colour, ...]] = {
     "cat": ((226, 143, 58), (92, 88, 92), (58, 48, 46), (214, 196, 170), (150, 112, 78)),
     "dog": ((150, 98, 52), (206, 168, 116), (96, 66, 44), (120, 112, 108), (222, 202, 178)),
-    "rabbit": ((236, 232, 228), (176, 158, 146), (128, 110, 98), (208, 186, 164), (110, 108, 116)),
+    "panda": ((244, 242, 238), (232, 226, 214), (238, 240, 244), (226, 220, 212), (248, 244, 236)),
 }
 _INK: Colour = (38, 30, 30)
 _PINK: Colour = (224, 138, 146)
@@ -137,21 +137,23 @@ def _dog(brush: Brush, coat: Colour, random: Random) -> None:
         brush.oval(0.02, 0.72, 0.11, 0.17, (214, 92, 104))
 
 
-def _rabbit(brush: Brush, coat: Colour, random: Random) -> None:
-    lean = random.uniform(-10, 10)
+def _panda(brush: Brush, coat: Colour, random: Random) -> None:
+    dark = _lighter(coat, -0.82)
     for side in (-1, 1):
-        brush.oval(0.34 * side, -0.98, 0.21, 0.66, coat, 9 * side + lean)
-        brush.oval(0.34 * side, -0.96, 0.11, 0.5, _PINK, 9 * side + lean)
-    _face(brush, coat, _lighter(coat, 0.55), 0.76, 0.76)
-    brush.oval(0, 0.28, 0.09, 0.06, _PINK)
-    brush.line([(0, 0.32), (0, 0.44)], 0.025, _INK)
-    brush.shape([(-0.08, 0.46), (0.08, 0.46), (0.08, 0.62), (-0.08, 0.62)], (252, 252, 250))
-    brush.line([(0, 0.46), (0, 0.62)], 0.02, (180, 180, 180))
+        brush.oval(0.72 * side, -0.68, 0.27, 0.27, dark)
+    brush.oval(0, 0.05, 0.92, 0.84, coat)
+    for side in (-1, 1):
+        brush.oval(0.4 * side, -0.02, 0.24, 0.32, dark, 24 * side)
+        brush.oval(0.36 * side, -0.05, 0.11, 0.12, (250, 250, 246))
+        brush.oval(0.36 * side, -0.04, 0.07, 0.09, _INK)
+    brush.oval(0, 0.34, 0.14, 0.1, dark)
+    brush.line([(0, 0.42), (0, 0.52)], 0.03, _INK)
+    brush.line([(-0.2, 0.5), (-0.1, 0.56), (0, 0.52), (0.1, 0.56), (0.2, 0.5)], 0.03, _INK)
 
 
-_FACES: dict[str, Callable[[Brush, Colour, Random], None]] = {"cat": _cat, "dog": _dog, "rabbit": _rabbit}
+_FACES: dict[str, Callable[[Brush, Colour, Random], None]] = {"cat": _cat, "dog": _dog, "panda": _panda}
 # How far a face reaches from its middle, in half widths: left, up, right, down.
-_REACH = {"cat": (0.95, 1.0, 0.95, 0.88), "dog": (1.06, 0.88, 1.06, 0.97), "rabbit": (0.78, 1.62, 0.78, 0.82)}
+_REACH = {"cat": (0.95, 1.0, 0.95, 0.88), "dog": (1.06, 0.88, 1.06, 0.97), "panda": (0.97, 0.95, 0.97, 0.9)}
 
 
 def scene(number: int) -> Scene:
@@ -169,7 +171,7 @@ def scene(number: int) -> Scene:
     boxes: list[Box] = []
     labels: list[str] = []
     for _ in range(int(random.integers(2, 5))):
-        kind = ("cat", "dog", "rabbit")[int(random.integers(3))]
+        kind = ("cat", "dog", "panda")[int(random.integers(3))]
         box = _animal(canvas, kind, boxes, random)
         if box is not None:
             boxes.append(box)

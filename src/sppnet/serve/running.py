@@ -60,10 +60,10 @@ def run(asked: Asked) -> None:
         studio = Studio(opened)
         port = place.getsockname()[1]
         _announce(asked, rules, port)
-        _server(studio, rules).run([place])
+        server_of(studio, rules).run([place])
 
 
-def _server(studio: Studio, rules: Rules) -> uvicorn.Server:
+def server_of(studio: Studio, rules: Rules) -> uvicorn.Server:
     """Return what answers requests."""
     import uvicorn
 

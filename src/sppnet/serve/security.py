@@ -43,6 +43,8 @@ _HEADERS = {
 _OPEN = frozenset({"/api/v1/health", "/label-studio/health"})
 # Where nothing is said of keeping an answer, nobody is to keep it.
 _KEEPING = "no-store"
+# Built files have other names when they are others.
+_FILES, _KEPT = "/assets/", "public, max-age=31536000, immutable"
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
-                headers.setdefault("Cache-Control", _KEEPING)
+                headers.setdefault("Cache-Control", _KEPT if scope["path"].startswith(_FILES) else _KEEPING)
             await send(message)
 
         entered = self._entered(scope)

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-SIDE = 320
+SIDE = 384
 """Shorter side in pixels at which the network looks at photos."""
