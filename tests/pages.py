@@ -50,7 +50,7 @@ def boxes_of(target, label):
     return [list(map(float, box)) for box, name in zip(target.boxes, target.labels, strict=True) if name == label]
 
 
-def is_one(target, label, box, least=0.5):
+def is_one(target, label, box, least=0.4):
     """Say whether a box lies on a face of that class."""
     faces = boxes_of(target, label)
     return bool(faces) and bool(iou(np.float32([box]), np.float32(faces)).max() >= least)
@@ -155,6 +155,7 @@ class Person:
 
 def label_faces(person, truth, label, least):
     """Draw the first face of a class, then answer what looks like it by the truth, until there are enough boxes."""
+    wait_until_read(person)
     name, target = next((name, target) for name, target in truth.items() if boxes_of(target, label))
     person.see(f'.strip button[title="{name}"]').click()
     person.photo_shown()
@@ -168,10 +169,20 @@ def label_faces(person, truth, label, least):
         if yes >= least:
             break
         right = is_one(truth[names[region["photo"]]], label, region["box"])
-        person.page.keyboard.press("y" if right else "x")
+        person.page.keyboard.press("y" if right else "n")
         yes += right
     person.saved()
     return yes
+
+
+def wait_until_read(person):
+    """Wait until the server has read all photos, and searches them."""
+    for _ in range(300):
+        project = person.page.evaluate("() => fetch('api/v1/project').then(answer => answer.json())")
+        if project["encoded"] == project["photos"]:
+            return
+        person.page.wait_for_timeout(200)
+    pytest.fail(f"{project['encoded']} of {project['photos']} photos were read in a minute: {project['notes']}")
 
 
 def photos_of(person):

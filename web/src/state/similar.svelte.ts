@@ -13,6 +13,8 @@ export interface Query {
   label: string | null;
 }
 
+const PAUSE = 800;
+
 const keyOf = ({ photo, box }: Region) => `${photo} ${box.join(" ")}`;
 
 /** The regions that look like one box, best first, and what was decided of each. */
@@ -23,8 +25,11 @@ export class Similar {
   busy = $state(false);
   private readonly decisions = new SvelteMap<string, "yes" | "no">();
   private running: AbortController | null = null;
+  private waiting: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(private readonly limit: number) {}
+  constructor(private readonly limit: number) {
+    session.on((change) => change?.what === "photos" && this.again());
+  }
 
   /** Regions that nobody decided on yet, nor drew a box around. */
   readonly open = $derived(this.regions.filter((region) => !this.decisions.has(keyOf(region)) && !isLabelled(region)));
@@ -45,6 +50,15 @@ export class Similar {
     } finally {
       if (this.running === running) this.busy = false;
     }
+  }
+
+  /** Asks the same again, a little later: more photos have been read. */
+  private again(): void {
+    if (!this.query || this.waiting) return;
+    this.waiting = setTimeout(() => {
+      this.waiting = undefined;
+      if (this.query) void this.ask(this.query);
+    }, PAUSE);
   }
 
   clear(): void {
