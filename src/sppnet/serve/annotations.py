@@ -60,7 +60,7 @@ class Annotations:
         path = self._path(row)
         if path.exists() and row["revision"] <= 1 and self.where == BESIDE:
             self._put_aside(path)
-        place = str(self.photos.folders[row["root"]].root / os.fsdecode(row["place"]))
+        place = str(self.photos.place(row))
         target = Target.of([box.box for box in known.boxes], [box.label for box in known.boxes])
         width, height = self.photos.size(photo)
         path.parent.mkdir(parents=True, exist_ok=True)

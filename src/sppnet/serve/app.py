@@ -35,7 +35,7 @@ MOST_JSON = 8 * 2**20
 """Bytes of a body that is no image."""
 
 
-def make_app(studio: Studio, rules: Rules) -> FastAPI:
+def make_app(studio: Studio, rules: Rules) -> Guard:
     """Return the application that serves a project.
 
     Parameters
@@ -61,7 +61,6 @@ def make_app(studio: Studio, rules: Rules) -> FastAPI:
     )
     metrics = Metrics(studio)
     app.state.studio, app.state.receiving, app.state.metrics = studio, 0, metrics
-    app.add_middleware(Guard, rules=rules)
     app.add_middleware(Counted, metrics=metrics)
     app.include_router(media)
     app.include_router(api)
@@ -76,13 +75,12 @@ def make_app(studio: Studio, rules: Rules) -> FastAPI:
         (OSError, _failed),
         (RequestValidationError, _invalid),
         (HTTPException, _http),
-        (Exception, _broken),
     ):
         app.add_exception_handler(kind, handler)
     app.add_api_route("/", page, methods=["GET"], include_in_schema=False)
     if (STATIC / "assets").is_dir():
         app.mount("/assets", StaticFiles(directory=STATIC / "assets"))
-    return app
+    return Guard(app, rules)
 
 
 def health(request: Request) -> schema.Health:
@@ -135,7 +133,3 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(
         {"error": {"message": str(error.detail)}}, error.status_code, dict(error.headers or {})
     )
-
-
-def _broken(request: Request, error: Exception) -> JSONResponse:
-    return _answer(500, "Something went wrong in the server; its log says more.")

@@ -68,7 +68,7 @@ class Exporter:
 
     def counts(self, place: Path) -> Path:
         """Write how many objects of each class the model in use finds in each photo, as a CSV file."""
-        predictions, path = self.predictions(), place / "counts.csv"
+        predictions, path = self.predictions(named=True), place / "counts.csv"
         write_counts(predictions, self._classes(predictions), path)
         return path
 
@@ -95,8 +95,13 @@ class Exporter:
         row = self.photos.row(photo)
         return Sample(os.path.splitext(row["name"])[0], self.photos.path(photo), target, (height, width))
 
-    def predictions(self) -> list[Prediction]:
+    def predictions(self, *, named: bool = False) -> list[Prediction]:
         """Return what the model in use finds in each photo, at the thresholds.
+
+        Parameters
+        ----------
+        named : bool
+            Whether photos are given by their names below their folder, in place of where they lie.
 
         Raises
         ------
@@ -109,7 +114,7 @@ class Exporter:
         predictions = []
         for photo in self.photos.all("state = 'encoded'"):
             shown = _shown(found.photos.get(photo, []), found.thresholds)
-            predictions.append(self._prediction(photo, shown))
+            predictions.append(self._prediction(photo, shown, named))
         return predictions
 
     def _as_predictions(self) -> list[Prediction]:
@@ -121,10 +126,10 @@ class Exporter:
             found.append(Prediction(sample.path, height, width, sure))
         return found
 
-    def _prediction(self, photo: str, found: Sequence[Found]) -> Prediction:
+    def _prediction(self, photo: str, found: Sequence[Found], named: bool) -> Prediction:
         width, height = self.photos.size(photo)
         row = self.photos.row(photo)
-        path = self.photos.folders[row["root"]].root / os.fsdecode(row["place"])
+        path = Path(row["name"] if named else self.photos.place(row))
         boxes = np.array([one.box for one in found], np.float32).reshape(-1, 4)
         scores = np.array([one.score for one in found], np.float32)
         return Prediction(path, height, width, Detections(boxes, scores, tuple(one.label for one in found)))

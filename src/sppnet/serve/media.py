@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from sppnet.errors import ImageError
+from sppnet.errors import ImageError, SppnetError
 from sppnet.images import image_header
 from sppnet.serve import schema
 from sppnet.serve.errors import Busy, Refused
@@ -125,6 +125,8 @@ async def received(request: Request) -> AsyncIterator[Path]:
                 file.write(part)
         await asyncio.to_thread(_check, path)
         yield path
+    except SppnetError as error:
+        raise error if isinstance(error, Refused) else SppnetError(_unplaced(error, path)) from None
     finally:
         state.receiving -= 1
         path.unlink(missing_ok=True)
@@ -143,25 +145,20 @@ async def _parts(request: Request) -> AsyncIterator[bytes]:
             raise Refused(408, f"nothing sent for {_PATIENCE:g} s", "an image") from None
 
 
+def _unplaced(error: Exception, path: Path) -> str:
+    """Return what an error says of an image, without where the server keeps it."""
+    return str(error).replace(f"{path}: ", "")
+
+
 def _check(path: Path) -> None:
     try:
         header = image_header(path)
     except ImageError as error:
-        raise Refused(
-            415, str(error).replace(f"{path}: found ", "").partition(", expected")[0], "an image"
-        ) from None
+        found = _unplaced(error, path).removeprefix("found ").partition(", expected")[0]
+        raise Refused(415, found, "an image") from None
     if header.height * header.width > MOST_PIXELS:
         found = f"{header.width} x {header.height} pixels"
         raise Refused(413, found, f"at most {MOST_PIXELS}")
-
-
-@media.post("/search", tags=["search"])
-async def search(request: Request, asked: schema.Search) -> schema.Regions:
-    """Find regions of all photos that are like one of a photo."""
-    studio = _studio(request)
-    path = await asyncio.to_thread(studio.photos.path, asked.photo)
-    found = await answer(studio.engine, "search", asked.photo, path, asked.box, asked.limit)
-    return schema.Regions(**found)
 
 
 @media.post("/detect", tags=["models"], openapi_extra=_IMAGE_BODY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -132,6 +133,10 @@ class PhotoList:
         """Return the file of a photo; see `Folder.open`."""
         row = self.row(photo)
         return self.folders[row["root"]].open(row["place"])
+
+    def place(self, row: sqlite3.Row) -> Path:
+        """Return where the photo of a row lies by its name, whether it is still there or not."""
+        return self.folders[row["root"]].root / os.fsdecode(row["place"])
 
     def stamp(self, photo: str) -> str:
         """Return what changes when a photo's file does."""

@@ -26,8 +26,8 @@ WINDOWS = 200
 
 _A_PHOTO = 3
 _OVERLAP = 0.3
-_POOLING = WindowPooling((SIDE,), (2, 1))
-_VERSION = 1
+_POOLING = WindowPooling((SIDE,), (3, 2, 1))
+_VERSION = 2
 
 
 class RegionIndex:

@@ -11,6 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from sppnet.serve import schema
 from sppnet.serve.schema import PhotoId
+from sppnet.serve.studio import answer
 from sppnet.serve.training import can_fit
 
 if TYPE_CHECKING:
@@ -99,6 +100,15 @@ def _kept(studio: Studio, photo: str, boxes: schema.Boxes) -> schema.Boxes:
     studio.results.count([photo])
     studio.hub.tell(schema.Change(what="boxes", photo=photo))
     return boxes.model_copy(update={"warning": warning})
+
+
+@api.post("/search", tags=["search"], responses=_FAILURES)
+async def search(request: Request, asked: schema.Search) -> schema.Regions:
+    """Find regions of all photos that are like one of a photo."""
+    studio = studio_of(request)
+    path = await asyncio.to_thread(studio.photos.path, asked.photo)
+    found = await answer(studio.engine, "search", asked.photo, path, asked.box, asked.limit)
+    return schema.Regions(**found)
 
 
 @api.post("/fits", status_code=202, tags=["fits"], responses=_FAILURES | {409: {"model": schema.Failure}})

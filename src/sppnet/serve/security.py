@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import ipaddress
+import logging
 import secrets
 import socket
 from dataclasses import dataclass, field
@@ -159,12 +160,30 @@ class Guard:
             scope["method"], scope["path"], Headers(scope=scope), scope.get("scheme", "http")
         )
         if refused is None:
-            await self.app(scope, receive, guarded)
+            await self._answered(scope, receive, guarded)
             return
         answer = JSONResponse({"error": {"message": refused[1]}}, refused[0])
         if refused[0] == 401:
             answer.headers["WWW-Authenticate"] = "Bearer"
         await answer(scope, receive, guarded)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer; of a bug the log is told all, and the client only that there is one."""
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception:
+            logging.getLogger("uvicorn.error").exception("A request failed: %s", scope["path"])
+            if begun:
+                raise
+            message = "Something went wrong in the server; its log says more."
+            await JSONResponse({"error": {"message": message}}, 500)(scope, receive, noted)
 
     def _entered(self, scope: Scope) -> Any:
         """Return the way in for a browser that comes with the token in its address."""
