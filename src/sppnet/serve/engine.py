@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sppnet.features.cache import MapCache
 from sppnet.features.encoded import EncodedImage
 from sppnet.features.graph import STAGES, STRIDES
 from sppnet.images import image_size, read_image
+from sppnet.parallel import thread_count
 from sppnet.pooling.regions import load_kernels
 from sppnet.progress import StageTimer
 from sppnet.serve.regions import RegionIndex
@@ -42,7 +44,9 @@ class Engine:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.backbone = Backbone.shared(PYRAMID, STAGES, max(STRIDES))
+        # A core for each photo: many photos take less time so than each on all cores (benchmarks/serve.py).
+        self.threads = thread_count()
+        self.backbone = Backbone.shared(PYRAMID, STAGES, max(STRIDES)).for_threads(self.threads)
         self.backbone.compile()
         load_kernels()
         self.maps = MapCache(folder / "maps", self.backbone, (SIDE,))
@@ -74,7 +78,7 @@ class Engine:
     def results(self, model: Path, path: Path) -> list[dict[str, Any]]:
         """Return what a model finds in a photo, down to a small probability."""
         detector = self._model(model)
-        if detector.fitted_.backbone.signature == self.backbone.signature and detector.fitted_.side == SIDE:
+        if detector.fitted_.backbone is self.backbone and detector.fitted_.side == SIDE:
             return detector.predict(self._encoded(path), threshold=LEAST).facts()
         return detector.predict(path, threshold=LEAST).facts()
 
@@ -167,6 +171,16 @@ class Engine:
             "mean_ap": mean_ap if np.isfinite(mean_ap) else None,
         }
 
+    def _loaded(self, path: Path) -> Detector:
+        """Return the detector of a file, on the network that is warm already if it stands on that."""
+        detector = Detector.load(path)
+        own = detector.fitted_.backbone
+        same = own.signature == self.backbone.signature
+        detector.fitted_ = replace(
+            detector.fitted_, backbone=self.backbone if same else own.for_threads(self.threads)
+        )
+        return detector
+
     def _encoded(self, path: Path) -> EncodedImage:
         """Return the maps of a photo, from memory if it was asked for lately."""
         stamp = path.stat().st_mtime_ns
@@ -192,7 +206,7 @@ class Engine:
         """Return a detector; the last few stay."""
         with self._lock:
             if path not in self._models:
-                self._models[path] = Detector.load(path)
+                self._models[path] = self._loaded(path)
                 while len(self._models) > 2:
                     self._models.popitem(last=False)
             return self._models[path]

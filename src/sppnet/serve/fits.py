@@ -95,6 +95,8 @@ class Fits:
         if not enough.ok:
             raise Refused(422, f"too little to learn from: {enough.reason}", "more boxes")
         data = [tuple(example) for example in examples(self.labels, self.store)]
+        if not data:
+            raise Refused(422, "no labelled photo in its folder any more", "some")
         fit, made = secrets.token_hex(8), datetime.now(UTC).isoformat(timespec="seconds")
         with self.store.change() as connection:
             connection.execute("INSERT INTO fits (id, made, state) VALUES (?, ?, 'running')", (fit, made))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sppnet.features.windows import WindowPooling
 from sppnet.serve.settings import SIDE
 
 Vectors = npt.NDArray[np.float32]
+Corners = tuple[float, float, float, float]
 
 LENGTH = 256
 """Numbers of a vector."""
@@ -26,6 +28,7 @@ WINDOWS = 200
 
 _A_PHOTO = 3
 _OVERLAP = 0.3
+_PART = 65536
 _POOLING = WindowPooling((SIDE,), (3, 2, 1))
 _VERSION = 2
 
@@ -51,6 +54,8 @@ class RegionIndex:
         self._boxes = np.zeros((0, 4), np.float32)
         self._vectors = np.zeros((0, LENGTH), np.float16)
         self._used = 0
+        # Of how many vectors the mean is known, it, and the lengths of all about it.
+        self._known, self._centre, self._lengths = -1, np.zeros(LENGTH, np.float32), np.zeros(0, np.float32)
         self._load()
 
     def _prepare(self) -> None:
@@ -131,13 +136,28 @@ class RegionIndex:
             return self._projection
 
     def _mean(self) -> Vectors:
-        known = self._vectors[: self._used]
-        step = max(1, len(known) // 4096)
-        return known[::step].astype(np.float32).mean(axis=0) if len(known) else np.zeros(LENGTH, np.float32)
+        """Return the mean of all vectors; it is computed anew where there are others than before."""
+        with self._lock:
+            if self._known != self._used:
+                known = self._vectors[: self._used]
+                sample = known[:: max(1, len(known) // 4096)].astype(np.float32)
+                self._centre = sample.mean(axis=0) if len(known) else np.zeros(LENGTH, np.float32)
+                self._lengths = np.concatenate(
+                    [np.zeros(0, np.float32)]
+                    + [np.linalg.norm(part - self._centre, axis=1) for _, part in self._parts()]
+                )
+                self._known = self._used
+            return self._centre
+
+    def _parts(self) -> Iterator[tuple[slice, Vectors]]:
+        """Yield places of vectors, and these in single precision, a bounded number at once."""
+        for start in range(0, self._used, _PART):
+            place = slice(start, min(start + _PART, self._used))
+            yield place, self._vectors[place].astype(np.float32)
 
     def nearest(
         self, query: Vectors, photo: str, box: tuple[float, ...], limit: int
-    ) -> list[tuple[str, tuple[float, ...], float]]:
+    ) -> list[tuple[str, Corners, float]]:
         """Return the regions whose vectors are nearest to one, best first: photo, box and likeness.
 
         At most three of a photo, none over another, and none over the box itself in its photo.
@@ -152,28 +172,36 @@ class RegionIndex:
         return self._best(scores, owner, boxes, limit)
 
     def _scores(self, query: Vectors) -> Vectors:
-        mean, found = self._mean(), np.empty(self._used, np.float32)
-        for start in range(0, self._used, 65536):
-            part = self._vectors[start : min(start + 65536, self._used)].astype(np.float32) - mean
-            found[start : start + len(part)] = part @ query / np.maximum(np.linalg.norm(part, axis=1), 1e-6)
+        """Return the cosine of the angle between a vector and each region's."""
+        shift, found = self._mean() @ query, np.empty(self._used, np.float32)
+        for place, part in self._parts():
+            found[place] = (part @ query - shift) / np.maximum(self._lengths[place], 1e-6)
         return found
 
     def _best(
         self, scores: Vectors, owner: npt.NDArray[np.int32], boxes: Boxes, limit: int
-    ) -> list[tuple[str, tuple[float, ...], float]]:
-        kept: list[int] = []
-        times: Counter[int] = Counter()
+    ) -> list[tuple[str, Corners, float]]:
+        kept: list[tuple[str, Corners, float]] = []
+        of: defaultdict[int, list[Corners]] = defaultdict(list)
         for i in _falling(scores, 40 * limit):
             photo = int(owner[i])
             if scores[i] < -1 or len(kept) == limit:
                 break
-            over = [j for j in kept if owner[j] == photo]
-            if times[photo] < _A_PHOTO and not (over and iou(boxes[[i]], boxes[over]).max() > _OVERLAP):
-                kept.append(i)
-                times[photo] += 1
-        places = boxes[kept].tolist()
-        found = zip(kept, places, strict=True)
-        return [(self._photos[owner[i]], tuple(place), float(scores[i])) for i, place in found]
+            x1, y1, x2, y2 = boxes[i].tolist()
+            box = (x1, y1, x2, y2)
+            if len(of[photo]) < _A_PHOTO and all(_overlap(box, other) <= _OVERLAP for other in of[photo]):
+                of[photo].append(box)
+                kept.append((self._photos[photo], box, float(scores[i])))
+        return kept
+
+
+def _overlap(one: Corners, other: Corners) -> float:
+    """Return the intersection over union of two boxes, one pair at a time much sooner than arrays."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return shared / max(sum(areas) - shared, 1e-6)
 
 
 def _falling(scores: Vectors, count: int) -> list[int]:

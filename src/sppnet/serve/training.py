@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sppnet.serve.errors import Gone
 from sppnet.serve.labels import same
 from sppnet.serve.schema import CanFit, ClassFacts, Labelled
 
@@ -61,11 +63,15 @@ def learned_classes(classes: Sequence[ClassFacts]) -> list[str]:
 
 
 def examples(labels: Labels, store: Store) -> list[Example]:
-    """Return the photos to learn from: those with boxes or rejected detections, and reviewed ones."""
+    """Return the photos to learn from: those with boxes or rejected detections, and reviewed ones.
+
+    Photos that have vanished from their folder are passed over.
+    """
     condition = "(reviewed OR id IN (SELECT photo FROM boxes))"
     found = []
     for photo in labels.photos.all(f"state != 'failed' AND {condition}"):
-        found.append(_example(labels, store, photo))
+        with suppress(Gone):
+            found.append(_example(labels, store, photo))
     return found
 
 
