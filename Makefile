@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage lint types format docs wheel backbone imagenet pyramid animals clean
+.PHONY: demo test coverage lint types format docs page wheel backbone imagenet pyramid animals clean
 
 # Tests run in a process for each core; each process keeps to one core (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
@@ -50,12 +50,16 @@ format: .venv/test
 docs: .venv/test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
+# The page of `sppnet serve`, from web/ into the package; needs Node 20 or newer, which users do not: it is committed.
+page:
+	cd web && npm ci && npm run check && npm test && npm run build
+
 # The wheel, in dist/, and what must be in it.
 wheel: .venv/test
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|models.(animals|imagenet).safetensors|models.(efficientnet|pyramid)-lite0.onnx/' \
-		| wc -l | grep -qx ' *5'
+	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|models.(animals|imagenet).safetensors|models.(efficientnet|pyramid)-lite0.onnx|static.index.html/' \
+		| wc -l | grep -qx ' *6'
 
 # The backbone inside the package, of timm's network and the weights of its package.
 backbone: .venv/test

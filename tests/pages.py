@@ -1,4 +1,4 @@
-"""Drives the page of ``sppnet serve`` in Chromium: a server, a person with mouse and keys, and what went wrong."""
+"""Drives the page of ``sppnet serve`` in Chromium: a server, and a person with mouse and keys."""
 
 import contextlib
 import os
@@ -47,7 +47,9 @@ def draw_scenes(folder, count):
 
 def boxes_of(target, label):
     """Return the boxes of one class."""
-    return [list(map(float, box)) for box, name in zip(target.boxes, target.labels, strict=True) if name == label]
+    return [
+        list(map(float, box)) for box, name in zip(target.boxes, target.labels, strict=True) if name == label
+    ]
 
 
 def is_one(target, label, box, least=0.4):
@@ -63,9 +65,22 @@ class Server:
         self.folder, self.options, self.port, self.process = folder, options, 0, None
 
     def start(self):
-        command = [sys.executable, "-m", "sppnet", "serve", str(self.folder), "--no-open", "--port", str(self.port)]
+        command = [
+            sys.executable,
+            "-m",
+            "sppnet",
+            "serve",
+            str(self.folder),
+            "--no-open",
+            "--port",
+            str(self.port),
+        ]
         self.process = subprocess.Popen(
-            [*command, *self.options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            [*command, *self.options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         said = self.process.stdout.readline()
         match = re.search(r"http://[^:]+:(\d+)/", said)
@@ -147,21 +162,26 @@ class Person:
 
     def saved(self):
         """Wait until every box is with the server."""
-        self.page.wait_for_function("() => document.querySelector('.saved')?.textContent.trim() === 'Saved'", timeout=60_000)
+        self.page.wait_for_function(
+            "() => document.querySelector('.saved')?.textContent.trim() === 'Saved'", timeout=60_000
+        )
 
     def text(self, selector):
         return self.see(selector).inner_text()
 
 
 def label_faces(person, truth, label, least):
-    """Draw the first face of a class, then answer what looks like it by the truth, until there are enough boxes."""
+    """Draw the first face of a class, then answer what looks like it by the truth until there are enough."""
     wait_until_read(person)
     name, target = next((name, target) for name, target in truth.items() if boxes_of(target, label))
     person.see(f'.strip button[title="{name}"]').click()
     person.photo_shown()
     with person.page.expect_response("**/api/v1/search") as answer:
         person.draw(boxes_of(target, label)[0])
-        if person.page.locator(".naming input").count() or not person.page.locator(f'.class:has-text("{label}")').count():
+        if (
+            person.page.locator(".naming input").count()
+            or not person.page.locator(f'.class:has-text("{label}")').count()
+        ):
             person.name(label)
     names = {photo["id"]: photo["name"] for photo in photos_of(person)}
     yes = 1
@@ -182,11 +202,15 @@ def wait_until_read(person):
         if project["encoded"] == project["photos"]:
             return
         person.page.wait_for_timeout(200)
-    pytest.fail(f"{project['encoded']} of {project['photos']} photos were read in a minute: {project['notes']}")
+    pytest.fail(
+        f"{project['encoded']} of {project['photos']} photos were read in a minute: {project['notes']}"
+    )
 
 
 def photos_of(person):
-    return person.page.evaluate("() => fetch('api/v1/photos?limit=1000').then(answer => answer.json())")["photos"]
+    return person.page.evaluate("() => fetch('api/v1/photos?limit=1000').then(answer => answer.json())")[
+        "photos"
+    ]
 
 
 def boxes_kept(person):

@@ -48,4 +48,4 @@ def test_nothing_is_inline_nor_from_elsewhere():
     page = (BUILT / "index.html").read_text()
     assert "<style" not in page
     assert "http" not in page
-    assert page.count("<script") == page.count("<script type=\"module\" crossorigin src=\"./assets/")
+    assert page.count("<script") == page.count('<script type="module" crossorigin src="./assets/')

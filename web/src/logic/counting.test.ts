@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { Box, Detection, Results } from "../server/types";
-import { countAt, histogram, isShown, scoresOf } from "./counting";
+import { countAt, histogram, isDoubtful, isShown, scoresOf } from "./counting";
 
 const found = (score: number, state: Detection["state"] = "new", label = "cat"): Detection => ({ box: [0, 0, 1, 1] as Box, label, score, state });
 
@@ -23,6 +23,12 @@ describe("counting", () => {
   it("shows what was accepted at any threshold, and what was rejected at none", () => {
     expect(isShown(found(0.1, "accepted"), { cat: 0.9 })).toBe(true);
     expect(isShown(found(0.99, "rejected"), { cat: 0.1 })).toBe(false);
+  });
+
+  it("doubts what is just below the threshold only", () => {
+    const doubted = [0.2, 0.31, 0.49, 0.5, 0.9].filter((score) => isDoubtful(found(score), { cat: 0.5 }));
+    expect(doubted).toEqual([0.31, 0.49]);
+    expect(isDoubtful(found(0.4, "rejected"), { cat: 0.5 })).toBe(false);
   });
 
   it("draws the fullest step at full height, a score of 1 in the last", () => {

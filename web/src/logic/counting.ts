@@ -1,12 +1,19 @@
 import type { Detection, Results } from "../server/types";
 
 export const THRESHOLD = 0.5;
+const DOUBT = 0.6;
 
 export const thresholdOf = (thresholds: Record<string, number>, label: string) => thresholds[label] ?? THRESHOLD;
 
 export function isShown(found: Detection, thresholds: Record<string, number>): boolean {
   if (found.state === "accepted") return true;
   return found.state === "new" && found.score >= thresholdOf(thresholds, found.label);
+}
+
+/** Whether a detection is just below its threshold, so that an answer to it teaches most. */
+export function isDoubtful(found: Detection, thresholds: Record<string, number>): boolean {
+  const threshold = thresholdOf(thresholds, found.label);
+  return found.state === "new" && found.score < threshold && found.score >= DOUBT * threshold;
 }
 
 /** The scores of one class, sorted, and what holds at any threshold: a slider's counts cost a binary search. */

@@ -6,6 +6,8 @@ export interface Item {
   box: Box;
   label: string;
   score?: number;
+  /** Whether its score is below the threshold. */
+  doubtful?: boolean;
   colour: string;
 }
 

@@ -1,6 +1,6 @@
 import { overlap, sameLabelled } from "../logic/boxes";
 import type { Change } from "../logic/changes";
-import { isShown } from "../logic/counting";
+import { isDoubtful, isShown, thresholdOf } from "../logic/counting";
 import { keyOf, type Item } from "../logic/items";
 import type { Box, LabelledBox, Photo } from "../server/types";
 import { labels } from "./labels.svelte";
@@ -26,8 +26,11 @@ export class Editing {
     const settled = this.boxes.map((box): Item => ({ kind: "box", box: box.box, label: box.label, colour: session.colourOf(box.label) }));
     const open = found
       .all(id)
-      .filter((one) => one.state === "new" && isShown(one, found.thresholds) && !isDone(one.box, one.label))
-      .map((one): Item => ({ kind: "found", box: one.box, label: one.label, score: one.score, colour: session.colourOf(one.label) }));
+      .filter((one) => one.state === "new" && (isShown(one, found.thresholds) || isDoubtful(one, found.thresholds)) && !isDone(one.box, one.label))
+      .map(({ box, label, score }): Item => {
+        const doubtful = score < thresholdOf(found.thresholds, label);
+        return { kind: "found", box, label, score, doubtful, colour: session.colourOf(label) };
+      });
     const label = similar.query?.label ?? "similar";
     const hits = similar.open
       .filter((region) => region.photo === id)
@@ -58,8 +61,10 @@ export class Editing {
   async name(label: string): Promise<void> {
     const box = this.pending;
     this.pending = null;
-    await session.choose(label);
-    if (box) await this.add({ box, label, origin: "drawn" });
+    await labels.during(async () => {
+      await session.choose(label);
+      if (box) await this.add({ box, label, origin: "drawn" });
+    });
   }
 
   private async add(box: LabelledBox): Promise<void> {
@@ -94,9 +99,9 @@ export class Editing {
     if (item.kind === "hit") similar.forget(this.photo()!.id, box);
   }
 
-  /** Everything shown is right: it becomes boxes, and the photo counts as looked through. */
+  /** Everything above the threshold is right: it becomes boxes, and the photo counts as looked through. */
   async approve(): Promise<void> {
-    const open = this.items.filter(({ kind }) => kind === "found");
+    const open = this.items.filter(({ kind, doubtful }) => kind === "found" && !doubtful);
     const added = open.map(({ box, label }): LabelledBox => ({ box, label, origin: "accepted" }));
     await this.do({ what: "photo looked through", added, reviewed: true });
   }

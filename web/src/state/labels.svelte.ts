@@ -20,9 +20,20 @@ class Labels {
   private readonly saving = new Set<string>();
   private readonly history = new History();
   readonly unsaved = new SvelteSet<string>();
+  /** How many things are being done that will have boxes to save. */
+  private working = $state(0);
   trouble = $state<string | null>(null);
   canUndo = $state(false);
   canRedo = $state(false);
+
+  get busy(): boolean {
+    return this.working > 0 || this.unsaved.size > 0;
+  }
+
+  async during(act: () => Promise<void>): Promise<void> {
+    this.working += 1;
+    await act().finally(() => (this.working -= 1));
+  }
 
   start(): void {
     session.on((change) => this.hear(change));
@@ -45,7 +56,7 @@ class Labels {
   async act(step: Change[]): Promise<void> {
     if (step.length === 0) return;
     try {
-      await this.apply(step);
+      await this.during(() => this.apply(step));
       this.history.record(step);
       this.tell();
     } catch (error) {
@@ -147,7 +158,7 @@ class Labels {
 
   private async reload(id: string): Promise<void> {
     const boxes = await api.boxes(id).catch(() => null);
-    if (!boxes || this.unsaved.has(id)) return;
+    if (!boxes || this.unsaved.has(id) || boxes.revision <= (this.base.get(id)?.revision ?? -1)) return;
     this.base.set(id, boxes);
     this.mine.set(id, boxes);
   }
