@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from sppnet.serve.app import make_app
 from sppnet.serve.demo import scene
 from sppnet.serve.running import server_of
 from sppnet.serve.security import Rules
@@ -87,7 +88,7 @@ def serving(folder, project, rules=None, **more):
     place.listen(1024)
     studio = Studio(Opened(folder, project, **more))
     rules = rules or Rules()
-    server = server_of(studio, rules)
+    server = server_of(make_app(studio, rules))
     thread = threading.Thread(target=server.run, args=([place],))
     thread.start()
     url = f"http://127.0.0.1:{place.getsockname()[1]}"

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from serving import draw, jpeg, label_all, noise, serving
+from sppnet.cli.serve import serve
 from sppnet.errors import SppnetError
 from sppnet.serve import annotations, media
-from sppnet.serve.running import Asked, run
 from sppnet.serve.studio import Opened, Studio
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -105,11 +105,11 @@ def test_a_port_that_is_taken_says_by_whom(tmp_path):
     with serving(None, tmp_path / "first") as served:
         port = int(served.url.rpartition(":")[2])
         with pytest.raises(SppnetError, match=rf"--port {port}: found sppnet serve .* 'first' there"):
-            run(Asked(project=tmp_path / "second", port=port))
+            serve(project=tmp_path / "second", port=port)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(SppnetError, match="found another program there, expected a free port"):
-            run(Asked(project=tmp_path / "second", port=port))
+            serve(project=tmp_path / "second", port=port)
 
 
 def test_a_project_is_open_in_one_server_alone(tmp_path):
@@ -123,16 +123,16 @@ def test_a_project_is_open_in_one_server_alone(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (Asked(host="0.0.0.0"), "found no token"),
-        (Asked(token="short"), "expected 8 or more"),
-        (Asked(folder=Path("nowhere")), "no such folder"),
-        (Asked(model="nothing-like-it"), "nothing-like-it"),
+        ({"host": "0.0.0.0"}, "found no token"),
+        ({"token": "short"}, "expected 8 or more"),
+        ({"folder": Path("nowhere")}, "no such folder"),
+        ({"model": "nothing-like-it"}, "nothing-like-it"),
     ],
 )
 def test_what_cannot_be_served_is_said_at_once(tmp_path, monkeypatch, asked, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((SppnetError, FileNotFoundError), match=words):
-        run(asked)
+        serve(**asked)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from sppnet.errors import SppnetError, check_extra
+
+if TYPE_CHECKING:
+    from sppnet.serve.studio import Opened
 
 _FOLDER = "Folder of photos, at any depth; without one, photos are dropped on the page."
 _PROJECT = "Folder that keeps boxes, models and maps; default: sppnet-project in FOLDER."
@@ -27,10 +36,32 @@ def serve(
     no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
 ) -> None:
     """Serve a page on which a person makes a detector, and an API for programs."""
-    from sppnet.errors import check_extra
-
     check_extra("serve", "the page")
 
-    from sppnet.serve.running import Asked, run
+    from sppnet.models import model_path
+    from sppnet.serve.app import make_app
+    from sppnet.serve.running import announce, bound, rules_of, server_of
+    from sppnet.serve.studio import Studio
 
-    run(Asked(folder, project, host, port, token, model, annotations, demo, not no_open))
+    rules = rules_of(host, token)
+    if folder is not None and not folder.is_dir():
+        raise SppnetError(f"{folder}: found no such folder, expected a folder of photos")
+    given = None if model is None else model_path(model)
+    with bound(host, port) as place, _opened(folder, project, demo) as opened:
+        studio = Studio(replace(opened, model=given, annotations=annotations or opened.annotations))
+        announce(rules, place.getsockname()[1], browser=not no_open)
+        server_of(make_app(studio, rules)).run([place])
+
+
+@contextmanager
+def _opened(folder: Path | None, project: Path | None, demo: bool) -> Iterator[Opened]:
+    """Yield what is opened; the demonstration's project is removed at the end unless it has a place."""
+    from sppnet.serve.studio import PROJECT, Opened
+
+    if not demo:
+        yield Opened(folder, project or (folder or Path()) / PROJECT)
+        return
+    from sppnet.serve.demo import demo_folder
+
+    with tempfile.TemporaryDirectory(prefix="sppnet-demo-", ignore_cleanup_errors=True) as place:
+        yield Opened(folder or demo_folder(), project or Path(place), annotations="project", demo=True)

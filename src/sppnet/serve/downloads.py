@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,8 +19,8 @@ from starlette.background import BackgroundTask
 from sppnet.serve import schema
 from sppnet.serve.errors import Refused
 from sppnet.serve.schema import ExportFormat, ExportWhat
-from sppnet.serve.studio import answer
 from sppnet.serve.training import examples
+from sppnet.serve.workers import answer
 
 if TYPE_CHECKING:
     from sppnet.serve.studio import Studio
@@ -68,46 +69,69 @@ async def report(request: Request) -> FileResponse:
     data = [tuple(example) for example in await asyncio.to_thread(examples, studio.labels, studio.store)]
     if not data:
         raise Refused(409, "no labelled photo", "some boxes first")
+    arguments = (studio.results.file(model), studio.results.chosen(), data)
     place = _folder(studio)
-    arguments = (studio.results.file(model), studio.results.chosen(), data, place / "report.html")
-    return await _answered(studio, "report", arguments, place)
+    return await _written(place, _reported(studio, arguments, place))
 
 
 @downloads.get("/models/{model}/file", tags=["models"], response_class=FileResponse, responses=_FILE)
 async def model_file(request: Request, model: str) -> FileResponse:
     """Return a model as its file, with the thresholds that were chosen: `sppnet detect run` takes it."""
-    return await _model(_studio(request), model, ".safetensors")
+    studio = _studio(request)
+    place = _folder(studio)
+    return await _written(place, _saved(studio, model, place))
 
 
 @downloads.get("/models/{model}/onnx", tags=["models"], response_class=FileResponse, responses=_FILE)
 async def model_onnx(request: Request, model: str) -> FileResponse:
     """Return a model as an ONNX file, from pixels to boxes, with the thresholds that were chosen."""
-    return await _model(_studio(request), model, ".onnx")
-
-
-async def _model(studio: Studio, model: str, suffix: str) -> FileResponse:
-    file = await asyncio.to_thread(studio.results.file, model)
+    studio = _studio(request)
     place = _folder(studio)
-    name = _UNFIT.sub("_", studio.name) or "model"
-    arguments = (file, studio.results.chosen(), place / f"{name}{suffix}")
-    return await _answered(studio, "save", arguments, place)
+    return await _written(place, _as_onnx(studio, model, place))
 
 
-async def _answered(studio: Studio, method: str, arguments: tuple[Any, ...], place: Path) -> FileResponse:
-    """Return the file that the engine writes, its last argument."""
+async def _saved(studio: Studio, model: str, place: Path) -> Path:
+    """Write a model with the thresholds that were chosen."""
+    file = await asyncio.to_thread(studio.results.file, model)
+    out = place / f"{_UNFIT.sub('_', studio.name) or 'model'}.safetensors"
+    await answer(studio.engine, "save", file, studio.results.chosen(), out)
+    return out
+
+
+async def _as_onnx(studio: Studio, model: str, place: Path) -> Path:
+    """Write a model as ONNX, by the command that does so, beside all else."""
+    file = await _saved(studio, model, place)
+    out = file.with_suffix(".onnx")
+    line = (sys.executable, "-m", "sppnet", "export", file, "--out", out)
+    quiet = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*line, stdin=quiet, stdout=quiet, stderr=quiet)
     try:
-        await answer(studio.engine, method, *arguments, limit=_PATIENCE)
+        async with asyncio.timeout(_PATIENCE):
+            status = await process.wait()
     except BaseException:
-        _remove(place)
+        process.kill()
         raise
-    return _sent(arguments[-1], place)
+    if status:
+        raise Refused(500, f"an export that ended with status {status}", "an ONNX file")
+    return out
+
+
+async def _reported(studio: Studio, arguments: tuple[Any, ...], place: Path) -> Path:
+    out = place / "report.html"
+    await answer(studio.engine, "report", *arguments, out, limit=_PATIENCE)
+    return out
 
 
 async def _made(studio: Studio, make: Callable[[Path], Path]) -> FileResponse:
     """Return a file that is made in a folder of its own."""
     place = _folder(studio)
+    return await _written(place, asyncio.to_thread(make, place))
+
+
+async def _written(place: Path, making: Awaitable[Path]) -> FileResponse:
+    """Return a file as soon as it is made; its folder is removed after that, or at once if it is not."""
     try:
-        return _sent(await asyncio.to_thread(make, place), place)
+        return _sent(await making, place)
     except BaseException:
         _remove(place)
         raise

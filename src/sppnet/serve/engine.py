@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sppnet.detection.detector import PYRAMID, Detector
+from sppnet import Detector
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.features.cache import MapCache
@@ -26,7 +26,7 @@ from sppnet.parallel import thread_count
 from sppnet.pooling.regions import load_kernels
 from sppnet.progress import StageTimer
 from sppnet.serve.regions import RegionIndex
-from sppnet.serve.settings import SIDE
+from sppnet.serve.settings import NETWORK, SIDE
 
 LEAST = 0.05
 """Detections of a smaller probability are not kept."""
@@ -46,7 +46,7 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         # A core for each photo: many photos take less time so than each on all cores (benchmarks/serve.py).
         self.threads = thread_count()
-        self.backbone = Backbone.shared(PYRAMID, STAGES, max(STRIDES)).for_threads(self.threads)
+        self.backbone = Backbone.shared(NETWORK, STAGES, max(STRIDES)).for_threads(self.threads)
         self.backbone.compile()
         load_kernels()
         self.maps = MapCache(folder / "maps", self.backbone, (SIDE,))
@@ -127,13 +127,8 @@ class Engine:
         return found
 
     def save(self, model: Path, thresholds: dict[str, float], out: Path) -> None:
-        """Write a model with other thresholds, as its own file or as ONNX, by the suffix."""
-        detector = self._chosen(model, thresholds)
-        if out.suffix != ".onnx":
-            return detector.save(out)
-        from sppnet.onnx.export import export_detector
-
-        export_detector(detector, out)
+        """Write a model with other thresholds."""
+        self._chosen(model, thresholds).save(out)
 
     def report(
         self, model: Path, thresholds: dict[str, float], data: list[tuple[Any, ...]], out: Path

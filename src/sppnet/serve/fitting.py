@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sppnet.boxes import Target
-from sppnet.datasets.records import Sample
-from sppnet.detection.detector import PYRAMID, Detector
-from sppnet.serve.settings import SIDE
+from sppnet import Detector, Sample, Target
+from sppnet.serve.settings import NETWORK, SIDE
 
 # What a fit does, by what it says of itself, and about how much of the time each takes.
 _STAGES = (
@@ -56,7 +54,7 @@ class Fitting:
         """
         progress = _Progress(fit, self.tell)
         data = [sample(*example) for example in examples]
-        detector = Detector(PYRAMID, scales=(SIDE,))
+        detector = Detector(NETWORK, scales=(SIDE,))
         detector.fit(data, classes=classes, max_bad=0.5, cache=self.folder / "maps", track=progress.track)
         detector.save(out)
         return described(detector, len(data))

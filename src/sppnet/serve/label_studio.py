@@ -25,7 +25,7 @@ from sppnet.datasets.entries import Entry
 from sppnet.datasets.label_studio import label_studio_tasks
 from sppnet.serve.errors import Refused
 from sppnet.serve.schema import BoxesGiven, Change, LabelledBox
-from sppnet.serve.studio import answer
+from sppnet.serve.workers import answer
 
 if TYPE_CHECKING:
     from sppnet.serve.studio import Studio

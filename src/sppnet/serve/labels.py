@@ -6,19 +6,14 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
-from sppnet.boxes import iou
 from sppnet.serve.errors import Refused
+from sppnet.serve.matching import without_same
 from sppnet.serve.schema import Boxes, BoxesGiven, ClassFacts, Labelled, LabelledBox, Review
 
 if TYPE_CHECKING:
     from sppnet.serve.photos import PhotoList
 
 Kind = TypeVar("Kind", bound=Labelled)
-
-SAME = 0.5
-"""Overlap from which a detection and a box of its class are one object."""
 
 
 class Stale(Refused):
@@ -155,20 +150,6 @@ class Labels:
                 "UPDATE classes SET threshold = ? WHERE name = ?",
                 [(value, name) for name, value in thresholds.items()],
             )
-
-
-def same(box: Labelled, others: Sequence[Labelled]) -> bool:
-    """Tell whether a box and one of some others are the same object: of one class, and over each other."""
-    alike = [other.box for other in others if other.label == box.label]
-    if not alike:
-        return False
-    overlaps = iou(np.array([box.box], np.float32), np.array(alike, np.float32))
-    return bool(overlaps.max() >= SAME)
-
-
-def without_same(boxes: Sequence[Kind], others: Sequence[Labelled]) -> list[Kind]:
-    """Return the boxes that are none of some other ones."""
-    return [box for box in boxes if not same(box, others)]
 
 
 def _box(row: sqlite3.Row) -> LabelledBox:

@@ -17,7 +17,7 @@ from sppnet.serve import schema
 from sppnet.serve.errors import Busy, Refused
 from sppnet.serve.folders import DROPPED
 from sppnet.serve.schema import PhotoId
-from sppnet.serve.studio import answer
+from sppnet.serve.workers import answer
 
 if TYPE_CHECKING:
     from sppnet.serve.studio import Studio

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from sppnet.serve.errors import Gone, Refused
-from sppnet.serve.labels import same
+from sppnet.serve.matching import same
 from sppnet.serve.schema import Found, Labelled, ModelFacts, Results, UsedModel
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from sppnet.serve import schema
 from sppnet.serve.schema import PhotoId
-from sppnet.serve.studio import answer
 from sppnet.serve.training import can_fit
+from sppnet.serve.workers import answer
 
 if TYPE_CHECKING:
     from sppnet.serve.studio import Studio

@@ -2,5 +2,8 @@
 
 from __future__ import annotations
 
+NETWORK = "pyramid-lite0"
+"""The network, which comes with sppnet."""
+
 SIDE = 384
 """Shorter side in pixels at which the network looks at photos."""

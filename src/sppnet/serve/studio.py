@@ -14,7 +14,6 @@ from typing import Any
 from sppnet import __version__
 from sppnet.errors import SppnetError
 from sppnet.serve.annotations import Annotations
-from sppnet.serve.errors import Refused
 from sppnet.serve.events import Hub
 from sppnet.serve.exporting import Exporter
 from sppnet.serve.fits import Fits
@@ -276,11 +275,3 @@ def _hold(project: Path) -> sqlite3.Connection:
             f"{project}: found it open in another server, expected one server a project"
         ) from None
     return held
-
-
-async def answer(worker: Worker, method: str, *arguments: Any, limit: float | None = None) -> Any:
-    """Ask a process a question that somebody waits for; see `Worker.ask`."""
-    try:
-        return await asyncio.wrap_future(worker.ask(method, *arguments, limit=limit))
-    except CancelledError:
-        raise Refused(503, "a process that ended", "an answer: try again") from None

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sppnet.serve.errors import Gone
-from sppnet.serve.labels import same
+from sppnet.serve.matching import same
 from sppnet.serve.schema import CanFit, ClassFacts, Labelled
 
 if TYPE_CHECKING:

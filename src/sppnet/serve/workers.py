@@ -7,6 +7,7 @@ the new one.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -232,6 +233,14 @@ class Worker:
         """End the process for good."""
         self._closed = True
         self.kill()
+
+
+async def answer(worker: Worker, method: str, *arguments: Any, limit: float | None = None) -> Any:
+    """Ask a process a question that somebody waits for; see `Worker.ask`."""
+    try:
+        return await asyncio.wrap_future(worker.ask(method, *arguments, limit=limit))
+    except CancelledError:
+        raise Refused(503, "a process that ended", "an answer: try again") from None
 
 
 def _run(pipe: Connection, kind: Kind) -> None:
