@@ -259,7 +259,9 @@ def test_bugs_are_told_to_nobody(served, monkeypatch):
     monkeypatch.setattr(served.studio, "facts", broken)
     answer = served.client.get("project")
     assert answer.status_code == 500
+    assert answer.json()["error"]["message"].startswith("Something went wrong")
     assert "secret" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def make_app(studio: Studio, rules: Rules) -> Guard:
         (OSError, _failed),
         (RequestValidationError, _invalid),
         (HTTPException, _http),
+        (Exception, _broken),
     ):
         app.add_exception_handler(kind, handler)
     app.add_api_route("/", page, methods=["GET"], include_in_schema=False)
@@ -133,3 +134,8 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(
         {"error": {"message": str(error.detail)}}, error.status_code, dict(error.headers or {})
     )
+
+
+def _broken(request: Request, error: Exception) -> JSONResponse:
+    """Tell of a bug only that there is one; the log is told all of it."""
+    return _answer(500, "Something went wrong in the server; its log says more.")

@@ -168,22 +168,20 @@ class Guard:
         await answer(scope, receive, guarded)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer; of a bug the log is told all, and the client only that there is one."""
-        begun = False
+        """Let the application answer; what it raises after a whole answer concerns the log alone."""
+        whole = False
 
         async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
+            nonlocal whole
+            whole = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
         try:
             await self.app(scope, receive, noted)
         except Exception:
-            logging.getLogger("uvicorn.error").exception("A request failed: %s", scope["path"])
-            if begun:
+            if not whole:
                 raise
-            message = "Something went wrong in the server; its log says more."
-            await JSONResponse({"error": {"message": message}}, 500)(scope, receive, noted)
+            logging.getLogger("uvicorn.error").exception("A request failed: %s", scope["path"])
 
     def _entered(self, scope: Scope) -> Any:
         """Return the way in for a browser that comes with the token in its address."""
