@@ -400,3 +400,68 @@ def test_zoom_keeps_boxes_where_they_belong(server, visit):
     person.saved()
     (box,) = boxes_kept(person)["scene-01.jpg"]
     assert box["box"] == pytest.approx(drawn, abs=1)
+
+
+def test_draws_by_finger(server, visit):
+    """One finger draws; two fingers zoom, and draw nothing."""
+    person = visit(server, NARROW, has_touch=True, is_mobile=True).open("label")
+    person.photo_shown()
+    fingers = person.page.context.new_cdp_session(person.page)
+
+    def touch(kind, *places):
+        points = [{"x": x, "y": y, "id": place} for place, (x, y) in enumerate(places)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    drawn = [200, 150, 420, 330]
+    touch("touchStart", person.place(*drawn[:2]))
+    touch("touchMove", person.place(300, 250))
+    touch("touchMove", person.place(*drawn[2:]))
+    touch("touchEnd")
+    person.name("cat")
+    person.saved()
+    width = person.page.locator(".stage .photo").bounding_box()["width"]
+    middle = person.place(320, 240)
+    for apart in (20, 60, 100):
+        ends = [(middle[0] - apart, middle[1]), (middle[0] + apart, middle[1])]
+        touch("touchStart" if apart == 20 else "touchMove", *ends)
+    touch("touchEnd")
+    assert person.page.locator(".stage .photo").bounding_box()["width"] > 2 * width
+    (box,) = boxes_kept(person)["scene-01.jpg"]
+    assert box["box"] == pytest.approx(drawn, abs=2)
+
+
+def test_labelling_stays_smooth_while_a_fit_runs(server, scenes, visit):
+    person = visit(server).open("label")
+    person.photo_shown()
+    label_faces(person, scenes[1], "cat", 6)
+    person.page.evaluate(
+        """() => {
+            window.tasks = [];
+            const note = list => window.tasks.push(...list.getEntries().map(task => task.duration));
+            new PerformanceObserver(note).observe({ type: 'longtask' });
+        }"""
+    )
+    person.see("header .fit").click()
+    person.open("label")
+    person.photo_shown()
+    for step in range(12):
+        person.draw([20 + 20 * step, 20, 60 + 20 * step, 60])
+    person.saved()
+    assert max(person.page.evaluate("() => window.tasks"), default=0) < 100
+    person.see("text=The new detector is ready")
+
+
+def test_a_photo_far_down_opens_with_its_neighbours(tmp_path, serving, scenes, visit):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    first = (scenes[0] / "scene-01.jpg").read_bytes()
+    for number in range(230):
+        (folder / f"{number:03d}.jpg").write_bytes(first + bytes([number]))
+    person = visit(serving(folder, "--project", str(tmp_path / "project"))).open()
+    person.see('a[title="000.jpg"]')
+    person.see('[aria-label="Find by name"]').fill("22")
+    person.see('a[title="225.jpg"]').click()
+    person.photo_shown()
+    person.see("text=226 / 230")
+    person.page.keyboard.press("d")
+    person.see("text=227 / 230")

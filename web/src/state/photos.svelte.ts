@@ -33,6 +33,7 @@ export class PhotoList {
   loaded = $state(false);
   query = $state.raw<api.PhotoQuery>({ order: "name", show: "all", text: "" });
   private ids = new SvelteMap<number, string>();
+  private places = new SvelteMap<string, number>();
   private fresh = new Set<number>();
   private looked: [number, number] = [0, 1];
   private round = 0;
@@ -52,6 +53,7 @@ export class PhotoList {
     this.query = { ...this.query, ...query };
     this.round += 1;
     this.ids.clear();
+    this.places.clear();
     this.fresh.clear();
     this.loaded = false;
     void this.need(0, 1);
@@ -66,9 +68,19 @@ export class PhotoList {
     return this.ids.get(index);
   }
 
+  /** The place of a photo, -1 while its page is not loaded. */
   indexOf(id: string | null): number {
-    for (const [index, other] of this.ids) if (other === id) return index;
-    return -1;
+    const place = id === null ? undefined : this.places.get(id);
+    return place !== undefined && this.ids.get(place) === id ? place : -1;
+  }
+
+  /** Loads page after page until the photo's place is known. */
+  async find(id: string): Promise<void> {
+    const round = this.round;
+    await this.need(0, 1);
+    for (let first = 0; first < this.total && this.indexOf(id) < 0 && round === this.round; first += PAGE) {
+      if (!this.fresh.has(first / PAGE)) await this.load(first / PAGE);
+    }
   }
 
   /** Loads what is missing of the photos from `first` to `last` (exclusive). */
@@ -106,6 +118,7 @@ export class PhotoList {
     photos.forEach((photo, place) => {
       known.set(photo.id, photo);
       this.ids.set(page * PAGE + place, photo.id);
+      this.places.set(photo.id, page * PAGE + place);
     });
   }
 

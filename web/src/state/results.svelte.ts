@@ -11,7 +11,7 @@ const NOTHING: Results = { model: null, classes: [], thresholds: {}, photos: {} 
 /** What the model found on all photos, down to a low probability: thresholds filter it here, without the server. */
 class Found {
   value = $state.raw<Results>(NOTHING);
-  thresholds = $state<Record<string, number>>({});
+  thresholds = $state.raw<Record<string, number>>({});
   loaded = $state(false);
   private timer: ReturnType<typeof setTimeout> | undefined;
   private saver: ReturnType<typeof setTimeout> | undefined;
@@ -40,7 +40,7 @@ class Found {
 
   /** Sets a threshold here at once; the server hears of it when the slider rests. */
   set(label: string, threshold: number): void {
-    this.thresholds[label] = threshold;
+    this.thresholds = { ...this.thresholds, [label]: threshold };
     clearTimeout(this.saver);
     this.saver = setTimeout(() => void this.save(), PAUSE);
   }
