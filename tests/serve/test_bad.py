@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -256,6 +257,30 @@ def test_annotations_beside_photos_are_taken_in_once(tmp_path):
     with serving(tmp_path / "photos", tmp_path / "second") as served:
         served.encoded()
         assert served.get(f"photos/{served.ids()['00.jpg']}/boxes")["boxes"] == []
+
+
+def test_what_is_computed_may_be_removed(tmp_path):
+    draw(tmp_path / "photos", 2)
+    with serving(tmp_path / "photos", tmp_path / "project") as served:
+        served.encoded()
+    for path in tmp_path.glob("project/regions.sqlite*"):
+        path.unlink()
+    shutil.rmtree(tmp_path / "project" / "maps")
+    with serving(tmp_path / "photos", tmp_path / "project") as served:
+        served.wait(lambda _: len(list((tmp_path / "project" / "maps").glob("*.safetensors"))) == 2)
+        served.encoded()
+        asked = {"photo": served.ids()["00.jpg"], "box": [10, 10, 90, 90]}
+        assert served.client.post("search", json=asked).json()["regions"]
+        assert served.get("project")["notes"] == []
+
+
+def test_the_demonstration_opens_its_scenes():
+    with command("--demo") as (_, client):
+        wait(lambda: client.get("project").json()["photos"] == 40)
+        project = client.get("project").json()
+        assert (project["demo"], project["name"], project["notes"]) == (True, "Demo", [])
+        place = Path(project["project_folder"])
+        assert place.is_dir()
 
 
 def test_names_with_markup_are_names(tmp_path):

@@ -137,6 +137,12 @@ def test_what_somebody_waits_for_comes_first(worker):
     assert order == ["urgent", "later"]
 
 
+def test_a_process_that_cannot_start_is_given_up(worker):
+    one = worker(arguments=("too", "many", "arguments"))
+    with pytest.raises(Refused, match="cannot start"):
+        one.ask("pid").result(120)
+
+
 def test_a_process_that_is_ended_ends_its_questions(worker):
     one = worker()
     one.ask("pid").result(60)

@@ -32,6 +32,8 @@ LEAST = 0.05
 """Detections of a smaller probability are not kept."""
 
 _KEPT = 64
+# Maps of so many photos are kept on the disk, some 3 GB; those of others are computed where they are needed.
+_MOST_MAPS = 5000
 
 
 class Engine:
@@ -51,6 +53,7 @@ class Engine:
         load_kernels()
         self.maps = MapCache(folder / "maps", self.backbone, (SIDE,))
         self.regions = RegionIndex(folder / "regions.sqlite")
+        self._stored = sum(1 for _ in (folder / "maps").iterdir())
         self._recent: OrderedDict[Path, tuple[int, EncodedImage]] = OrderedDict()
         self._models: OrderedDict[Path, Detector] = OrderedDict()
         self._lock = threading.Lock()
@@ -63,9 +66,10 @@ class Engine:
         self.regions.add(photo, stamp, encoded)
         return encoded.size
 
-    def forget(self, photos: list[str]) -> None:
-        """Drop the regions of photos that are not there any more."""
-        self.regions.remove(photos)
+    def known(self, gone: list[str]) -> list[str]:
+        """Drop the regions of photos that are not there any more; return whose are known."""
+        self.regions.remove(gone)
+        return self.regions.photos()
 
     def search(self, photo: str, path: Path, box: tuple[float, ...], limit: int) -> dict[str, Any]:
         """Return the regions most like a region of a photo, at most three of each photo."""
@@ -184,8 +188,10 @@ class Engine:
             if known is not None and known[0] == stamp:
                 self._recent.move_to_end(path)
                 return known[1]
-        encoded = self.maps(path, StageTimer())
+        full = self._stored >= _MOST_MAPS
+        encoded = self.backbone.encode(path, (SIDE,)) if full else self.maps(path, StageTimer())
         with self._lock:
+            self._stored += not full
             self._recent[path] = stamp, encoded
             while len(self._recent) > _KEPT:
                 self._recent.popitem(last=False)

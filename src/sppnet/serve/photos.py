@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sppnet.serve.folders import Folder, Listed
     from sppnet.serve.store import Store
 
+_ANNOTATED = frozenset({".xml", ".txt", ".json", ".csv", ".yaml", ".yml"})
 _ORDERS = {"name": "name", "doubt": "doubt IS NULL, doubt DESC, name"}
 _SHOWN = {
     "all": "",
@@ -38,6 +39,11 @@ class PhotoList:
         Where it is kept.
     folders : mapping of int to Folder
         Where they lie, by the number that the store has for each.
+
+    Attributes
+    ----------
+    annotated : bool
+        Whether files lie beside the photos that may be annotations, as the last `scan` saw it.
     """
 
     def __init__(self, store: Store, folders: Mapping[int, Folder]) -> None:
@@ -47,6 +53,7 @@ class PhotoList:
             secret = secrets.token_hex(16)
             store.keep("secret", secret)
         self._key = bytes.fromhex(secret)
+        self.annotated = False
 
     def id_of(self, root: int, place: bytes) -> str:
         """Return the id of a photo: the same each time, and told by nobody who does not know the project."""
@@ -58,12 +65,13 @@ class PhotoList:
         Photos that have vanished are hidden, and what is known of them is kept. Those that changed are looked
         at anew.
         """
-        left, notes = LeftOut(), []
+        left, notes = LeftOut(), list[str]()
         for root, folder in self.folders.items():
             try:
                 self._take_in(root, list(folder.photos(left)))
             except (SppnetError, OSError) as error:
                 notes.append(str(error))
+        self.annotated = not _ANNOTATED.isdisjoint(left.found)
         return (*notes, *left.notes())
 
     def _take_in(self, root: int, listed: Iterable[Listed]) -> None:
@@ -195,6 +203,17 @@ class PhotoList:
                 "UPDATE photos SET state = 'encoded', error = NULL, height = ?, width = ? WHERE id = ?",
                 (height, width, photo),
             )
+
+    def forgotten(self, known: Iterable[str]) -> None:
+        """Take photos as not encoded whose regions are not known."""
+        with self.store.change() as connection:
+            lost = set(self.all("state = 'encoded'")) - set(known)
+            rows = [(photo,) for photo in lost]
+            connection.executemany("UPDATE photos SET state = 'waiting' WHERE id = ?", rows)
+
+    def gone(self) -> list[str]:
+        """Return the photos that have vanished."""
+        return [row["id"] for row in self.store.rows("SELECT id FROM photos WHERE gone = 1")]
 
     def failed(self, photo: str, error: str) -> None:
         """Keep why a photo cannot be encoded."""

@@ -82,6 +82,11 @@ class RegionIndex:
         """Tell whether the regions of a photo are known, of that state of its file."""
         return self._stamps.get(photo) == stamp
 
+    def photos(self) -> list[str]:
+        """Return whose regions are known."""
+        with self._lock:
+            return list(self._stamps)
+
     def add(self, photo: str, stamp: str, encoded: EncodedImage) -> None:
         """Take in the regions of a photo."""
         assert encoded.windows is not None

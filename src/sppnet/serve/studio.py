@@ -175,6 +175,8 @@ class Studio:
         self.pictures.start()
         self.engine.start()
         await asyncio.to_thread(self.annotations.write_all)
+        known = await self._later("known", self.photos.gone())
+        await asyncio.to_thread(self.photos.forgotten, known)
         await self._take_in()
         await self._take_model()
         while True:
@@ -185,7 +187,7 @@ class Studio:
     async def _take_in(self) -> None:
         """Take in, once, annotations that lie beside the photos."""
         folder = self.opened.folder
-        if folder is None or self.store.fact("taken") is not None:
+        if folder is None or not self.photos.annotated or self.store.fact("taken") is not None:
             return
         try:
             found = await self._later("annotations", folder)

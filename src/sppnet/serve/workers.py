@@ -32,6 +32,7 @@ URGENT, LATER = 0, 1
 _TICK, _FAREWELL = 0.5, 3.0
 # A question that so many processes died of is not put to another one.
 _TRIES = 2
+_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Worker:
         self._process: Any = None
         self._pipe: Connection | None = None
         self._closed = False
-        self.ready = False
+        self.ready, self._failures = False, 0
 
     @property
     def load(self) -> int:
@@ -173,7 +174,7 @@ class Worker:
 
     def _take(self, kind: str, number: int, content: Any) -> None:
         if kind == "ready":
-            self.ready = True
+            self.ready, self._failures = True, 0
         elif kind == "told":
             self._told(content)
         elif kind == "begun":
@@ -206,13 +207,18 @@ class Worker:
         with self._lock:
             if self._process is not process:
                 return
+            # One that cannot even start is tried again a few times: what it stumbles over may pass.
+            self._failures += not self.ready
+            hopeless = self._failures >= _STARTS
+            self._failures *= not hopeless
             self._process, self._pipe, self.ready = None, None, False
             for number, question in list(self._waiting.items()):
                 question.tries += question.begun is not None
-                if self._closed or question.tries >= _TRIES:
+                if self._closed or hopeless or question.tries >= _TRIES:
                     del self._waiting[number]
                     if question.answer.set_running_or_notify_cancel():
                         found = f"{question.method} that ended its process, or took over {question.limit:g} s"
+                        found = "a process that cannot start: see the log" if hopeless else found
                         question.answer.set_exception(Refused(503, found, "an answer"))
             if self._waiting:
                 self.start()
