@@ -111,7 +111,7 @@ def test_the_minute(server, scenes, visit):
     person.see("text=Start labelling").click()
     person.photo_shown()
     assert label_faces(person, scenes[1], "cat", 6) == 6
-    assert person.text(".class .number") == "6"
+    person.see('.class .number:text-is("6")')
     person.see("header .fit").click()
     wait_for_results(person)
     shown = int(person.text(".thresholds output"))

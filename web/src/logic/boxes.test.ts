@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { Box } from "../server/types";
-import { between, clip, framed, handleAt, isDrawn, moved, overlap, resized, smallestAt } from "./boxes";
+import { between, clip, covered, framed, handleAt, isDrawn, moved, overlap, resized, smallestAt } from "./boxes";
 
 const PHOTO = { width: 100, height: 80 };
 
@@ -22,6 +22,12 @@ describe("boxes", () => {
   it("overlaps as shared over joined area", () => {
     expect(overlap([0, 0, 10, 10], [5, 0, 15, 10])).toBeCloseTo(1 / 3);
     expect(overlap([0, 0, 10, 10], [10, 0, 20, 10])).toBe(0);
+  });
+
+  it("is covered as far as the other reaches", () => {
+    expect(covered([0, 0, 10, 10], [5, 0, 50, 50])).toBe(0.5);
+    expect(covered([20, 20, 30, 30], [0, 0, 50, 50])).toBe(1);
+    expect(covered([0, 0, 10, 10], [10, 0, 20, 10])).toBe(0);
   });
 
   it("picks the smallest box under the point", () => {

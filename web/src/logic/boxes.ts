@@ -55,11 +55,18 @@ export function rounded(box: Box): Box {
   return box.map((value) => Math.round(value * 10) / 10) as Box;
 }
 
-export function overlap(a: Box, b: Box): number {
+function sharedArea(a: Box, b: Box): number {
   const shared: Box = [Math.max(a[0], b[0]), Math.max(a[1], b[1]), Math.min(a[2], b[2]), Math.min(a[3], b[3])];
-  if (width(shared) <= 0 || height(shared) <= 0) return 0;
-  return area(shared) / (area(a) + area(b) - area(shared));
+  return width(shared) > 0 && height(shared) > 0 ? area(shared) : 0;
 }
+
+export function overlap(a: Box, b: Box): number {
+  const shared = sharedArea(a, b);
+  return shared && shared / (area(a) + area(b) - shared);
+}
+
+/** The share of a box that another covers. */
+export const covered = (box: Box, by: Box) => sharedArea(box, by) / area(box);
 
 export const same = (a: Box, b: Box) => a.every((value, place) => Math.abs(value - b[place]!) < 0.06);
 

@@ -1,6 +1,6 @@
 import { SvelteMap } from "svelte/reactivity";
 import * as api from "../server/api";
-import { overlap } from "../logic/boxes";
+import { covered, overlap } from "../logic/boxes";
 import type { Box, Region } from "../server/types";
 import { labels } from "./labels.svelte";
 import { photoOf } from "./photos.svelte";
@@ -83,8 +83,9 @@ export class Similar {
   }
 }
 
+/** Whether a region is what a box holds already, or a part of that. */
 function isLabelled({ photo, box }: Region): boolean {
-  return labels.of(photo)?.boxes.some((other) => overlap(other.box, box) >= 0.5) ?? false;
+  return labels.of(photo)?.boxes.some((other) => overlap(other.box, box) >= 0.5 || covered(box, other.box) >= 0.85) ?? false;
 }
 
 /** What looks like the box that was drawn or asked about last, on the screen where one labels. */
