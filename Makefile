@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage lint types format docs wheel backbone imagenet pyramid animals clean
+.PHONY: demo test test-serve coverage lint types format docs page wheel backbone imagenet pyramid animals clean
 
 # Tests run in a process for each core; each process keeps to one core (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
@@ -13,6 +13,10 @@ demo: .venv/run
 
 test: .venv/test lint types docs
 	$(PYTEST)
+
+# Servers of several processes and the page in Chromium, one test after another; they are left out of `make test`.
+test-serve: .venv/test
+	SPPNET_TEST_SERVE=1 $(BIN)/python -m pytest tests/serve
 
 # The share of lines that the tests run: in all, and of every file below 95 %. Apart from `make test`, which it makes
 # a fifth slower before Python 3.12. Compiled functions do not count: numba runs them, unseen.
@@ -50,12 +54,16 @@ format: .venv/test
 docs: .venv/test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
+# The page of `sppnet serve`, from web/ into the package; needs Node 20 or newer, which users do not: it is committed.
+page:
+	cd web && npm ci && npm run check && npm test && npm run build
+
 # The wheel, in dist/, and what must be in it.
 wheel: .venv/test
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|models.(animals|imagenet).safetensors|models.(efficientnet|pyramid)-lite0.onnx/' \
-		| wc -l | grep -qx ' *5'
+	$(BIN)/python -m zipfile --list dist/*.whl | awk '/py.typed|models.(animals|imagenet).safetensors|models.(efficientnet|pyramid)-lite0.onnx|static.index.html/' \
+		| wc -l | grep -qx ' *6'
 
 # The backbone inside the package, of timm's network and the weights of its package.
 backbone: .venv/test

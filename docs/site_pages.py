@@ -16,7 +16,7 @@ ORDER = (
     *(GROUND, "pooling", "features", "datasets", "proposals", "evaluation", "detection", "classification"),
     *("retrieval", "drawing", "onnx"),
 )
-ABOUT = {"contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md"}
+ABOUT = {"contributing.md": "CONTRIBUTING.md", "reporting.md": "SECURITY.md", "changelog.md": "CHANGELOG.md"}
 
 
 def rooms() -> dict[str, list[str]]:
@@ -25,7 +25,7 @@ def rooms() -> dict[str, list[str]]:
     for path in sorted(SOURCE.rglob("*.py")):
         parts = path.relative_to(SOURCE).with_suffix("").parts
         room = parts[0] if len(parts) > 1 or parts[0] in ORDER else GROUND
-        if room != "cli" and not any(part.startswith("_") for part in parts) and public(path):
+        if room not in ("cli", "serve") and not any(part.startswith("_") for part in parts) and public(path):
             found.setdefault(room, []).append(".".join(("sppnet", *parts)))
     return {room: modules for room, modules in found.items() if modules}
 

@@ -11,7 +11,7 @@ import typer
 from documents import PAGES, ROOT, Block, blocks, command_lines, draw_files, names
 
 SOURCE = ROOT / "src"
-GENERATED = ("commands.md", "contributing.md", "security.md", "changelog.md")  # docs/site_pages.py
+GENERATED = ("commands.md", "contributing.md", "reporting.md", "changelog.md")  # docs/site_pages.py
 PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
 NOT_RUN = [block for block in PYTHON if block.why]
 RUN = {page: [b for b in PYTHON if b.page == page and not b.why] for page in PAGES}

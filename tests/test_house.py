@@ -40,6 +40,7 @@ FLOORS = (
     ("features", "datasets", "proposals", "evaluation", "rpn"),
     ("detection", "classification", "retrieval"),
     ("drawing", "onnx"),
+    ("serve",),
     ("cli", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

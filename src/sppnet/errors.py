@@ -14,6 +14,7 @@ _EXTRAS = {
     "heic": ("pillow-heif", ("pillow_heif",)),
     "pandas": ("pandas", ("pandas",)),
     "search": ("usearch", ("usearch",)),
+    "serve": ("FastAPI and uvicorn", ("fastapi", "uvicorn", "prometheus_client")),
     "supervision": ("supervision", ("supervision",)),
     "torch": ("PyTorch", ("torch", "timm", "lightning_fabric", "onnxscript")),
 }
@@ -55,7 +56,7 @@ def check_extra(extra: str, purpose: str) -> None:
 
     Parameters
     ----------
-    extra : {"heic", "pandas", "search", "supervision", "torch"}
+    extra : {"heic", "pandas", "search", "serve", "supervision", "torch"}
         Its name in brackets, ``sppnet[torch]``.
     purpose : str
         What needs it, the beginning of the message: ``"training a network"``.

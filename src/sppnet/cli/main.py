@@ -26,6 +26,7 @@ from sppnet.cli.info import info
 from sppnet.cli.protocol import protocol
 from sppnet.cli.run import run
 from sppnet.cli.search import index, search
+from sppnet.cli.serve import serve
 from sppnet.cli.single import export, propose
 from sppnet.errors import SppnetError
 
@@ -39,6 +40,7 @@ app.add_typer(dataset, name="dataset")
 app.command()(embed)
 app.command()(index)
 app.command()(search)
+app.command()(serve)
 app.command()(propose)
 app.command()(export)
 app.command()(info)

@@ -319,14 +319,11 @@ def write_voc(folder: Path, entries: Sequence[Entry]) -> list[Path]:
     check_lines((entry.stem for entry in entries), "VOC")
     for entry in entries:
         check_xml((entry.place, *entry.target.labels), "VOC")
-    files = []
+    files: list[Path] = []
     for entry in entries:
         files.append(folder / "Annotations" / f"{entry.stem}.xml")
-        top = _annotation(entry)
-        indent(top)
         files[-1].parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(files[-1]) as temporary:
-            temporary.write_text(tostring(top, "unicode") + "\n", "utf-8")
+        write_annotation(files[-1], entry)
     sets = folder / "ImageSets" / "Main"
     sets.mkdir(parents=True, exist_ok=True)
     for split, part in by_split(entries).items():
@@ -334,6 +331,30 @@ def write_voc(folder: Path, entries: Sequence[Entry]) -> list[Path]:
         with atomic_path(files[-1]) as temporary:
             temporary.write_text("".join(f"{entry.stem}\n" for entry in part), "utf-8", "surrogateescape")
     return files
+
+
+def write_annotation(path: Path, entry: Entry) -> None:
+    """Write the XML file of one image, as a whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Replaced if it exists; its folder must exist.
+    entry : Entry
+        The image.
+
+    Raises
+    ------
+    SppnetError
+        If XML has no characters for a name.
+    OSError
+        If the file cannot be written.
+    """
+    check_xml((entry.place, *entry.target.labels), "VOC")
+    top = _annotation(entry)
+    indent(top)
+    with atomic_path(path) as temporary:
+        temporary.write_text(tostring(top, "unicode") + "\n", "utf-8")
 
 
 def _annotation(entry: Entry) -> Element:

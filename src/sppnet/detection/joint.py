@@ -263,6 +263,9 @@ class JointFit:
     def _folder(self) -> Iterator[Work]:
         """Yield where the maps of a network lie as long as they are needed: a trained one has others."""
         self.work.folder.mkdir(parents=True, exist_ok=True)
+        if self.joint is None:
+            yield self.work
+            return
         with TemporaryDirectory(prefix="maps-", dir=self.work.folder, ignore_cleanup_errors=True) as place:
             yield replace(self.work, folder=Path(place))
 
