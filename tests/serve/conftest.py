@@ -1,4 +1,4 @@
-"""The tests of servers and of the page in Chromium start processes of their own: they run where they are asked for."""
+"""Tests of servers, and of the page in Chromium, start processes of their own: they run where asked for."""
 
 import os
 
