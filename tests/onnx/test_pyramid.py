@@ -20,7 +20,7 @@ def fitted(backbone_file):
         data.append(Sample(f"scene{seed}", drawn.image, Target.of(drawn.boxes, drawn.labels)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(joint, "_LEAST", 2.0)
-        patch.setattr(joint, "_SECONDS_PER_PHOTO", 0.01)
+        patch.setattr(joint, "_PASSES", 1.0)
         settings = Joint(side=96, width=16, batch=4, frozen=0)
         return Detector(str(backbone_file("test_efficientnet")), joint=settings, folds=3).fit(
             data, minutes=0.1
