@@ -111,7 +111,6 @@ def train(
             work["minutes"] = minutes
         work |= {"classes": names, "max_bad": max_bad / 100, "keep": lambda so_far: so_far.save(out)}
         detector = fit_best(detectors, dataset, tell=console.note, **work)
-        detector.save(out)
         left_out = sorted(set(dataset.classes) - set(detector.classes_))
         if left_out and classes is None:
             console.note(f"left out, all examples are difficult or crowds: {', '.join(left_out)}")

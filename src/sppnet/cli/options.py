@@ -91,7 +91,7 @@ Levels = Annotated[str, network(help="Levels of the pyramid, between commas; 3,2
 Mode = Annotated[Literal["max", "average"], network(help="What is kept of a bin.")]
 View = Annotated[Literal["full", "crop", "warp"], network(help="The whole, its centre, or pressed square.")]
 Flip = Annotated[bool, network("--flip", help="Average with the flipped image; takes twice as long.")]
-_AUGMENT = "Look at each photo four times, larger and flipped, too: takes five times as long."
+_AUGMENT = "Look at each photo four times, larger and flipped, too: takes some four times as long."
 Augment = Annotated[bool, network("--augment", help=_AUGMENT)]
 Power = Annotated[float, network(help="Numbers are raised to it before the norm; 1 leaves them.")]
 

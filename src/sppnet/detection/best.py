@@ -48,7 +48,8 @@ def fit_best(
         figures.append(f"{detector.backbone} {100 * detector.fitted_.quality.mean_ap:.1f}")
         if detector.fitted_.quality.mean_ap > best.fitted_.quality.mean_ap:
             best = detector
-        keep(best)
+        if detector is best:
+            keep(best)
     if len(figures) > 1:
         listed = ", ".join(figures)
         tell(f"average precision on photos not learned from: {listed}; {best.backbone} is kept")

@@ -116,11 +116,12 @@ class JointFit:
         asked = one if self.joint is None else self.joint.side
         self.side = asked or side_for(sizes, examples.targets)
         self.settings = replace(settings, pooling=replace(settings.pooling, scales=(self.side,)))
-        self.keys = photo_keys(examples.images)
-        pace = _PASSES * self._pass()
-        # The network learns from all photos, the SVMs from as many as there is time for.
-        self.rows = self._taught(pace)
-        self.examples = examples.part(self.rows.tolist())
+        pace = 0.0
+        if self.joint is not None:
+            self.keys, pace = photo_keys(examples.images), _PASSES * self._pass()
+            # The network learns from all photos, the SVMs from as many as there is time for.
+            self.rows = self._taught(pace)
+            self.examples = examples.part(self.rows.tolist())
         self.folds = folds_of(self.examples, settings, one=True)
         self.history: list[tuple[float, float]] = []
         self.trained = 0.0
@@ -139,7 +140,7 @@ class JointFit:
         """Return the photos that the SVMs learn from, at so many seconds for each: some of all classes."""
         count = len(self.examples)
         most = max(_FEWEST, int((_SVMS * 60 * self.budget.most / 2 - _SECONDS) / pace))
-        if self.joint is None or self._counted is not None or count <= most:
+        if self._counted is not None or count <= most:
             return np.arange(count)
         shown = shown_classes(self.examples.targets, self.examples.classes)
         return np.flatnonzero(assign_folds(shown, self.keys, -(-count // most), self.settings.seed) == 0)
