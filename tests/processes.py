@@ -24,10 +24,13 @@ sys.meta_path[:] = map(Barring, sys.meta_path)
 """
 
 
-def without_pytorch(code, *arguments):
-    """Run code where PyTorch and what builds on it cannot be imported; return what it printed."""
+def without_pytorch(code, *arguments, patience=250):
+    """Run code where PyTorch and what builds on it cannot be imported; return what it printed.
+
+    It may take `patience` seconds.
+    """
     command = [sys.executable, "-c", _BAR + code, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

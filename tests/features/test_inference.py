@@ -100,3 +100,28 @@ print(float(Backbone()(np.full((64, 64, 3), 90, np.uint8), 64).stages[0].sum()))
         sums = set(pool.map(lambda _: without_pytorch(code, tmp_path), range(3)))
     assert len(sums) == 1
     assert len(list((tmp_path / "graphs").glob("*.blob"))) == 1
+
+
+def test_the_first_images_of_a_process_may_come_at_once(backbone_file):
+    # Where the runtime starts in several threads at once, some processes never end.
+    code = """
+import sys
+from threading import Barrier, Thread
+import numpy as np
+from sppnet.features.backbone import Backbone
+graph = Backbone(sys.argv[1], ("head",), 32)._run
+together = Barrier(8)
+
+def run():
+    together.wait()
+    graph(np.zeros((1, 64, 64, 3), np.float32))
+
+threads = [Thread(target=run) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    path = backbone_file("test_efficientnet")
+    for _ in range(6):
+        without_pytorch(code, path, patience=60)

@@ -178,8 +178,20 @@ def _reason(error: Exception) -> str:
     return next((line.lstrip("- ") for line in lines if "No conversion rule" in line), lines[-1])
 
 
-@cache
+_starting = threading.Lock()
+
+
 def _core() -> Any:
+    # Two threads that first need the runtime's tables of types at the same time wait for each other for ever: one
+    # makes them and waits for Python's lock, which the other holds while it waits for the tables.
+    with _starting:
+        return _started()
+
+
+@cache
+def _started() -> Any:
     import openvino
 
+    openvino.Tensor(np.zeros((1, 1), np.float32), shared_memory=True)
+    openvino.Type.f32.to_dtype()
     return openvino.Core()
