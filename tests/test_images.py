@@ -305,6 +305,24 @@ class TestBadFiles:
                 found = read_image(path)
             np.testing.assert_array_equal(found, expected)
 
+    @pytest.mark.parametrize(
+        ("side", "size"), [(None, (320, 480)), (300, (320, 480)), (150, (160, 240)), (9, (40, 60))]
+    )
+    def test_no_more_of_a_jpeg_is_decoded_than_is_enough(self, tmp_path, side, size):
+        image = noise(320, 480).resize((60, 40)).resize((480, 320))
+        image.save(tmp_path / "a.jpg")
+        image.save(tmp_path / "a.png")
+        small = read_image(tmp_path / "a.jpg", side=side)
+        assert small.shape == (*size, 3)
+        whole = resize(read_image(tmp_path / "a.jpg"), *size)
+        assert np.abs(small.astype(int) - whole).mean() < 8
+        assert read_image(tmp_path / "a.png", side=side).shape == (320, 480, 3)
+
+    def test_the_limit_counts_the_pixels_of_the_file(self, tmp_path):
+        noise(320, 480).save(tmp_path / "a.jpg")
+        with pytest.raises(ImageError, match="found 480 x 320 = 153600 pixels, expected at most 100000"):
+            read_image(tmp_path / "a.jpg", side=40, max_pixels=100_000)
+
     @pytest.mark.parametrize("progressive", [False, True])
     @pytest.mark.parametrize("picture", ["noise", "flat"])
     def test_truncated_jpeg_is_never_taken_for_a_whole_one(self, tmp_path, progressive, picture):

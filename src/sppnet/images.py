@@ -88,7 +88,7 @@ _UPRIGHT = {
 }
 
 
-def read_image(path: str | Path, *, max_pixels: int | None = None) -> Pixels:
+def read_image(path: str | Path, *, max_pixels: int | None = None, side: int | None = None) -> Pixels:
     """Read an image file.
 
     The EXIF orientation is applied. Transparent pixels are composited on white. Of several frames the first
@@ -105,6 +105,9 @@ def read_image(path: str | Path, *, max_pixels: int | None = None) -> Pixels:
         Larger images are refused on the word of their header, before any pixel is decoded. By default what
         the environment variable ``SPPNET_MAX_PIXELS`` says, which all threads and processes see, or
         50 million.
+    side : int, optional
+        So many pixels are enough for the shorter side: of a larger JPEG, no more than a half, a quarter or
+        an eighth of the rows and columns is decoded where that leaves as many.
 
     Returns
     -------
@@ -118,15 +121,11 @@ def read_image(path: str | Path, *, max_pixels: int | None = None) -> Pixels:
     FileNotFoundError
         If there is no such file.
     """
-    limit = _max_pixels() if max_pixels is None else max_pixels
     with _opened(Path(path)) as image:
-        width, height = image.size
-        if width * height > limit:
-            raise ImageError(
-                f"{path}: found {width} x {height} = {width * height} pixels, "
-                f"expected at most {limit} (--max-pixels, max_pixels=)"
-            )
+        check_pixels(path, *image.size, max_pixels)
         if isinstance(image, JpegImagePlugin.JpegImageFile):
+            if side is not None:
+                image.draft("RGB", (side, side))
             return _upright(_whole_jpeg(Path(path), image))
         return _upright(image)
 
@@ -471,6 +470,16 @@ def _plugin(path: Path, start: bytes) -> type[ImageFile]:
 
     reader: type[ImageFile] = HeifImageFile
     return reader
+
+
+def check_pixels(path: str | Path, width: int, height: int, most: int | None = None) -> None:
+    """Raise an `ImageError` if an image has more pixels than `most`, or than are asked for by default."""
+    limit = _max_pixels() if most is None else most
+    if width * height > limit:
+        raise ImageError(
+            f"{path}: found {width} x {height} = {width * height} pixels, "
+            f"expected at most {limit} (--max-pixels, max_pixels=)"
+        )
 
 
 def _max_pixels() -> int:

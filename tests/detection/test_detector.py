@@ -691,6 +691,20 @@ def test_a_file_holds_its_backbone_unless_that_comes_with_sppnet(saved, backbone
     np.testing.assert_allclose([r[1] for r in a], [r[1] for r in b], atol=2e-2)
 
 
+def test_classes_get_other_names_and_nothing_else_changes(detector, few):
+    old, *others = detector.classes_
+    renamed = detector.renamed({old: "thing"})
+    assert renamed.classes_ == ("thing", *others)
+    assert detector.classes_ == (old, *others)
+    before, after = detector.predict(few[0][0]), renamed.predict(few[0][0])
+    assert np.array_equal(before.boxes, after.boxes)
+    assert np.array_equal(before.labels, after.labels)
+    with pytest.raises(SppnetError, match="found the class 'nobody', expected one of"):
+        detector.renamed({"nobody": "thing"})
+    with pytest.raises(SppnetError, match=f"found two classes of the name '{others[0]}'"):
+        detector.renamed({old: others[0]})
+
+
 def test_a_failed_save_leaves_the_old_file(detector, tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     path.write_text("the old model")

@@ -357,6 +357,32 @@ def test_classes_are_renamed_ordered_and_removed(tmp_path):
         assert served.client.patch("project", json={"rename": {"cow": "dog"}}).status_code == 422
 
 
+def test_models_and_what_they_found_follow_a_new_name(served, fitted):
+    label = served.get("results")["classes"][0]
+    objects = labels_of(served.get("results"))
+    assert objects[label]
+    served.client.patch("results/thresholds", json={label: 0.31})
+    assert served.client.patch("project", json={"rename": {label: "beast"}}).status_code == 200
+    renamed = served.get("results")
+    assert "beast" in renamed["classes"]
+    assert label not in renamed["classes"]
+    assert renamed["thresholds"]["beast"] == 0.31
+    assert labels_of(renamed)["beast"] == objects[label]
+    found = served.client.post(
+        "detect?threshold=0.05", content=jpeg(), headers={"Content-Type": "image/jpeg"}
+    )
+    assert "beast" in {one["label"] for one in found.json()["images"][0]["detections"]}
+    model = served.get("project")["model"]["id"]
+    assert len([path for path in served.studio.results.folder.iterdir() if path.stem.startswith(model)]) == 1
+    assert served.client.patch("project", json={"rename": {"beast": label}}).status_code == 200
+    assert labels_of(served.get("results")) == objects
+
+
+def labels_of(results):
+    """Return how often each class was found."""
+    return Counter(one["label"] for photo in results["photos"].values() for one in photo)
+
+
 def test_dropped_photos_land_in_the_project(served):
     before = served.get("project")["photos"]
     headers = {"Content-Type": "image/jpeg", "X-Name": "..%2F..%2Fmy%20photo%3Cb%3E.jpg"}

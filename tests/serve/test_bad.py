@@ -195,6 +195,16 @@ def test_a_photo_that_cannot_be_read_is_marked(tmp_path):
         assert served.get("photos")["total"] == 3
 
 
+def test_an_engine_that_cannot_start_is_told_of_and_boxes_are_saved(tmp_path, monkeypatch):
+    draw(tmp_path / "photos", 1)
+    monkeypatch.setattr("sppnet.serve.studio.ENGINE", "sppnet.serve.engine:Nothing")
+    with serving(tmp_path / "photos", tmp_path / "project") as served:
+        (note,) = served.wait(lambda project: project["notes"])["notes"]
+        assert "nothing can be computed" in note
+        photo = served.ids()["00.jpg"]
+        assert served.put(photo, [([1, 1, 20, 20], "cat")])["boxes"]
+
+
 def test_a_full_disk_saves_nothing_and_says_so(tmp_path):
     draw(tmp_path / "photos", 1)
     with serving(tmp_path / "photos", tmp_path / "project") as served:

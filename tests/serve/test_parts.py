@@ -101,6 +101,16 @@ def test_a_process_that_dies_is_replaced_and_others_get_their_answers(worker):
     assert after.result(60) != before
 
 
+def test_who_asks_does_not_wait_for_a_process_that_starts(worker):
+    one = worker()
+    begun = time.monotonic()
+    answers = [one.ask("add", b"x" * 2_000_000, b"") for _ in range(8)]
+    asked = time.monotonic() - begun
+    with pytest.raises(RuntimeError):
+        answers[0].result(60)  # bytes and a number do not add up, but they came
+    assert asked < time.monotonic() - begun - asked
+
+
 def test_a_question_that_takes_too_long_is_given_up(worker):
     one = worker(limit=1.0)
     late = one.ask("sleep", 100)

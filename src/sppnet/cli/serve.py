@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+import sppnet.cli.options as opt
 from sppnet.errors import SppnetError, check_extra
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def serve(
     model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
     annotations: Annotated[Literal["project", "beside"] | None, typer.Option(help=_ANNOTATIONS)] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Open photos that come with sppnet.")] = False,
+    max_pixels: opt.MaxPixels = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
 ) -> None:
     """Serve a page on which a person makes a detector, and an API for programs."""

@@ -791,6 +791,23 @@ class Detector(Estimator):
             chosen[name] = value
         return self._with(thresholds=np.array(list(chosen.values()), np.float32))
 
+    def renamed(self, names: Mapping[str, str]) -> Detector:
+        """Return the detector with other names of some classes, from old to new.
+
+        Raises
+        ------
+        SppnetError
+            If it does not know a class, or two would have one name.
+        """
+        strange = [name for name in names if name not in self.classes_]
+        if strange:
+            raise SppnetError(f"found the class {strange[0]!r}, expected one of {', '.join(self.classes_)}")
+        classes = tuple(names.get(name, name) for name in self.classes_)
+        twice = next((name for name in classes if classes.count(name) > 1), None)
+        if twice is not None:
+            raise SppnetError(f"found two classes of the name {twice!r}, expected one")
+        return self._with(classes=classes)
+
     def calibrated(
         self,
         data: Sequence[Sample],

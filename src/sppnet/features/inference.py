@@ -182,8 +182,8 @@ _starting = threading.Lock()
 
 
 def _core() -> Any:
-    # Two threads that first need the runtime's tables of types at the same time wait for each other for ever: one
-    # makes them and waits for Python's lock, which the other holds while it waits for the tables.
+    # Two threads that first need the runtime's tables of types at the same moment wait for each other for
+    # ever: one makes them and waits for Python's lock, which the other holds while it waits for the tables.
     with _starting:
         return _started()
 

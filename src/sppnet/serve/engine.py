@@ -130,6 +130,10 @@ class Engine:
             found.append((str(sample.path), [(tuple(box), label) for box, label in rows]))
         return found
 
+    def rename(self, model: Path, names: dict[str, str], out: Path) -> None:
+        """Write a model with other names of classes."""
+        self._model(model).renamed(names).save(out)
+
     def save(self, model: Path, thresholds: dict[str, float], out: Path) -> None:
         """Write a model with other thresholds."""
         self._chosen(model, thresholds).save(out)

@@ -113,6 +113,9 @@ class Labels:
         for name in names:
             if name not in known:
                 raise Refused(422, f"the class {name!r}", f"one of {', '.join(known) or 'none'}")
+        before: dict[str, str] = {}
+        for name in known:
+            before.setdefault(names.get(name, name), name)
         with self.store.change() as connection:
             connection.executemany(
                 "UPDATE boxes SET label = ? WHERE label = ?",
@@ -121,7 +124,7 @@ class Labels:
             connection.execute(
                 "UPDATE boxes SET label = substr(label, 2) WHERE substr(label, 1, 1) = char(1)"
             )
-            _write_classes(connection, dict.fromkeys(names.get(name, name) for name in known))
+            _write_classes(connection, before)
             connection.executemany(
                 "UPDATE photos SET revision = revision + 1, unwritten = 1 WHERE id = ?",
                 [(row["photo"],) for row in changed],
@@ -140,7 +143,7 @@ class Labels:
         if lost:
             raise Refused(422, f"no {lost[0].name!r}, which has {lost[0].boxes} boxes", "all that have some")
         with self.store.change() as connection:
-            _write_classes(connection, dict.fromkeys(names))
+            _write_classes(connection, {name: name for name in names})
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
         """Keep the least probabilities of classes that somebody chose."""
@@ -191,9 +194,9 @@ def _make_classes(connection: sqlite3.Connection, names: Iterable[str]) -> None:
     )
 
 
-def _write_classes(connection: sqlite3.Connection, names: Iterable[str]) -> None:
-    """Make these names the classes; those that were there keep their thresholds."""
+def _write_classes(connection: sqlite3.Connection, names: Mapping[str, str]) -> None:
+    """Make these names the classes, each with the threshold of what it was called before."""
     kept = dict(connection.execute("SELECT name, threshold FROM classes").fetchall())
     connection.execute("DELETE FROM classes")
-    rows = [(name, place, kept.get(name)) for place, name in enumerate(names)]
+    rows = [(name, place, kept.get(before)) for place, (name, before) in enumerate(names.items())]
     connection.executemany("INSERT INTO classes VALUES (?, ?, ?)", rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from sppnet.errors import ImageError, SppnetError
-from sppnet.images import image_header
+from sppnet.images import check_pixels, image_header
 from sppnet.serve import schema
 from sppnet.serve.errors import Busy, Refused
 from sppnet.serve.folders import DROPPED
@@ -27,9 +27,6 @@ MOST_BYTES = 64 * 2**20
 """Of one image."""
 
 media = APIRouter(prefix="/api/v1", max_body_size=MOST_BYTES)
-
-MOST_PIXELS = 50_000_000
-"""Of one image, by its header."""
 
 # Images that are received at once; more are refused before they are.
 _RECEIVED = 24
@@ -156,9 +153,10 @@ def _check(path: Path) -> None:
     except ImageError as error:
         found = _unplaced(error, path).removeprefix("found ").partition(", expected")[0]
         raise Refused(415, found, "an image") from None
-    if header.height * header.width > MOST_PIXELS:
-        found = f"{header.width} x {header.height} pixels"
-        raise Refused(413, found, f"at most {MOST_PIXELS}")
+    try:
+        check_pixels(path, header.width, header.height)
+    except ImageError as error:
+        raise Refused(413, *_unplaced(error, path).removeprefix("found ").split(", expected ")) from None
 
 
 @media.post("/detect", tags=["models"], openapi_extra=_IMAGE_BODY)

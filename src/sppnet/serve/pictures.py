@@ -6,14 +6,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import JpegImagePlugin
 
-from sppnet.arrays import Pixels
-from sppnet.errors import ImageError
-from sppnet.images import image_header, pixels_of, read_image, resize
+from sppnet.images import read_image, resize
 
 _QUALITY = 85
-_MOST = 50_000_000
 
 
 class Pictures:
@@ -29,7 +25,7 @@ class Pictures:
         ImageError
             If it cannot be read, or has too many pixels.
         """
-        pixels = _reduced(path, side)
+        pixels = read_image(path, side=side)
         height, width = pixels.shape[:2]
         shrink = min(1.0, side / max(height, width))
         if shrink < 1:
@@ -37,17 +33,3 @@ class Pictures:
         done, content = cv2.imencode(".jpg", pixels[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))
         assert done
         return np.asarray(content).tobytes()
-
-
-def _reduced(path: Path, side: int) -> Pixels:
-    """Return the pixels of a photo; of a JPEG file no more of them are decoded than are needed."""
-    header = image_header(path)
-    if header.height * header.width > _MOST:
-        raise ImageError(f"found {header.width} x {header.height} pixels, expected at most {_MOST}")
-    try:
-        with path.open("rb") as file:
-            image = JpegImagePlugin.JpegImageFile(file)
-            image.draft("RGB", (side, side))
-            return pixels_of(image)
-    except (SyntaxError, OSError):  # No JPEG, or one that may lack its end alone.
-        return read_image(path)

@@ -51,6 +51,20 @@ class ResultList:
             connection.execute("DELETE FROM results WHERE model != ?", (model,))
             connection.execute("UPDATE photos SET found = 0, doubt = NULL")
 
+    def renamed(self, model: str, names: Mapping[str, str], file: str) -> None:
+        """Take the file in which a model has other names of classes; what it found is renamed, too."""
+        row = self._row(model)
+        classes = [names.get(name, name) for name in json.loads(row["classes"])]
+        thresholds = {names.get(name, name): least for name, least in json.loads(row["thresholds"]).items()}
+        found = self.store.rows("SELECT photo, found FROM results WHERE model = ?", model)
+        rows = [(json.dumps(_renamed(json.loads(one["found"]), names)), one["photo"]) for one in found]
+        with self.store.change() as connection:
+            connection.execute(
+                "UPDATE models SET classes = ?, thresholds = ?, file = ? WHERE id = ?",
+                (json.dumps(classes), json.dumps(thresholds), file, model),
+            )
+            connection.executemany("UPDATE results SET found = ? WHERE photo = ?", rows)
+
     @property
     def in_use(self) -> str | None:
         """The id of the model in use."""
@@ -105,9 +119,10 @@ class ResultList:
         rows = self.store.rows("SELECT name, threshold FROM classes WHERE threshold IS NOT NULL")
         return {row["name"]: row["threshold"] for row in rows}
 
-    def keep(self, photo: str, model: str, found: Sequence[Mapping[str, Any]]) -> None:
-        """Keep what the model found in a photo, unless another one is in use by now."""
-        if model != self.in_use:
+    def keep(self, photo: str, file: Path, found: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what the model of a file found in a photo, unless another one is in use by now."""
+        model = self.in_use
+        if model is None or self._row(model)["file"] != file.name:
             return
         with self.store.change() as connection:
             values = (photo, model, json.dumps(found))
@@ -173,6 +188,10 @@ class ResultList:
         for name in thresholds:
             if name not in known:
                 raise Refused(422, f"a threshold of {name!r}", f"one of {', '.join(known) or 'none yet'}")
+
+
+def _renamed(found: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [one | {"label": names.get(one["label"], one["label"])} for one in found]
 
 
 def _state(

@@ -45,11 +45,12 @@ def change_project(request: Request, change: schema.ProjectChange) -> schema.Pro
     if change.annotations is not None:
         studio.store.keep("annotations", change.annotations)
     if change.rename:
-        for photo in studio.labels.rename(change.rename):
-            studio.annotations.write(photo)
+        studio.rename(change.rename)
     if change.classes is not None:
         studio.labels.order(change.classes)
     studio.hub.tell(schema.Change(what="classes"))
+    if change.rename:
+        studio.hub.tell(schema.Change(what="results"))
     return studio.facts()
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from sppnet import __version__
@@ -28,6 +29,9 @@ from sppnet.serve.workers import LATER, Kind, Worker
 
 PROJECT = "sppnet-project"
 """Name of a project's folder unless another is asked for."""
+
+ENGINE = "sppnet.serve.engine:Engine"
+"""What makes the process that knows the network."""
 
 # Photos that are given to the engine ahead, so that it never waits for the next one.
 _AHEAD = 3
@@ -91,9 +95,7 @@ class Studio:
         self.notes: tuple[str, ...] = ()
         self.results = ResultList(self.store, opened.project / "models")
         self.pictures = Worker(Kind("sppnet.serve.pictures:Pictures", capacity=400, limit=30.0))
-        self.engine = Worker(
-            Kind("sppnet.serve.engine:Engine", (opened.project,), threads=3, capacity=64, limit=_SECONDS)
-        )
+        self.engine = Worker(Kind(ENGINE, (opened.project,), threads=3, capacity=64, limit=_SECONDS))
         fitter = Kind("sppnet.serve.fitting:Fitting", (opened.project,), limit=6 * 3600.0, niceness=5)
         self.fitter = Worker(fitter, lambda event: self.fits.told(event))
         self.fits = Fits(self.labels, self.results, self.hub, self.fitter, self.wake)
@@ -150,6 +152,28 @@ class Studio:
         counts = self.counts()
         self.hub.tell(Change(what="photos", photo=photo, encoded=counts["encoded"], photos=counts["photos"]))
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give classes other names: those of boxes, of models, and of what the one in use found.
+
+        A model keeps its names where two of its classes would have one.
+        """
+        for photo in self.labels.rename(names):
+            self.annotations.write(photo)
+        for model in self.results.models():
+            known = {name: names[name] for name in model.classes if name in names}
+            classes = {known.get(name, name) for name in model.classes}
+            if known and len(classes) == len(model.classes):
+                self._rename_in(model.id, known)
+        self.results.count()
+        self.wake()
+
+    def _rename_in(self, model: str, names: dict[str, str]) -> None:
+        # Another file, not that one written over: whoever reads it goes on with what it was.
+        old, out = self.results.file(model), self.results.folder / f"{model}-{token_hex(4)}.safetensors"
+        self.engine.ask("rename", old, names, out).result()
+        self.results.renamed(model, names, out.name)
+        old.unlink(missing_ok=True)
+
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
         """Work on the project as long as the ``with`` block goes on, and end all processes then."""
@@ -175,7 +199,12 @@ class Studio:
         self.pictures.start()
         self.engine.start()
         await asyncio.to_thread(self.annotations.write_all)
-        known = await self._later("known", self.photos.gone())
+        try:
+            known = await self._later("known", self.photos.gone())
+        except (SppnetError, OSError, RuntimeError) as error:
+            self.notes = (*self.notes, f"nothing can be computed, boxes are saved all the same: {error}")
+            self.tell_photos()
+            return
         await asyncio.to_thread(self.photos.forgotten, known)
         await self._take_in()
         await self._take_model()
@@ -235,8 +264,10 @@ class Studio:
 
     def _tasks(self, begun: set[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return what is to be done and was not begun: first what the model finds, then what is new."""
-        model, many = self.results.in_use, _AHEAD + 1
-        wanted = [(f"results {model}", photo) for photo in self.results.missing(many)]
+        many, wanted = _AHEAD + 1, []
+        if missing := self.results.missing(many):
+            file = self.results.file(self.results.in_use or "")
+            wanted = [(f"results {file.name}", photo) for photo in missing]
         wanted += [("encode", photo) for photo in self.photos.waiting(many)]
         return [task for task in wanted if task not in begun]
 
@@ -249,7 +280,7 @@ class Studio:
                 await asyncio.to_thread(self.photos.encoded, photo, height, width)
                 self.tell_photos(photo)
             else:
-                await self._find(what.removeprefix("results "), photo)
+                await self._find(self.results.folder / what.removeprefix("results "), photo)
         except CancelledError:
             raise
         except Exception as error:
@@ -258,10 +289,9 @@ class Studio:
                 await asyncio.to_thread(self.photos.failed, photo, said)
             self.tell_photos(photo)
 
-    async def _find(self, model: str, photo: str) -> None:
-        file = self.results.file(model)
+    async def _find(self, file: Path, photo: str) -> None:
         found = await self._later("results", file, self.photos.path(photo))
-        await asyncio.to_thread(self.results.keep, photo, model, found)
+        await asyncio.to_thread(self.results.keep, photo, file, found)
         self.hub.tell(Change(what="results", photo=photo))
 
 

@@ -16,10 +16,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing.connection import Connection
-from queue import PriorityQueue
+from queue import PriorityQueue, SimpleQueue
 from typing import Any
 
 from sppnet.errors import SppnetError
@@ -90,7 +91,7 @@ class Worker:
         self._lock, self._numbers = threading.RLock(), itertools.count()
         self._waiting: dict[int, _Question] = {}
         self._process: Any = None
-        self._pipe: Connection | None = None
+        self._outbox: SimpleQueue[Any] = SimpleQueue()
         self._closed = False
         self.ready, self._failures = False, 0
 
@@ -110,12 +111,15 @@ class Worker:
         with self._lock:
             if self._closed or self._process is not None:
                 return
-            self._pipe, theirs = multiprocessing.Pipe()
+            pipe, theirs = multiprocessing.Pipe()
+            self._outbox = SimpleQueue()
             context = multiprocessing.get_context("spawn")
             self._process = context.Process(target=_run, args=(theirs, self.kind), daemon=True)
             self._process.start()
             theirs.close()
-            threading.Thread(target=self._listen, args=(self._process, self._pipe), daemon=True).start()
+            lent = self._process, pipe, self._outbox
+            threading.Thread(target=self._listen, args=lent, daemon=True).start()
+            threading.Thread(target=_send, args=lent[1:], daemon=True).start()
             for number, question in sorted(self._waiting.items()):
                 self._put(number, question)
 
@@ -155,13 +159,9 @@ class Worker:
 
     def _put(self, number: int, question: _Question) -> None:
         question.begun = None
-        try:
-            assert self._pipe is not None
-            self._pipe.send((question.rank, number, question.method, question.arguments))
-        except OSError:
-            pass  # It has died: `_listen` is about to notice.
+        self._outbox.put((question.rank, number, question.method, question.arguments))
 
-    def _listen(self, process: Any, pipe: Connection) -> None:
+    def _listen(self, process: Any, pipe: Connection, outbox: SimpleQueue[Any]) -> None:
         try:
             while True:
                 if pipe.poll(_TICK):
@@ -169,6 +169,7 @@ class Worker:
                 if self._overdue():
                     process.kill()
         except (EOFError, OSError):
+            outbox.put(None)
             process.join(_FAREWELL)
             self._replace(process)
 
@@ -211,7 +212,7 @@ class Worker:
             self._failures += not self.ready
             hopeless = self._failures >= _STARTS
             self._failures *= not hopeless
-            self._process, self._pipe, self.ready = None, None, False
+            self._process, self.ready = None, False
             for number, question in list(self._waiting.items()):
                 question.tries += question.begun is not None
                 if self._closed or hopeless or question.tries >= _TRIES:
@@ -247,6 +248,13 @@ async def answer(worker: Worker, method: str, *arguments: Any, limit: float | No
         return await asyncio.wrap_future(worker.ask(method, *arguments, limit=limit))
     except CancelledError:
         raise Refused(503, "a process that ended", "an answer: try again") from None
+
+
+def _send(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
+    """Send what is put there until None is: who asks need not wait for a process that still starts."""
+    with suppress(OSError):  # It has died: `_listen` is about to notice.
+        while (question := outbox.get()) is not None:
+            pipe.send(question)
 
 
 def _run(pipe: Connection, kind: Kind) -> None:
