@@ -115,7 +115,7 @@ class Person:
     """Someone at the page: knows places of photos rather than of the screen."""
 
     def __init__(self, page, url):
-        self.page, self.url, self.troubles = page, url, []
+        self.page, self.url, self.troubles = page, url.rstrip("/") + "/", []
         page.on("console", lambda message: message.type in ("error", "warning") and self.note(message.text))
         page.on("pageerror", lambda error: self.note(str(error)))
 

@@ -88,7 +88,7 @@ def serving(folder, project, rules=None, **more):
     place.listen(1024)
     studio = Studio(Opened(folder, project, **more))
     rules = rules or Rules()
-    server = server_of(make_app(studio, rules))
+    server = server_of(make_app(studio, rules), studio.hub.end)
     thread = threading.Thread(target=server.run, args=([place],))
     thread.start()
     url = f"http://127.0.0.1:{place.getsockname()[1]}"

@@ -27,11 +27,11 @@ JPEG = {"Content-Type": "image/jpeg"}
 
 
 @contextmanager
-def command(*arguments):
+def command(*arguments, **more):
     """Lend a server in a process of its own, as people start it; with a client."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     line = [sys.executable, "-m", "sppnet", "serve", "--no-open", "--port", "0", *map(str, arguments)]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment, **more)
     try:
         url = re.search(r"http://\S+", process.stdout.readline())[0].rstrip("/")
         with httpx.Client(base_url=f"{url}/api/v1/", headers={"Origin": url}, timeout=60) as client:
@@ -100,6 +100,20 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_server_ends_at_once_though_a_page_listens(tmp_path):
+    draw(tmp_path / "photos", 1)
+    with (
+        command(tmp_path / "photos", stderr=subprocess.STDOUT) as (process, client),
+        client.stream("GET", "events") as events,
+    ):
+        process.send_signal(signal.SIGINT)
+        assert list(events.iter_lines()) is not None
+        said, _ = process.communicate(timeout=60)
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert "ERROR" not in said
 
 
 def test_a_port_that_is_taken_says_by_whom(tmp_path):
@@ -259,7 +273,7 @@ def test_annotations_beside_photos_are_taken_in_once(tmp_path):
         served.encoded()
         label_all(served, targets)
     with serving(tmp_path / "photos", tmp_path / "second") as served:
-        project = served.wait(lambda project: project["boxes"])
+        project = served.wait(lambda project: project["notes"])
         assert project["boxes"] == sum(len(target.labels) for target in targets.values())
         assert any("3 photos taken in" in note for note in project["notes"])
         served.put(served.ids()["00.jpg"], [])

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from serving import draw, jpeg, noise, serving
+from sppnet.serve.app import STATIC
 from sppnet.serve.media import MOST_BYTES
 from sppnet.serve.security import Rules, host_name
 
@@ -155,10 +156,13 @@ def test_programs_need_the_token(served):
 
 def test_a_closed_server_shows_nothing_without_the_token(closed):
     with httpx.Client(base_url=closed.url) as stranger:
-        for path in ("/", "/api/v1/project", "/openapi.json", "/api/v1/metrics"):
+        for path in ("/api/v1/project", "/api/v1/photos", "/openapi.json", "/api/v1/metrics", "/nowhere"):
             assert stranger.get(path).status_code == 401
         assert stranger.get("/api/v1/health").status_code == 200
-        assert stranger.get("/?token=wrong").status_code == 401
+        for path in ("/", "/?token=wrong"):
+            page = stranger.get(path)
+            assert page.content == (STATIC / "index.html").read_bytes()
+            assert "set-cookie" not in page.headers
         entered = stranger.get("/?token=correct%20horse")
         assert entered.status_code == 303
         cookie = entered.headers["set-cookie"]

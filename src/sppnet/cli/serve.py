@@ -52,7 +52,7 @@ def serve(
     with bound(host, port) as place, _opened(folder, project, demo) as opened:
         studio = Studio(replace(opened, model=given, annotations=annotations or opened.annotations))
         announce(rules, place.getsockname()[1], browser=not no_open)
-        server_of(make_app(studio, rules)).run([place])
+        server_of(make_app(studio, rules), studio.hub.end).run([place])
 
 
 @contextmanager

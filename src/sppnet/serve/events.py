@@ -17,7 +17,8 @@ class Hub:
     """
 
     def __init__(self) -> None:
-        self._listeners: set[asyncio.Queue[Change]] = set()
+        self._listeners: set[asyncio.Queue[Change | None]] = set()
+        self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -34,18 +35,23 @@ class Hub:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._spread, change)
 
-    def _spread(self, change: Change) -> None:
+    def end(self) -> None:
+        """Let those who listen go, so that the server need not wait for them; called in their loop."""
+        self._ended = True
+        self._spread(None)
+
+    def _spread(self, change: Change | None) -> None:
         for queue in self._listeners:
             if queue.full():
                 queue.get_nowait()
             queue.put_nowait(change)
 
     async def listen(self) -> AsyncIterator[Change]:
-        """Yield changes from now on, until whoever listens leaves."""
-        queue: asyncio.Queue[Change] = asyncio.Queue(_MOST)
+        """Yield changes from now on, until whoever listens leaves or the server ends."""
+        queue: asyncio.Queue[Change | None] = asyncio.Queue(_MOST)
         self._listeners.add(queue)
         try:
-            while True:
-                yield await queue.get()
+            while not self._ended and (change := await queue.get()) is not None:
+                yield change
         finally:
             self._listeners.discard(queue)

@@ -23,7 +23,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
     404: {"model": schema.Failure},
     422: {"model": schema.Failure},
 }
-_ALIVE = 15.0
+_GOING = ("waiting", "running")
 
 
 def studio_of(request: Request) -> Studio:
@@ -137,11 +137,13 @@ async def fit_events(request: Request, fit: str) -> AsyncIterator[ServerSentEven
     changes = studio.hub.listen()
     last = await asyncio.to_thread(studio.fits.get, fit)
     yield ServerSentEvent(event="fit", data=last)
-    while last.state in ("waiting", "running"):
-        change = await anext(changes)
+    if last.state not in _GOING:
+        return
+    async for change in changes:
         if change.fit is not None and change.fit.id == fit:
-            last = change.fit
-            yield ServerSentEvent(event="fit", data=last)
+            yield ServerSentEvent(event="fit", data=change.fit)
+            if change.fit.state not in _GOING:
+                return
 
 
 @api.get("/events", tags=["project"], response_class=EventSourceResponse)

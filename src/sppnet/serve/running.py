@@ -9,7 +9,7 @@ import socket
 import threading
 import urllib.request
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,21 @@ _IDLE = 30
 _SHORTEST = 8
 
 
-def server_of(app: ASGIApp) -> uvicorn.Server:
-    """Return what answers requests with an application; its ``run`` takes the sockets to listen at."""
+def server_of(app: ASGIApp, at_end: Callable[[], None]) -> uvicorn.Server:
+    """Return what answers requests with an application; its ``run`` takes the sockets to listen at.
+
+    Parameters
+    ----------
+    app : ASGI application
+    at_end : callable
+        Called when the server is told to end, before it waits for what it is still answering.
+    """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            at_end()
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app,
@@ -39,7 +51,7 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
         timeout_graceful_shutdown=3,
         ws="none",
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def rules_of(host: str, token: str | None) -> Rules:

@@ -40,8 +40,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-# Of those that say nothing of the project, so that others can see whether the server lives.
-_OPEN = frozenset({"/api/v1/health", "/label-studio/health"})
+# They say nothing of the project: others can see whether the server lives, and the page asks for the token.
+_OPEN = frozenset({"/", "/api/v1/health", "/label-studio/health"})
 # Where nothing is said of keeping an answer, nobody is to keep it.
 _KEEPING = "no-store"
 # Built files have other names when they are others.
@@ -59,7 +59,7 @@ class Rules:
     token : str
         What programs must know to change anything; the page's own requests need not.
     closed : bool
-        Whether whoever does not know the token is shown nothing at all.
+        Whether whoever does not know the token is shown nothing but a page that asks for it.
     """
 
     host: str = "127.0.0.1"
@@ -202,7 +202,8 @@ class Guard:
         if not self.rules.names(host_name(host)):
             return 421, f"found the host {host_name(host)!r}, expected a name of this server"
         known = self.rules.knows(headers)
-        if self.rules.closed and not known and path not in _OPEN:
+        shown = path in _OPEN or path.startswith(_FILES)
+        if self.rules.closed and not known and not shown:
             return 401, "found no token, expected that of the server: open the address that it printed"
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         if origin is not None and origin != f"{scheme}://{host}":

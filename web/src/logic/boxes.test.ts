@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { Box } from "../server/types";
-import { between, clip, covered, framed, handleAt, isDrawn, moved, overlap, resized, smallestAt } from "./boxes";
+import { between, clip, covered, framed, handleAt, isDrawn, moved, nudged, overlap, resized, smallestAt } from "./boxes";
 
 const PHOTO = { width: 100, height: 80 };
 
@@ -17,6 +17,15 @@ describe("boxes", () => {
   it("turns over when a corner is dragged past the other", () => {
     expect(resized([10, 10, 30, 40], "se", -25, 0, PHOTO)).toEqual([5, 10, 10, 40]);
     expect(resized([10, 10, 30, 40], "n", 7, -4, PHOTO)).toEqual([10, 6, 30, 40]);
+  });
+
+  it("follows the arrows, and never vanishes", () => {
+    const arrow = (key: string, more = {}) => ({ key, shiftKey: false, altKey: false, ...more });
+    expect(nudged([10, 10, 30, 40], arrow("ArrowLeft"), PHOTO)).toEqual([9, 10, 29, 40]);
+    expect(nudged([10, 10, 30, 40], arrow("ArrowDown", { shiftKey: true }), PHOTO)).toEqual([10, 20, 30, 50]);
+    expect(nudged([10, 10, 30, 40], arrow("ArrowRight", { altKey: true }), PHOTO)).toEqual([10, 10, 31, 40]);
+    expect(nudged([10, 10, 14, 40], arrow("ArrowLeft", { altKey: true }), PHOTO)).toEqual([10, 10, 14, 40]);
+    expect(nudged([10, 10, 30, 40], arrow("b"), PHOTO)).toBe(null);
   });
 
   it("overlaps as shared over joined area", () => {

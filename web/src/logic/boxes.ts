@@ -49,6 +49,21 @@ export function resized(box: Box, handle: Handle, dx: number, dy: number, photo:
   return clip(between({ x: west, y: north }, { x: east, y: south }), photo);
 }
 
+const STEPS: Record<string, [number, number]> = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+const FAST = 10;
+
+type Arrow = Pick<KeyboardEvent, "key" | "shiftKey" | "altKey">;
+
+/** What an arrow makes of a box: moved by a pixel, by ten with Shift, its lower right corner alone with Alt; null for other keys. */
+export function nudged(box: Box, { key, shiftKey, altKey }: Arrow, photo: Size): Box | null {
+  const step = STEPS[key];
+  if (!step) return null;
+  const [dx, dy] = step.map((pixels) => pixels * (shiftKey ? FAST : 1)) as [number, number];
+  const next = rounded(altKey ? resized(box, "se", dx, dy, photo) : moved(box, dx, dy, photo));
+  return isDrawn(next) ? next : box;
+}
+
 export const isDrawn = (box: Box) => width(box) >= SMALLEST && height(box) >= SMALLEST;
 
 export function rounded(box: Box): Box {
