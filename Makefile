@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-serve coverage lint types format docs page wheel backbone imagenet pyramid animals clean
+.PHONY: demo test coverage lint types format docs page wheel backbone imagenet pyramid animals clean
 
 # Tests run in a process for each core; each process keeps to one core (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
@@ -13,10 +13,6 @@ demo: .venv/run
 
 test: .venv/test lint types docs
 	$(PYTEST)
-
-# Servers of several processes and the page in Chromium, one test after another; they are left out of `make test`.
-test-serve: .venv/test
-	SPPNET_TEST_SERVE=1 $(BIN)/python -m pytest tests/serve
 
 # The share of lines that the tests run: in all, and of every file below 95 %. Apart from `make test`, which it makes
 # a fifth slower before Python 3.12. Compiled functions do not count: numba runs them, unseen.

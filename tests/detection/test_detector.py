@@ -932,9 +932,9 @@ def test_what_cannot_be_compressed(detector, headed):
         headed.compressed((4, 49))
 
 
-def small_objectness():
+def small_objectness(steps=240):
     return Objectness(
-        sizes=(0.5, 1.0), aspects=(1.0,), reference=100, width=32, kernel=3, limit=60, steps=240, lr=5e-3
+        sizes=(0.5, 1.0), aspects=(1.0,), reference=100, width=32, kernel=3, limit=60, steps=steps, lr=5e-3
     )
 
 
@@ -1090,7 +1090,7 @@ def test_the_photos_of_a_fit_are_kept_in_the_file(detector, saved, training):
 
 
 def test_a_fit_changes_none_of_its_arguments(backbone, few, cache):
-    tuning, objectness = Tuning("4", 2, 8, width=8, windows=8, epochs=1), small_objectness()
+    tuning, objectness = Tuning("4", 2, 8, width=8, windows=8, epochs=1), small_objectness(8)
     made = Detector(**SETTINGS, tuning=tuning, objectness=objectness)
     settings, before = made.get_params(), backbone.digest
     _, windows, targets = few
