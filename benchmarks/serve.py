@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from common import commit, machine, table, write_json
+from sppnet.serve import regions
 from sppnet.serve.demo import scene
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -176,6 +177,26 @@ def search(args: argparse.Namespace) -> list[Row]:
         ("similar regions in 40 photos", shown, "100 ms"),
         ("40 photos encoded after", f"{ready:.1f} s", ""),
     ]
+
+
+def many_regions(args: argparse.Namespace) -> list[Row]:
+    """Regions that are like one, of 10,000 photos: the index by itself, with vectors drawn at random."""
+    random = np.random.default_rng(0)
+    count, length = 10_000, regions.LENGTH
+    with TemporaryDirectory() as place:
+        index = regions.RegionIndex(Path(place) / "regions.sqlite")
+        for photo in range(count):
+            vectors = random.standard_normal((regions.WINDOWS, length)).astype(np.float16)
+            boxes = np.sort(random.integers(0, 480, (regions.WINDOWS, 2, 2)), axis=1).reshape(-1, 4)
+            index._append(f"{photo}", "", boxes.astype(np.float32), vectors)
+        seconds = []
+        for _ in range(6):
+            query = random.standard_normal((1, length)).astype(np.float32)
+            begun = time.perf_counter()
+            index.nearest(query / np.linalg.norm(query), "0", (0, 0, 50, 50), 50)
+            seconds.append(time.perf_counter() - begun)
+    shown = f"{seconds[0]:.2f} s the first, {statistics.median(seconds[1:]):.2f} s the median"
+    return [(f"similar regions in {count:,} photos, {count * regions.WINDOWS:,} vectors", shown, "")]
 
 
 def fits(args: argparse.Namespace) -> list[Row]:
@@ -371,6 +392,7 @@ def session(args: argparse.Namespace) -> list[Row]:
 PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "start": start,
     "search": search,
+    "many": many_regions,
     "fits": fits,
     "large": large,
     "detect": detect,

@@ -29,6 +29,7 @@ WINDOWS = 200
 _A_PHOTO = 3
 _OVERLAP = 0.3
 _PART = 65536
+_MORE = 1.1
 _POOLING = WindowPooling((SIDE,), (3, 2, 1))
 _VERSION = 2
 
@@ -54,8 +55,9 @@ class RegionIndex:
         self._boxes = np.zeros((0, 4), np.float32)
         self._vectors = np.zeros((0, LENGTH), np.float16)
         self._used = 0
-        # Of how many vectors the mean is known, it, and the lengths of all about it.
-        self._known, self._centre, self._lengths = -1, np.zeros(LENGTH, np.float32), np.zeros(0, np.float32)
+        # The mean of so many vectors, and the lengths of vectors about it.
+        self._averaged, self._centre = 0, np.zeros(LENGTH, np.float32)
+        self._lengths = np.zeros(0, np.float32)
         self._load()
 
     def _prepare(self) -> None:
@@ -141,22 +143,20 @@ class RegionIndex:
             return self._projection
 
     def _mean(self) -> Vectors:
-        """Return the mean of all vectors; it is computed anew where there are others than before."""
+        """Return the mean of all vectors; it is computed anew where there are more by a tenth."""
         with self._lock:
-            if self._known != self._used:
+            if self._used > _MORE * self._averaged:
                 known = self._vectors[: self._used]
                 sample = known[:: max(1, len(known) // 4096)].astype(np.float32)
-                self._centre = sample.mean(axis=0) if len(known) else np.zeros(LENGTH, np.float32)
-                self._lengths = np.concatenate(
-                    [np.zeros(0, np.float32)]
-                    + [np.linalg.norm(part - self._centre, axis=1) for _, part in self._parts()]
-                )
-                self._known = self._used
+                self._averaged, self._centre = self._used, sample.mean(axis=0)
+                self._lengths = np.zeros(0, np.float32)
+            new = [np.linalg.norm(part - self._centre, axis=1) for _, part in self._parts(len(self._lengths))]
+            self._lengths = np.concatenate([self._lengths, *new])
             return self._centre
 
-    def _parts(self) -> Iterator[tuple[slice, Vectors]]:
+    def _parts(self, first: int = 0) -> Iterator[tuple[slice, Vectors]]:
         """Yield places of vectors, and these in single precision, a bounded number at once."""
-        for start in range(0, self._used, _PART):
+        for start in range(first, self._used, _PART):
             place = slice(start, min(start + _PART, self._used))
             yield place, self._vectors[place].astype(np.float32)
 
