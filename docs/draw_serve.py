@@ -1,13 +1,9 @@
-"""Draw the pictures of `docs/serve.md`: the page in Chromium, as a person has it who makes a detector. Run as::
-
-python docs/draw_serve.py
-"""
+"""Draw the pictures of docs/serve.md, the page as a person sees it: python docs/draw_serve.py."""
 
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
@@ -21,6 +17,7 @@ _PAUSE = 2500
 
 
 def main() -> None:
+    """Make a detector of two classes, and write what is seen on the way."""
     with TemporaryDirectory() as place, sync_playwright() as playwright:
         truth = draw_scenes(Path(place) / "scenes", 24)
         server = Server(Path(place) / "scenes").start()
@@ -41,12 +38,9 @@ def main() -> None:
 
 
 def shoot(page: Page, name: str) -> None:
-    """Write what is seen in few colours, as a small file."""
+    """Write what is seen."""
     page.wait_for_timeout(_PAUSE)
-    path = HERE / f"{name}.png"
-    page.screenshot(path=path)
-    with Image.open(path) as picture:
-        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    page.screenshot(path=HERE / f"{name}.jpg", type="jpeg", quality=80)
 
 
 if __name__ == "__main__":
