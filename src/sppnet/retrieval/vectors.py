@@ -353,14 +353,16 @@ class VectorWriter:
         return table
 
 
+def rows_by_name(table: VectorTable) -> dict[str, slice]:
+    """Return the rows of each image, which lie together."""
+    starts = [i for i, name in enumerate(table.names) if not i or name != table.names[i - 1]]
+    ends = [*starts[1:], len(table)]
+    return {table.names[start]: slice(start, end) for start, end in zip(starts, ends, strict=False)}
+
+
 def _boxes_by_name(tables: Sequence[VectorTable]) -> dict[str, Boxes]:
-    """Return the boxes of each image; its rows lie together."""
-    found: dict[str, Boxes] = {}
-    for table in tables:
-        starts = [i for i, name in enumerate(table.names) if not i or name != table.names[i - 1]]
-        for start, end in zip(starts, [*starts[1:], len(table)], strict=True):
-            found[table.names[start]] = table.boxes[start:end]
-    return found
+    """Return the boxes of each image."""
+    return {name: table.boxes[rows] for table in tables for name, rows in rows_by_name(table).items()}
 
 
 def parts_folder(path: Path) -> Path:
