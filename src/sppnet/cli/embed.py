@@ -49,7 +49,8 @@ def embed(
     """Write a vector for each image, or each of your boxes; a run that was stopped goes on."""
     from sppnet.retrieval.embed import embed
     from sppnet.retrieval.embedder import Embedder
-    from sppnet.retrieval.shards import is_shards, join_shards
+    from sppnet.retrieval.shards import is_shards
+    from sppnet.retrieval.vectors import join_shards
 
     if sources and is_shards(sources[0]):
         print(f"{out}: {join_shards(sources[0], out)} vectors of {sources[0]}")

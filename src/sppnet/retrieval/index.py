@@ -28,7 +28,8 @@ from sppnet.retrieval.manifest import FORMAT, MANIFEST, VERSION, damage, file_fa
 from sppnet.retrieval.neighbours import Graph, Listed, check_count, read_neighbours, with_room
 from sppnet.retrieval.regions import AHEAD, Describing, Regions, changes, fitted_on_regions, image_stamps
 from sppnet.retrieval.shards import EMBEDDER, shard_tables
-from sppnet.retrieval.vectors import pack_names, rows_by_name, unpack_names
+from sppnet.retrieval.tables import rows_by_name
+from sppnet.retrieval.vectors import pack_names, unpack_names
 from sppnet.storage import atomic_path, write_tensors
 
 SETTINGS: Mapping[str, Any] = {"output_stride": 16, "scales": (320,), "levels": (2, 1), "pca": 256}

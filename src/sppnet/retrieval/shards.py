@@ -12,16 +12,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sppnet.errors import SppnetError, check_extra
-from sppnet.retrieval.embedder import Embedder, Vectors
-from sppnet.retrieval.jobs import Job
-from sppnet.retrieval.vectors import VectorTable, join_files, join_tables, write_vectors
+from sppnet.retrieval.tables import VectorTable, join_tables
 from sppnet.storage import atomic_path, read_json, write_json
+
+if TYPE_CHECKING:
+    from sppnet.retrieval.embedder import Embedder, Vectors
+    from sppnet.retrieval.jobs import Job
 
 FORMAT, VERSION = "sppnet-shards", 1
 SUFFIX = ".parquet"
@@ -197,26 +198,6 @@ def shard_tables(folder: str | Path) -> Iterator[VectorTable]:
             "the same sppnet embed goes on"
         )
     return map(_read, paths)
-
-
-def join_shards(folder: str | Path, out: str | Path) -> int:
-    """Make a file of vectors of a folder of shards, one after the other, and return the number of rows.
-
-    Raises
-    ------
-    SppnetError
-        As `read_shards`.
-    OSError
-        If it cannot be written.
-    """
-    out, tables = Path(out), shard_tables(folder)
-    embedder = Embedder.load(Path(folder) / EMBEDDER)
-    with TemporaryDirectory(prefix=".sppnet-", dir=out.parent) as place:
-        parts = []
-        for i, table in enumerate(tables):
-            parts.append(Path(place) / f"{i}.safetensors")
-            write_vectors(parts[-1], table, embedder, projection=False)
-        return join_files(out, parts, embedder)
 
 
 def _joined(found: Sequence[tuple[Job, Vectors]], length: int, kind: Any) -> VectorTable:
