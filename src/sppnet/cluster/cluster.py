@@ -11,6 +11,7 @@ from sppnet.cluster.connection import LOCAL, check_nodes, connect, cores
 from sppnet.cluster.rounds import Rounds
 from sppnet.errors import SppnetError
 from sppnet.parallel import Item, Result, Work
+from sppnet.remote import address_of
 
 
 class Cluster:
@@ -49,9 +50,7 @@ class Cluster:
         there = cores()
         if there < (workers or 1):
             self.close()
-            raise SppnetError(
-                f"{address}: found {there} cores, expected one for each of {workers or 1} workers"
-            )
+            raise SppnetError(f"{address}: found {there} cores, expected {workers or 1}, one for each worker")
         self.workers = workers or there
 
     def __enter__(self) -> Cluster:
@@ -100,6 +99,6 @@ def _samples(items: Iterable[object]) -> list[Path]:
     for item in items:
         first = item[0] if isinstance(item, tuple) and item else item
         for path in getattr(item, "files", (first,)):
-            if isinstance(path, Path):
+            if isinstance(path, Path) and address_of(path) is None:
                 folders.setdefault(path.absolute().parent, path.absolute())
     return list(folders.values())

@@ -21,14 +21,12 @@ from sppnet.parallel import Item, Result, Work
 _BLOCK = 8
 # Blocks that wait at a worker, beside the one in work.
 _READY = 2
-# A thing on which so many workers died, one after the other, is given up.
-_DEATHS = 3
+# A thing is given up when so many workers that had nothing else in hand died, one after the other.
+_DEATHS = 2
 # Results that may wait for one before them; then what is missing is done first.
 _AHEAD = 1024
 # Deaths in a round, for each worker, after which it is looked into.
 _PATIENCE = 8
-# One core a worker: the libraries that it calls must not take those of others.
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 # What of this process' environment counts in a worker, too.
 _KEPT = ("SPPNET_MAX_PIXELS", "XDG_CACHE_HOME")
 
@@ -54,8 +52,8 @@ class Rounds(Generic[Item, Result]):
     def results(self) -> Iterator[Result]:
         """Yield the result of each thing, in their order.
 
-        What a worker had in hand when it died is done by another. A thing on which three died, with nothing
-        else in hand, is given up: it raises a `SppnetError` at its place.
+        What a worker had in hand when it died is done by another. A thing on which then two more died, who
+        had nothing else in hand, is given up: it raises a `SppnetError` at its place.
 
         Raises
         ------
@@ -87,8 +85,8 @@ class Rounds(Generic[Item, Result]):
             if not lost:
                 return
         raise SppnetError(
-            f"{_name(self.items[lost[0]])}: found that {_DEATHS} workers died of it, one after the other, "
-            "expected none to; leave it out, or let fewer work on a machine, each with more memory"
+            f"{_name(self.items[lost[0]])}: found that {_DEATHS + 1} workers died of it, one after the "
+            "other, expected none to; leave it out, or let fewer work on a machine, each with more memory"
         )
 
     def _block(self, count: int) -> int:
@@ -125,10 +123,7 @@ class Rounds(Generic[Item, Result]):
         context.enable_progress_bars = context.print_on_execution_start = False
         context.max_errored_blocks = deaths
         size = min(self.workers, len(places))
-        threads = dict.fromkeys(_THREADS, "1")
-        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        # Retried by hand: Ray would wait for a core of a machine that is gone, and try for ever.
-        options = {"max_task_retries": 0, "runtime_env": {"env_vars": threads | kept}}
+        place = _Place(os.getcwd(), {name: os.environ[name] for name in _KEPT if name in os.environ})
         return dataset.map_batches(
             _Worker,
             batch_size=block,
@@ -136,19 +131,45 @@ class Rounds(Generic[Item, Result]):
                 size=size, max_tasks_in_flight_per_actor=_READY if deaths >= 0 else 1
             ),
             num_cpus=1,
-            fn_constructor_args=(_pickled(self.work), os.getcwd()),
-            ray_remote_args_fn=lambda: options,
+            fn_constructor_args=(_pickled(self.work), place),
+            # Retried by hand: Ray would wait for a core of a machine that is gone, and try for ever.
+            ray_remote_args_fn=lambda: {"max_task_retries": 0},
         )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where work is asked for: what a worker takes over of that process.
+
+    Attributes
+    ----------
+    folder : str
+        Its working directory: paths may be relative.
+    environment : dict of str to str
+        Of its environment what counts in a worker.
+    """
+
+    folder: str
+    environment: dict[str, str]
+
+    def enter(self) -> None:
+        """Make this process such a place, of one core: others have the other cores of the machine."""
+        import cv2
+        from threadpoolctl import threadpool_limits
+
+        os.environ.update(self.environment, OMP_NUM_THREADS="1")
+        threadpool_limits(1)
+        cv2.setNumThreads(1)
+        # Where no path is relative, the folder need not be there.
+        with suppress(OSError):
+            os.chdir(self.folder)
 
 
 class _Worker:
     """Does the work on the things of a block; lives in a process of its own."""
 
-    def __init__(self, work: bytes, folder: str) -> None:
-        self.work = work
-        # Paths may be relative; where all are not, the folder need not be there.
-        with suppress(OSError):
-            os.chdir(folder)
+    def __init__(self, work: bytes, place: _Place) -> None:
+        self.work, self.place = work, place
         self.function: Callable[[Any], Any] | None = None
 
     def __call__(self, block: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -161,9 +182,7 @@ class _Worker:
         """Return whether all went well, and the result or else what was raised."""
         try:
             if self.function is None:
-                import cv2
-
-                cv2.setNumThreads(1)
+                self.place.enter()
                 self.function = pickle.loads(self.work).open()
             return True, self.function(pickle.loads(content))
         except Exception as error:  # a bug, too, is told of where the results are taken
