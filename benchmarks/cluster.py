@@ -189,7 +189,9 @@ def lose_machine(paths: Sequence[Path], place: Path, per_shard: int) -> dict[str
 
     def met(done: int) -> None:
         if done >= count // 4 and not gone:
-            gone.append(sorted(machines.worker_nodes, key=str)[0])
+            # Not the one that this process itself is on.
+            own = ray.get_runtime_context().get_node_id()
+            gone.append(next(node for node in machines.worker_nodes if node.node_id != own))
             machines.remove_node(gone[0], allow_graceful=False)
 
     log = place / "begun"

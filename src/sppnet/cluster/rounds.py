@@ -99,15 +99,20 @@ class Rounds(Generic[Item, Result]):
         """
         if not places:
             return
+        from ray.exceptions import RayError
+
         dataset = self._dataset(places, block, deaths)
         batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0))
         while True:
             try:
                 batch = next(batches, None)
-            except Exception as error:
-                if not _lost_workers(error):
-                    raise
-                return
+            except RayError as error:
+                if deaths >= 0:
+                    return
+                reason = str(error).strip().partition("\n")[0]
+                raise SppnetError(
+                    f"found that the cluster failed ({reason}), expected it to go on; what is done is kept"
+                ) from error
             if batch is None:
                 return
             for place, content in zip(batch["place"].tolist(), batch["content"], strict=True):
@@ -198,18 +203,9 @@ def _opened(content: bytes) -> Any:
     return value
 
 
-def _lost_workers(error: BaseException | None) -> bool:
-    """Tell the deaths of workers from bugs."""
-    from ray.exceptions import RayActorError, RaySystemError
-
-    return error is not None and (
-        isinstance(error, RayActorError | RaySystemError) or _lost_workers(error.__cause__)
-    )
-
-
 def _name(item: object) -> object:
-    """Return what a thing is called: a file, or the first of several values."""
-    return item[0] if isinstance(item, tuple) and item else item
+    """Return what a thing is called: a file, that of its own, or the first of several values."""
+    return item[0] if isinstance(item, tuple) and item else getattr(item, "path", item)
 
 
 def _pickled(value: object) -> bytes:
