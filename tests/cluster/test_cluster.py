@@ -1,8 +1,10 @@
 """Work on a cluster of four machines, which this one plays: results as without, whoever dies."""
 
 import os
+import pickle
 import signal
 import socket
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import threadpoolctl
 
 from sppnet.cluster import Cluster, connection
+from sppnet.cluster.rounds import _opened, _Place, _Worker
 from sppnet.detection.detector import Detector
 from sppnet.errors import SppnetError
 from sppnet.images import read_image, write_image
@@ -136,6 +139,15 @@ def test_a_bug_shows_where_it_was(machines):
     with Cluster(workers=1) as cluster, pytest.raises(TypeError) as caught:
         list(cluster.stream(Deadly(Path(), (), 0), ["a"]))
     assert "in square" in caught.value.__notes__[0]
+
+
+def test_a_result_that_cannot_be_sent_is_a_bug():
+    worker = _Worker(b"", _Place(".", {}))
+    worker.function = lambda _: threading.Lock()
+    with pytest.raises(TypeError, match="pickle"):
+        _opened(worker.answer(pickle.dumps(1)))
+    worker.function = lambda number: number + 1
+    assert _opened(worker.answer(pickle.dumps(1))) == 2
 
 
 def test_a_machine_that_is_gone_changes_nothing(machines, tmp_path):

@@ -180,20 +180,20 @@ class _Worker:
     def __call__(self, block: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         contents = np.empty(len(block["content"]), object)
         for i, content in enumerate(block["content"]):
-            contents[i] = pickle.dumps(self._result(content), pickle.HIGHEST_PROTOCOL)
+            contents[i] = self.answer(content)
         return {"place": block["place"], "content": contents}
 
-    def _result(self, content: bytes) -> tuple[bool, Any]:
-        """Return whether all went well, and the result or else what was raised."""
+    def answer(self, content: bytes) -> bytes:
+        """Return, pickled, whether all went well, and the result of a thing or else what was raised."""
         try:
             if self.function is None:
                 self.place.enter()
                 self.function = pickle.loads(self.work).open()
-            return True, self.function(pickle.loads(content))
+            return _pickled((True, self.function(pickle.loads(content))))
         except Exception as error:  # a bug, too, is told of where the results are taken
             if not isinstance(error, SppnetError | OSError):
                 error.add_note(f"in a worker:\n{traceback.format_exc()}")
-            return False, error
+            return _pickled((False, error))
 
 
 def _opened(content: bytes) -> Any:
