@@ -135,9 +135,9 @@ def test_a_thing_that_kills_every_worker_is_named(machines, tmp_path):
             next(stream)
 
 
-def test_a_bug_shows_where_it_was(machines):
+def test_a_bug_shows_where_it_was(machines, tmp_path):
     with Cluster(workers=1) as cluster, pytest.raises(TypeError) as caught:
-        list(cluster.stream(Deadly(Path(), (), 0), ["a"]))
+        list(cluster.stream(Deadly(tmp_path, (), 0), ["a"]))
     assert "in square" in caught.value.__notes__[0]
 
 
