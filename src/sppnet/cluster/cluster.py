@@ -87,8 +87,10 @@ class Cluster:
             three workers died of an item, one after the other.
         """
         given = list(items)
+        if not given:
+            return iter(())
         check_nodes(_samples(given))
-        if 0 < len(given) < self.workers:
+        if len(given) < self.workers:
             warnings.warn(f"found {self.workers} workers for {len(given)} images: as many work", stacklevel=2)
         return Rounds(work, given, self.workers).results()
 

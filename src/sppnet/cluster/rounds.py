@@ -19,7 +19,7 @@ from sppnet.parallel import Item, Result, Work
 
 # Things that a worker takes at a time: few, so that little is done twice where one dies.
 _BLOCK = 8
-# Blocks that wait at a worker, beside the one in work.
+# Blocks that a worker has in hand: one in work, and the next.
 _READY = 2
 # A thing is given up when so many workers that had nothing else in hand died, one after the other.
 _DEATHS = 2
@@ -60,8 +60,8 @@ class Rounds(Generic[Item, Result]):
         Whatever the work raises in a worker.
         """
         known: dict[int, Result] = {}
-        left, place = list(range(len(self.items))), 0
-        while left:
+        left, place, dead = list(range(len(self.items))), 0, None
+        while left and dead is None:
             last = -1
             for i, result in self._round(left, self._block(len(left)), _PATIENCE * self.workers):
                 known[i], last = result, max(last, i)
@@ -71,23 +71,23 @@ class Rounds(Generic[Item, Result]):
                 if len(known) > _AHEAD:
                     break
             left = [i for i in left if i >= place and i not in known]
-            self._retry([i for i in left if i < last] or left[: self._block(len(left))], known)
+            dead = self._retry([i for i in left if i < last] or left[: self._block(len(left))], known)
             while place in known:
                 yield known.pop(place)
                 place += 1
             left = [i for i in left if i >= place and i not in known]
+        if dead is not None:
+            raise SppnetError(
+                f"{_name(self.items[dead])}: found that {_DEATHS + 1} workers died of it, one after the "
+                "other, expected none to; leave it out, or let fewer work on a machine, each with more memory"
+            )
 
-    def _retry(self, lost: Sequence[int], known: dict[int, Result]) -> None:
-        """Do what was lost one by one, so that who died of what shows."""
+    def _retry(self, lost: Sequence[int], known: dict[int, Result]) -> int | None:
+        """Do what was lost one by one, so that it shows who died of what; return the first that is deadly."""
         for _ in range(_DEATHS):
             known.update(self._round(lost, 1, -1))
             lost = [i for i in lost if i not in known]
-            if not lost:
-                return
-        raise SppnetError(
-            f"{_name(self.items[lost[0]])}: found that {_DEATHS + 1} workers died of it, one after the "
-            "other, expected none to; leave it out, or let fewer work on a machine, each with more memory"
-        )
+        return lost[0] if lost else None
 
     def _block(self, count: int) -> int:
         return max(1, min(_BLOCK, count // (2 * self.workers)))
