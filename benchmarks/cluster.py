@@ -44,7 +44,10 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class Stamped:
-    """A work whose results come with their stamps; a line in `log` says that one was begun."""
+    """A work whose results come with their stamps; a line in `log` says that a shard was begun.
+
+    One that is there already, as the machine was lost that had made it, is not made again.
+    """
 
     work: Any
     log: Path | None = None
@@ -54,7 +57,7 @@ class Stamped:
 
         def stamped(item: Any) -> tuple[Stamp, Any]:
             begun = time.monotonic()
-            if self.log is not None:
+            if self.log is not None and not item.path.exists():
                 with self.log.open("a") as file:
                     file.write(f"{item.path.name}\n")
             result = function(item)
