@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sppnet.arrays import Boxes, FloatArray, IntArray, like, to_numpy
-from sppnet.boxes import Detections
 from sppnet.detection.calibration import Calibration
 from sppnet.detection.folds import Folds, choose_folds, shown_classes
+from sppnet.detection.gathering import Halves, drop_duplicates, find, later_negatives, pool_first
 from sppnet.detection.head import Head, activate
-from sppnet.detection.postprocess import LEAST_JOINT_SCORE, LEAST_SCORE, postprocess
+from sppnet.detection.postprocess import LEAST_JOINT_SCORE, LEAST_SCORE
 from sppnet.detection.quality import Learned, Quality, learn_scores, unmeasured
 from sppnet.detection.sampling import Examples, Plan, SamplingRules, plan_images
 from sppnet.detection.svm import Labelled, LinearSVMs, MiningSettings, mine_hard_negatives
@@ -31,10 +31,8 @@ from sppnet.images import photo_keys
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import Objectness
 from sppnet.proposals.odds import told, with_told
-from sppnet.regression import BoxRegression, encode_deltas, fit_ridges
+from sppnet.regression import BoxRegression, fit_ridges
 from sppnet.rpn.settings import Joint
-
-Halves = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -329,22 +327,9 @@ def scores_learned(
         fold = int(folds.numbers[i])
         encoded = stores[fold](examples.images[i], work.timer)
         with work.timer("measuring"):
-            found.append(_found(models[fold], encoded, examples.windows[i], settings))
+            found.append(find(models[fold], encoded, examples.windows[i], settings))
     targets = [examples.targets[i] for i in rows]
     return learn_scores(found, targets, examples.classes, folds.learned[folds.numbers[rows]], folds.count)
-
-
-def _found(model: Fitted, encoded: EncodedImage, windows: Boxes, settings: FitSettings) -> Detections:
-    """Detect in one image, with scores of the SVMs."""
-    if settings.maps and model.objectness is not None:
-        windows = model.objectness.propose(encoded).boxes
-    windows = np.asarray(windows, np.float32).reshape(-1, 4)
-    if encoded.windows is not None:
-        windows = encoded.windows.boxes
-    pooled = settings.pooling(encoded, windows)
-    boxes, scores = model.score(pooled, windows, settings.layer, own=encoded.windows)
-    nms_iou, limit = settings.nms_iou, settings.limit
-    return postprocess(boxes, scores, model.classes, encoded.size, nms_iou, model.least_score, limit)
 
 
 def _with_own_windows(examples: Examples, settings: FitSettings, backbone: Backbone, work: Work) -> Examples:
@@ -513,30 +498,19 @@ class _Learning:
         positives, start = [], []
         regression = [_Moves() for _ in self.examples.classes]
         for i, plan in self._tracked(plans, "Computing feature maps"):
-            encoded = self._encoded(i)
+            encoded, pooling = self._encoded(i), self.settings.pooling
             if self.settings.sampling.negatives == "released":
-                self._drop_duplicates(plan, encoded)
-            wanted = np.concatenate(
-                [np.arange(len(plan.labels)), plan.start, np.flatnonzero(plan.fitted >= 0)]
-            )
+                drop_duplicates(plan, encoded, pooling)
             with self.work.timer("pooling"):
-                features = to_numpy(self.settings.pooling(encoded, plan.boxes[wanted])).astype(np.float16)
-            first, second = len(plan.labels), len(plan.labels) + len(plan.start)
-            positives.append(features[:first].copy())
-            start.append(features[first:second].copy())
-            rest = wanted[second:]
-            for k in np.unique(plan.fitted[rest]):
-                mine = np.flatnonzero(plan.fitted[rest] == k)
-                regression[k].features.append(features[second:][mine])
-                regression[k].deltas.append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
+                vectors = pool_first(plan, encoded, pooling)
+            positives.append(vectors.positives)
+            start.append(vectors.start)
+            for k in np.unique(vectors.kinds):
+                mine = vectors.kinds == k
+                regression[k].features.append(vectors.moves[mine])
+                regression[k].deltas.append(vectors.deltas[mine])
                 regression[k].folds.append(int(self.folds.numbers[i]))
         return _Gathered(np.concatenate(positives), np.concatenate(start), regression)
-
-    def _drop_duplicates(self, plan: Plan, encoded: EncodedImage) -> None:
-        """Leave one negative of the windows that cover the same cells at the same scale."""
-        duplicate = np.ones(len(plan.boxes), dtype=bool)
-        duplicate[self.settings.pooling.distinct(encoded, plan.boxes)] = False
-        plan.negative[duplicate] = False
 
     def _regress(
         self, k: int, moves: _Moves, scale: float
@@ -618,9 +592,7 @@ class _Learning:
             encoded = self._encoded(i)
             with self.work.timer("pooling"):
                 features = self.settings.pooling(encoded, plan.boxes)
-            negative = plan.negative.copy()
-            negative[plan.start] = False  # These are in the training set from the start.
-            yield Labelled(features, negative, int(self.folds.numbers[i]))
+            yield Labelled(features, later_negatives(plan), int(self.folds.numbers[i]))
 
 
 def _mean_norm(vectors: npt.NDArray[np.float32]) -> float:
