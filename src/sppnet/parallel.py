@@ -1,4 +1,8 @@
-"""Work on many things with several threads, in their order and in bounded memory."""
+"""Work on many things in their order and in bounded memory: by threads here, or by whoever else runs it.
+
+What is done with each thing is a `Work`, which can be sent elsewhere; who does it is a `Runner`. `Threads` is
+the runner of this process, `sppnet.cluster.Cluster` that of many machines.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,72 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Ready = TypeVar("Ready")
+_Item = TypeVar("_Item", contravariant=True)
+_Result = TypeVar("_Result", covariant=True)
+
+
+class Work(Protocol[_Item, _Result]):
+    """What is done with each of many things: a value that can be pickled."""
+
+    def open(self) -> Callable[[_Item], _Result]:
+        """Return the function of one thing; called once in each process, it does what takes long there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Staged(Generic[Item, Ready, Result]):
+    """A function in two stages, of which threads do the first for the next things.
+
+    Attributes
+    ----------
+    first : callable
+        Makes of a thing what the second stage takes: reads a file, say.
+    second : callable
+        Makes the result of that, one thing at a time.
+    """
+
+    first: Callable[[Item], Ready]
+    second: Callable[[Ready], Result]
+
+    def __call__(self, item: Item) -> Result:
+        """Return the result of a thing."""
+        return self.second(self.first(item))
+
+
+class Runner(Protocol):
+    """Who does work."""
+
+    def stream(self, work: Work[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield the result of each item, in their order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Threads:
+    """The runner of this process.
+
+    Attributes
+    ----------
+    count : int
+        How many threads work at once. Of `Staged` work they do the first stage, and the caller's thread does
+        the second as it takes the results.
+    """
+
+    count: int
+
+    def stream(self, work: Work[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield the result of each item, in their order, a few of them ahead; as `in_order` does."""
+        function = work.open()
+        if isinstance(function, Staged):
+            return map(function.second, in_order(function.first, items, self.count))
+        return in_order(function, items, self.count)
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:

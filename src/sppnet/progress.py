@@ -34,6 +34,10 @@ class StageTimer:
     _running: threading.local = field(default_factory=threading.local, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
+    def __reduce__(self) -> tuple[type[StageTimer], tuple[dict[str, float]]]:
+        """Tell pickle of the seconds so far: another process counts on its own."""
+        return StageTimer, (dict(self.seconds),)
+
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Count the time spent in the ``with`` block towards `stage`."""

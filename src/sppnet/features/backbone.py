@@ -154,13 +154,14 @@ class Backbone:
         """Compile the network now; an error says what the runtime lacks."""
         self._run  # noqa: B018
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has, in another process, too: all but what is computed of it."""
+        computed = ("_run", "parameters", "sides", "smallest")
+        return {name: value for name, value in vars(self).items() if name not in computed} | {"_first": True}
+
     def _copy(self) -> Backbone:
         """Return the same backbone, to be changed or compiled anew."""
-        other = copy.copy(self)
-        for computed in ("_run", "parameters"):
-            other.__dict__.pop(computed, None)
-        other._first = True
-        return other
+        return copy.copy(self)
 
     def retuned(self, state: Mapping[str, FloatArray]) -> Backbone:
         """Return the backbone with weights replaced by those of a state.
