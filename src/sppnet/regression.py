@@ -18,7 +18,6 @@ from array_api_compat import array_namespace
 from sppnet.arrays import Boxes, FloatArray, to_numpy
 from sppnet.linear import Linear
 
-
 # Examples whose products are summed up at once.
 _AT_ONCE = 2048
 

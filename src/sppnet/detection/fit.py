@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sppnet.arrays import Boxes, FloatArray, IntArray, like, to_numpy
+from sppnet.boxes import Target
 from sppnet.detection.calibration import Calibration
 from sppnet.detection.folds import Folds, choose_folds, shown_classes
 from sppnet.detection.gathering import Halves, drop_duplicates, find, later_negatives, pool_first
@@ -28,6 +29,7 @@ from sppnet.features.cache import MapCache
 from sppnet.features.encoded import EncodedImage, OwnWindows
 from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys
+from sppnet.parallel import Runner
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import Objectness
 from sppnet.proposals.odds import told, with_told
@@ -176,6 +178,12 @@ class Fitted:
             return self.regression.moved(windows, pooled), scores
         return np.repeat(windows[:, None], len(self.classes), axis=1), scores
 
+    def without_fold(self, folds: Folds, f: int, svms: LinearSVMs, regression: BoxRegression) -> Fitted:
+        """Return what was fitted, with what was learned without fold f in place of the rest."""
+        # What cannot be learned without the fold finds nothing.
+        biases = np.where(folds.learned[f], svms.biases, np.float32(-np.inf))
+        return replace(self, svms=LinearSVMs(svms.weights, biases), regression=regression)
+
     def as_measured(self, other: Fitted) -> Fitted:
         """Return what was fitted, with what another one's scores were found to mean, of equal classes."""
         if other.classes != self.classes:
@@ -206,6 +214,10 @@ class WorkOptions(TypedDict, total=False):
     keep: Callable[[Any], None] | None
     track: Track
     timer: StageTimer | None
+    shards: int | None
+    memory: float | None
+    rounds: int | None
+    cluster: Runner | None
 
 
 @dataclass(frozen=True)
@@ -291,10 +303,22 @@ def fit_without(
 
 def folds_of(examples: Examples, settings: FitSettings, *, one: bool = False) -> Folds:
     """Choose the folds of a fit, and find which classes can be learned outside of each."""
-    shown = shown_classes(examples.targets, examples.classes)
-    numbers = choose_folds(shown, photo_keys(examples.images), settings.folds, settings.seed, one=one)
+    return folds_with(photo_keys(examples.images), examples.targets, examples.classes, settings, one=one)
+
+
+def folds_with(
+    keys: npt.NDArray[np.uint64],
+    targets: Sequence[Target],
+    classes: Sequence[str],
+    settings: FitSettings,
+    *,
+    one: bool = False,
+) -> Folds:
+    """Choose the folds of photos by their `photo_keys`, and find which classes are learned without each."""
+    shown = shown_classes(targets, classes)
+    numbers = choose_folds(shown, keys, settings.folds, settings.seed, one=one)
     learned = [shown[numbers != f].any(axis=0) for f in range(numbers.max(initial=-1) + 1)]
-    return Folds(numbers, np.array(learned, bool).reshape(-1, len(examples.classes)))
+    return Folds(numbers, np.array(learned, bool).reshape(-1, len(classes)))
 
 
 def _measured(
@@ -459,12 +483,10 @@ class _Learning:
             np.bincount(labels, minlength=count),
             *unmeasured(count),
         )
-        models = []
-        for f, (part, moves) in enumerate(zip(svms[1:], regressions[1:], strict=True)):
-            # What cannot be learned without the fold finds nothing.
-            biases = np.where(self.folds.learned[f], part.biases, np.float32(-np.inf))
-            models.append(replace(fitted, svms=LinearSVMs(part.weights, biases), regression=moves))
-        return fitted, models
+        return fitted, [
+            fitted.without_fold(self.folds, f, *learned)
+            for f, learned in enumerate(zip(svms[1:], regressions[1:], strict=True))
+        ]
 
     def _regressions(self, gathered: _Gathered, scale: float) -> list[BoxRegression]:
         """Fit the box regressions to all images, and to those outside of each fold."""
@@ -525,10 +547,8 @@ class _Learning:
         for part in moves.features:
             np.multiply(part, np.float32(scale), out=wide[filled : filled + len(part), :-1])
             filled += len(part)
-        number = np.repeat(moves.folds, [len(part) for part in moves.deltas])
-        # A class that cannot be learned without a fold is not looked for there.
-        parts = [(number != f) | ~learned for f, learned in enumerate(self.folds.learned[:, k])]
-        return fit_ridges(wide, deltas, self.settings.ridge, [np.ones(len(deltas), bool), *parts])
+        numbers = np.repeat(moves.folds, [len(part) for part in moves.deltas])
+        return moves_of(wide, deltas, numbers, self.folds.learned[:, k], self.settings.ridge)
 
     def _mine(
         self, plans: list[Plan], gathered: _Gathered, head: Head | None, scale: float
@@ -593,6 +613,28 @@ class _Learning:
             with self.work.timer("pooling"):
                 features = self.settings.pooling(encoded, plan.boxes)
             yield Labelled(features, later_negatives(plan), int(self.folds.numbers[i]))
+
+
+def moves_of(
+    features: FloatArray, deltas: Boxes, numbers: IntArray, learned: npt.NDArray[np.bool_], ridge: float
+) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """Fit the box regression of a class to all examples, and to those outside of each fold.
+
+    Parameters
+    ----------
+    features : (n, D) float32
+        The last is the constant 1.
+    deltas : (n, 4) float32
+    numbers : (n,) int64
+        The fold of each example.
+    learned : (F,) bool
+        Whether there are examples of the class outside of a fold.
+    ridge : float
+        Penalty.
+    """
+    # A class that cannot be learned without a fold is not looked for there.
+    parts = [(numbers != f) | ~there for f, there in enumerate(learned)]
+    return fit_ridges(features, deltas, ridge, [np.ones(len(deltas), bool), *parts])
 
 
 def _mean_norm(vectors: npt.NDArray[np.float32]) -> float:

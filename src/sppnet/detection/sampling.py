@@ -153,7 +153,9 @@ def plan_images(examples: Examples, rules: SamplingRules, seed: int) -> list[Pla
 
 def check_examples(targets: Sequence[Target], names: Sequence[str]) -> None:
     """Raise an error unless each class has an example that is neither difficult nor a crowd."""
-    shown = {label for t in targets for label, ignored in zip(t.labels, t.ignored, strict=True) if not ignored}
+    shown = {
+        label for t in targets for label, ignored in zip(t.labels, t.ignored, strict=True) if not ignored
+    }
     missing = [name for name in names if name not in shown]
     if missing or not names:
         raise SppnetError(

@@ -21,13 +21,13 @@ from sppnet.arrays import Boxes, FloatArray, IntArray, Pixels, to_numpy
 from sppnet.boxes import Detections, Target
 from sppnet.detection.gathering import Halves, drop_duplicates, find, pool_first
 from sppnet.detection.sampling import Plan, plan_image
-from sppnet.detection.svm import Flags, LinearSVMs, is_hard
+from sppnet.detection.svm import Flags, LinearSVMs, Signs, is_hard
 from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.features.cache import MapCache
 from sppnet.features.encoded import EncodedImage
 from sppnet.images import photo_keys
-from sppnet.parallel import thread_count
+from sppnet.parallel import Staged, thread_count
 from sppnet.progress import StageTimer
 from sppnet.proposals.cache import cache_folder, propose_each
 from sppnet.proposals.choosing import parse
@@ -37,6 +37,8 @@ from sppnet.storage import write_tensors
 if TYPE_CHECKING:
     from sppnet.detection.fit import FitSettings, Fitted
 
+# Of the files of first examples.
+_VERSION = 1
 # About so many windows of all photos teach the first SVMs, but a few of each photo that gives any.
 _START, _FEWEST, _MOST = 2000, 2, 200
 # A window's place among those of all photos: the photo's number, times this, and its number in the photo.
@@ -125,7 +127,12 @@ class ShardWork:
 
     def open(self) -> Callable[[Any], Any]:
         """Return what does the pass with an item; a worker asks once."""
-        return partial(self.step, Reader(self.recipe))
+        # One after the other, and none ahead: what comes back of a shard is large.
+        return Staged(_same, partial(self.step, Reader(self.recipe)))
+
+
+def _same(item: Any) -> Any:
+    return item
 
 
 class Planned(NamedTuple):
@@ -210,7 +217,7 @@ class Looked(NamedTuple):
     bad : list of Exception
         What is wrong with the others.
     lots : list of K (m,) float64
-        Of each class, the lots of windows that may teach its regression: as many as are drawn, at most.
+        Of each class, the smallest lots of windows that may teach its regression: one more than are drawn.
     started : (K,) bool
         Of which classes a window to start with is a negative.
     """
@@ -227,7 +234,7 @@ class Look:
 
     def __call__(self, reader: Reader, item: Shard) -> Looked:
         """Look at the photos of a shard."""
-        count, most = len(reader.recipe.classes), reader.recipe.settings.sampling.regression_windows
+        count, most = len(reader.recipe.classes), reader.recipe.settings.sampling.regression_windows + 1
         rows, bad, started = [], [], np.zeros(count, bool)
         lots: list[npt.NDArray[np.float64]] = [np.zeros(0)] * count
         for row, planned in enumerate(reader.planned(item)):
@@ -242,35 +249,34 @@ class Look:
         return Looked(item.part(rows, photo_keys(item.images[i] for i in rows)), bad, lots, started)
 
 
+def photo_of(places: IntArray) -> IntArray:
+    """Return the numbers of the photos that show windows, by their places among the windows of all."""
+    return places // _ROWS
+
+
 def smallest(parts: Sequence[npt.NDArray[np.float64]], most: int) -> npt.NDArray[np.float64]:
     """Return the smallest numbers of several arrays, rising, so many at most."""
     return np.sort(np.concatenate(parts))[:most]
 
 
 class Examples(NamedTuple):
-    """What the photos of a shard teach before any window was scored, photo by photo.
+    """What the photos of a shard teach the first SVMs, photo by photo: objects, then windows.
 
     Attributes
     ----------
-    positives : (P, D) float16
-        The vectors of the objects.
-    labels : (P,) int64
-        Their classes.
-    shown : (P,) int64
+    features : (n, D) float16
+        Vectors.
+    signs : (n, K) int8
+        1 for a positive of the class, -1 for a negative, 0 for neither.
+    photos : (n,) int64
         The numbers of the photos that show them.
-    start : (S, D) float16
-        The vectors of the windows to start with.
-    negative : (S, K) bool
-        For which classes they are negatives.
-    places : (S,) int64
-        Their places among the windows of all photos.
+    places : (n,) int64
+        The places of the windows among those of all photos; -1 of an object.
     """
 
-    positives: Halves
-    labels: IntArray
-    shown: IntArray
-    start: Halves
-    negative: Flags
+    features: Halves
+    signs: Signs
+    photos: IntArray
     places: IntArray
 
 
@@ -317,7 +323,7 @@ class First:
     Attributes
     ----------
     limits : (K,) float64
-        The largest lots of windows that teach the regression of each class.
+        Largest lots of windows that teach the regression of each class.
     """
 
     limits: npt.NDArray[np.float64]
@@ -335,30 +341,33 @@ class First:
 
     def _digest(self, recipe: Recipe, shard: Shard) -> str:
         """Return what stands for all that the first examples depend on."""
-        facts = (recipe.backbone.signature, recipe.settings, recipe.classes, recipe.proposals, recipe.photos)
+        asked = recipe.classes, recipe.settings, recipe.proposals, recipe.photos
+        facts = (_VERSION, recipe.backbone.signature, *asked)
         digest = hashlib.sha256(repr(facts).encode())
         for array in (self.limits, shard.numbers, shard.keys, *(shard.windows or ())):
             digest.update(np.ascontiguousarray(array).tobytes())
         for target in shard.targets:
-            digest.update(repr((target.labels, *(v.tolist() for v in (target.boxes, target.ignored)))).encode())
+            digest.update(
+                repr((target.labels, *(v.tolist() for v in (target.boxes, target.ignored)))).encode()
+            )
         return digest.hexdigest()
 
     def _of_photo(self, reader: Reader, photo: Planned, encoded: EncodedImage) -> dict[str, npt.NDArray[Any]]:
         """Return the first examples of a photo."""
-        plan, fitted = photo.plan, photo.plan.fitted
+        plan, fitted, count = photo.plan, photo.plan.fitted, len(reader.recipe.classes)
         # The limit of a window that teaches no class is one of some class, which does no harm.
         fitted[photo.lots > self.limits[fitted]] = -1
         vectors = pool_first(plan, encoded, reader.recipe.settings.pooling)
+        positive = np.eye(count, dtype=np.int8)[plan.labels]
+        objects = np.full(len(positive), -1)
         return {
-            "positives": vectors.positives,
-            "labels": plan.labels,
-            "shown": np.full(len(plan.labels), photo.number),
-            "start": vectors.start,
-            "negative": plan.negative[plan.start],
-            "places": photo.number * _ROWS + plan.start,
-            "features": vectors.moves,
-            "deltas": vectors.deltas,
-            "photos": np.full(len(vectors.kinds), photo.number),
+            "examples.features": np.concatenate([vectors.positives, vectors.start]),
+            "examples.signs": np.concatenate([positive, -plan.negative[plan.start].astype(np.int8)]),
+            "examples.photos": np.full(len(objects) + len(plan.start), photo.number),
+            "examples.places": np.concatenate([objects, photo.number * _ROWS + plan.start]),
+            "moves.features": vectors.moves,
+            "moves.deltas": vectors.deltas,
+            "moves.photos": np.full(len(vectors.kinds), photo.number),
             "kinds": vectors.kinds,
         }
 
@@ -376,13 +385,20 @@ def _joined(
     parts: Sequence[dict[str, npt.NDArray[Any]]], length: int, count: int
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the first examples of photos together; those of box regression class by class."""
-    halves, numbers = np.zeros((0, length), np.float16), np.zeros(0, np.int64)
-    empty = {name: halves for name in ("positives", "start", "features")}
-    empty |= {name: numbers for name in ("labels", "shown", "places", "photos", "kinds")}
-    empty |= {"deltas": np.zeros((0, 4), np.float32), "negative": np.zeros((0, count), bool)}
-    joined = {name: np.concatenate([none, *(part.pop(name) for part in parts)]) for name, none in empty.items()}
+    numbers: npt.NDArray[Any] = np.zeros(0, np.int64)
+    joined: dict[str, npt.NDArray[Any]] = dict.fromkeys(
+        ("examples.photos", "examples.places", "moves.photos", "kinds"), numbers
+    )
+    for name in ("examples.features", "moves.features"):
+        joined[name] = np.zeros((0, length), np.float16)
+    joined["examples.signs"], joined["moves.deltas"] = (
+        np.zeros((0, count), np.int8),
+        np.zeros((0, 4), np.float32),
+    )
+    for name, none in joined.items():
+        joined[name] = np.concatenate([none, *(part.pop(name) for part in parts)])
     order = np.argsort(joined["kinds"], kind="stable")
-    for name in ("features", "deltas", "photos", "kinds"):
+    for name in ("kinds", *(f"moves.{name}" for name in Moves._fields)):
         joined[name] = joined[name][order]
     joined["starts"] = np.searchsorted(joined.pop("kinds"), np.arange(count + 1))
     return joined
@@ -397,9 +413,10 @@ class Gather:
     def __call__(self, reader: Reader, item: Shard) -> Gathered:
         """Gather the first examples of a shard."""
         with safe_open(self.first.path(reader, item), "np") as file:
-            start = file.get_tensor("start").astype(np.float32)
+            windows = file.get_tensor("examples.places") >= 0
+            features = file.get_tensor("examples.features")[windows].astype(np.float32)
             counts = np.diff(file.get_tensor("starts"))
-        return Gathered(np.linalg.norm(start, axis=1), counts, start.shape[1])
+        return Gathered(np.linalg.norm(features, axis=1), counts, features.shape[1])
 
 
 @dataclass(frozen=True)
@@ -411,7 +428,7 @@ class Recall:
     def __call__(self, reader: Reader, item: Shard) -> Examples:
         """Fetch those of a shard."""
         with safe_open(self.first.path(reader, item), "np") as file:
-            return Examples(*(file.get_tensor(name) for name in Examples._fields))
+            return Examples(*(file.get_tensor(f"examples.{name}") for name in Examples._fields))
 
 
 @dataclass(frozen=True)
@@ -439,7 +456,9 @@ class FetchMoves:
         shard, k = item
         with safe_open(self.first.path(reader, shard), "np") as file:
             start, end = file.get_tensor("starts")[k : k + 2].tolist()
-            moves = Moves(*(file.get_slice(name)[start:end] for name in Moves._fields))
+            parts = (file.get_slice(f"moves.{name}") for name in Moves._fields)
+            # No rows cannot be cut out of a file.
+            moves = Moves(*(p[start:end] if start < end else _none_of(*p.get_shape()[1:]) for p in parts))
         if not self.summed[k]:
             return moves
         folds, found = self.folds[moves.photos], {}
@@ -449,6 +468,10 @@ class FetchMoves:
             np.multiply(moves.features[rows], np.float32(self.scale), out=wide[:, :-1])
             found[fold] = Moments.of(wide, moves.deltas[rows])
         return found
+
+
+def _none_of(*length: int) -> npt.NDArray[Any]:
+    return np.zeros((0, *length), np.int64 if not length else np.float32)
 
 
 class Held(NamedTuple):
