@@ -331,8 +331,7 @@ class _Rounds:
         if not self.settings.moves:
             still = BoxRegression(np.zeros((count, 4, length), np.float32), np.zeros((count, 4), np.float32))
             return [still] * (1 + folds.count)
-        # Of fewer examples than features, these are less than their sums.
-        summed = counts > length
+        summed = sums_are_less(counts, length)
         items = [(shard, k) for k in range(count) for shard in self.shards]
         step = FetchMoves(first, scale, summed, folds.numbers)
         results = self.passes.over(step, items, "Fitting box regression")
@@ -421,6 +420,11 @@ class _Rounds:
         numbers = folds.numbers[np.concatenate([part.numbers for part in parts])]
         learned = learn_scores(found, targets, fitted.classes, folds.learned[numbers], folds.count)
         return replace(fitted, **learned._asdict())
+
+
+def sums_are_less(counts: IntArray, length: int) -> npt.NDArray[np.bool_]:
+    """Tell of which classes the sums of a ridge are less than its examples: of more than features."""
+    return counts > length
 
 
 def _ridges_of_sums(

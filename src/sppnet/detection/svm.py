@@ -212,7 +212,11 @@ class TrainingSet:
         return self._size
 
     def add(
-        self, features: FloatVector, signs: Signs, fold: IntArray | int = -1, places: IntArray | int = -1
+        self,
+        features: FloatVector | npt.NDArray[np.float16],
+        signs: Signs,
+        fold: IntArray | int = -1,
+        places: IntArray | int = -1,
     ) -> None:
         """Take in examples.
 
