@@ -10,13 +10,13 @@ import numpy.typing as npt
 from sppnet.arrays import Boxes, IntArray, to_numpy
 from sppnet.boxes import Detections
 from sppnet.detection.postprocess import postprocess
-from sppnet.detection.sampling import Plan
-from sppnet.features.encoded import EncodedImage
-from sppnet.features.windows import WindowPooling
 from sppnet.regression import encode_deltas
 
 if TYPE_CHECKING:
     from sppnet.detection.fit import FitSettings, Fitted
+    from sppnet.detection.sampling import Plan
+    from sppnet.features.encoded import EncodedImage
+    from sppnet.features.windows import WindowPooling
 
 Halves = npt.NDArray[np.float16]
 
