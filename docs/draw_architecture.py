@@ -5,7 +5,7 @@ from pathlib import Path
 
 FLOORS = (
     (("cli", "options in, one call, tables and pictures out"),),
-    (("serve", "a page to label, fit and look; an API"),),
+    (("serve", "a page to label, fit and look; an API"), ("cluster", "many machines")),
     (("drawing", "pictures"), ("onnx", "exact files for other runtimes")),
     (
         ("detection", "what is where in an image"),

@@ -40,7 +40,7 @@ FLOORS = (
     ("features", "datasets", "proposals", "evaluation", "rpn"),
     ("detection", "classification", "retrieval"),
     ("drawing", "onnx"),
-    ("serve",),
+    ("serve", "cluster"),
     ("cli", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

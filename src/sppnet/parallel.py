@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypedDict, TypeVar
+
+if TYPE_CHECKING:
+    from sppnet.progress import Track
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,6 +59,13 @@ class Runner(Protocol):
     def stream(self, work: Work[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield the result of each item, in their order."""
         ...
+
+
+class Running(TypedDict, total=False):
+    """How long work on many things is done: what shows how far it is, and whose workers do it."""
+
+    track: Track
+    cluster: Runner | None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sppnet.retrieval import index as module
 from sppnet.retrieval import neighbours
 from sppnet.retrieval.embedder import Embedder
 from sppnet.retrieval.index import SETTINGS, Index, Update
-from sppnet.retrieval.regions import Regions, prepared
+from sppnet.retrieval.regions import AHEAD, Describing, Regions
 
 
 def embedder(**settings):
@@ -194,13 +194,14 @@ class TestSearch:
             built.search(photos / "1.png", **settings)
 
 
-def test_regions_are_prepared_in_order_and_errors_stay_at_their_place(photos, tmp_path):
+def test_images_are_described_in_order_and_errors_stay_at_their_place(photos, tmp_path):
     paths = [photos / "1.png", tmp_path / "none.png", photos / "2.png"]
-    first, error, last = prepared(paths, Regions("none"))
+    embedder = Embedder(scales=(64,))
+    first, error, last = AHEAD.stream(Describing(embedder, Regions("none")), paths)
     assert isinstance(error, FileNotFoundError)
-    for path, (pixels, boxes) in ((paths[0], first), (paths[2], last)):
-        assert np.array_equal(pixels, read_image(path))
+    for path, (boxes, vectors) in ((paths[0], first), (paths[2], last)):
         assert boxes.tolist() == [[0, 0, 128, 96]]
+        assert np.array_equal(vectors, embedder(read_image(path), boxes))
 
 
 def test_the_command_has_the_same_defaults():

@@ -9,15 +9,8 @@ import trees
 from sppnet.errors import SppnetError
 from sppnet.retrieval import vectors as module
 from sppnet.retrieval.embedder import Embedder
-from sppnet.retrieval.vectors import (
-    VectorTable,
-    VectorWriter,
-    join_files,
-    join_tables,
-    parts_folder,
-    read_vectors,
-    write_vectors,
-)
+from sppnet.retrieval.tables import VectorTable, join_tables
+from sppnet.retrieval.vectors import VectorWriter, join_files, parts_folder, read_vectors, write_vectors
 
 SMALL = {"scales": (64,), "levels": (1,)}
 

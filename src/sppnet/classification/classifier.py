@@ -25,7 +25,7 @@ from sppnet.evaluation.classification import ClassificationReport, evaluate_clas
 from sppnet.features.backbone import DEFAULT
 from sppnet.images import pixels_of, readable_keys
 from sppnet.models import model_path
-from sppnet.parallel import in_order
+from sppnet.parallel import Runner, Staged, Threads
 from sppnet.progress import StageTimer, Track, no_track
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ class Classifier(Estimator):
         SppnetError, FileNotFoundError
             If the image cannot be read, or there are no such views.
         """
-        return self._scores(pixels_of(image), self.views(views))
+        return self._named(probabilities(self.scorer_, pixels_of(image), self.views(views)))
 
     def views(self, views: str | None = None) -> str:
         """Return the views that are taken if these are asked for, or none.
@@ -308,11 +308,11 @@ class Classifier(Estimator):
         check_views(self.scorer_, chosen)
         return chosen
 
-    def _scores(self, pixels: Pixels, views: str) -> ClassScores:
-        return ClassScores(probabilities(self.scorer_, pixels, views), self.classes_, self.titles_)
+    def _named(self, found: FloatArray) -> ClassScores:
+        return ClassScores(found, self.classes_, self.titles_)
 
     def stream(
-        self, images: Iterable[Image], views: str | None = None
+        self, images: Iterable[Image], views: str | None = None, *, cluster: Runner | None = None
     ) -> Iterator[ClassScores | SppnetError | OSError]:
         """Classify many images; the next one is read while one is looked at.
 
@@ -322,6 +322,8 @@ class Classifier(Estimator):
             The images.
         views : str, optional
             See `predict`.
+        cluster : Runner, optional
+            Whose workers look at them, see `sppnet.cluster.Cluster`; by default this process.
 
         Returns
         -------
@@ -330,19 +332,13 @@ class Classifier(Estimator):
         """
         if isinstance(images, str | Path):
             raise SppnetError(f"found the path {str(images)!r}, expected a list of images")
-        return self._stream(images, self.views(views))
+        return self._stream(images, self.views(views), cluster)
 
-    def _stream(self, images: Iterable[Image], views: str) -> Iterator[ClassScores | SppnetError | OSError]:
-        for pixels in in_order(_read, images, 1):
-            if isinstance(pixels, Exception):
-                yield pixels
-                continue
-            try:
-                scores = self._scores(pixels, views)
-            except SppnetError as error:
-                yield error
-            else:
-                yield scores
+    def _stream(
+        self, images: Iterable[Image], views: str, cluster: Runner | None
+    ) -> Iterator[ClassScores | SppnetError | OSError]:
+        for found in (cluster or Threads(1)).stream(_Classifying(self.scorer_, views), images):
+            yield found if isinstance(found, Exception) else self._named(found)
 
     def evaluate(
         self,
@@ -351,6 +347,7 @@ class Classifier(Estimator):
         *,
         track: Track = no_track,
         timer: StageTimer | None = None,
+        cluster: Runner | None = None,
     ) -> ClassificationReport:
         """Measure the classifier on labelled images.
 
@@ -365,6 +362,8 @@ class Classifier(Estimator):
             ``track(items, description)`` yields the items and may draw progress.
         timer : StageTimer, optional
             Takes the seconds of the stage classify.
+        cluster : Runner, optional
+            See `stream`.
 
         Returns
         -------
@@ -383,7 +382,7 @@ class Classifier(Estimator):
         _check_images(images)
         images = images.relabelled(self.classes_)
         found, labels, unreadable = [], [], []
-        stream = self._stream((path for path, _ in images), chosen)
+        stream = self._stream((path for path, _ in images), chosen, cluster)
         for _, label in track(images, "Classifying"):
             with timer("classify"):
                 result = next(stream)
@@ -453,6 +452,28 @@ def _check_images(images: object) -> None:
         raise SppnetError(
             f"found {type(images).__name__}, expected labelled images: what read_image_folder gives"
         )
+
+
+@dataclass(frozen=True)
+class _Classifying:
+    """The work of classifying an image: its probabilities, or the error that it gave."""
+
+    scorer: Scorer
+    views: str
+
+    def open(
+        self,
+    ) -> Staged[Image, Pixels | SppnetError | OSError, FloatArray | SppnetError | OSError]:
+        """Return what reads an image, and then classifies it."""
+        return Staged(_read, self._classify)
+
+    def _classify(self, pixels: Pixels | SppnetError | OSError) -> FloatArray | SppnetError | OSError:
+        if isinstance(pixels, Exception):
+            return pixels
+        try:
+            return probabilities(self.scorer, pixels, self.views)
+        except SppnetError as error:
+            return error
 
 
 def _read(image: Image) -> Pixels | SppnetError | OSError:

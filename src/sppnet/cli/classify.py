@@ -153,6 +153,8 @@ def evaluate(
     out: opt.Out = None,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,
+    cluster: opt.Cluster = None,
+    workers: opt.Workers = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Measure a network on labelled images: top-1, top-5, every class, what is taken for what."""
@@ -169,7 +171,8 @@ def evaluate(
     seen = classifier.seen(images)
     if seen:
         console.warn(f"the network was fitted on {seen} of these {len(images)} photos: new ones are harder")
-    report = classifier.evaluate(images, chosen, track=console.track, timer=timer)
+    with console.cluster_of(cluster, workers) as runner:
+        report = classifier.evaluate(images, chosen, track=console.track, timer=timer, cluster=runner)
     seconds = timer.seconds["classify"] / len(images)
     _print_report(report, classifier.titles_, chosen)
     print(f"{seconds:.3g} s per image")

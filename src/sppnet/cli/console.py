@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +15,7 @@ import typer
 from sppnet.errors import SppnetError
 
 if TYPE_CHECKING:
+    from sppnet.cluster import Cluster
     from sppnet.datasets import Dataset, LabelledImages
     from sppnet.datasets.writing import Written
     from sppnet.detection.augmented import Augmented
@@ -76,6 +79,24 @@ def together(
         return Ensemble(detectors) if len(detectors) > 1 else Augmented(one) if augment else one
     except SppnetError as error:
         raise SppnetError(f"{', '.join(map(str, files))}: {error}") from None
+
+
+@contextmanager
+def cluster_of(address: str | None, workers: int | None) -> Iterator[Cluster | None]:
+    """Join the cluster that is asked for, if one is, and leave it in the end."""
+    if address is None:
+        if workers is not None:
+            raise SppnetError("found --workers without --cluster, expected both: --cluster local, say")
+        yield None
+        return
+    from sppnet.cluster import Cluster
+
+    start = time.perf_counter()
+    with Cluster(address, workers) as cluster:
+        note(
+            f"{cluster.workers} workers on the cluster {address}, {time.perf_counter() - start:.1f} s to join"
+        )
+        yield cluster
 
 
 def track(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:

@@ -34,6 +34,8 @@ def evaluate(
     augment: opt.Augment = False,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,
+    cluster: opt.Cluster = None,
+    workers: opt.Workers = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Measure a detector, or several together, on a data set; --out writes a report that shows all of it."""
@@ -66,7 +68,8 @@ def evaluate(
     if unseen:
         print(f"left out, the detector does not know them: {', '.join(unseen)}")
     options: dict[str, Any] = {"proposals": proposals, "regress": regress, "max_bad": share}
-    report = detector.evaluate(dataset, **options, track=console.track, timer=timer)
+    with console.cluster_of(cluster, workers) as runner:
+        report = detector.evaluate(dataset, **options, track=console.track, timer=timer, cluster=runner)
     passed = {**timer.seconds, "wall": time.perf_counter() - start}
     seconds = {stage: total / len(dataset) for stage, total in passed.items()}
     facts: dict[str, Any] = {"model": model, "ensemble": names[1:], "regress": regress, "augment": augment}

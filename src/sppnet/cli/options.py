@@ -114,6 +114,10 @@ ScoreKind = Literal["probability", "svm"]
 Scores = Annotated[ScoreKind, typer.Option(help=_SCORES)]
 _BAD = "Most photos, in percent, that may be unreadable for the work to count as done."
 MaxBad = Annotated[float, machine("--max-bad", min=0, max=100, help=_BAD)]
+_CLUSTER = "A Ray cluster whose workers do it: HOST:PORT, or auto; local: one of this machine alone."
+Cluster = Annotated[str | None, machine("--cluster", metavar="ADDRESS", help=_CLUSTER)]
+_WORKERS = "Workers of the cluster, one core each; default: as many as it has cores."
+Workers = Annotated[int | None, machine("--workers", min=1, help=_WORKERS)]
 Device = Annotated[str, machine(help="cpu, or a PyTorch device such as cuda.")]
 Seed = Annotated[int, machine(help="Seed of every random draw.")]
 

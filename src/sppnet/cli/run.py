@@ -20,6 +20,7 @@ from sppnet.errors import ImageError, SppnetError
 if TYPE_CHECKING:
     from sppnet.arrays import Pixels
     from sppnet.boxes import Detections
+    from sppnet.cluster import Cluster
     from sppnet.datasets.predictions import Prediction
     from sppnet.detection.augmented import Augmented
     from sppnet.detection.detector import Detector
@@ -66,6 +67,8 @@ def run(
     augment: opt.Augment = False,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,
+    cluster: opt.Cluster = None,
+    workers: opt.Workers = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Find objects in photos and videos, by one detector or several; print, draw, count or write them."""
@@ -94,7 +97,8 @@ def run(
         }
         tell = console.note if written.to_stdout else print
         found = _Found(detector, options, keep=written.asked, tell=tell)
-        _detect_photos(found, given, drawn[: len(given.photos)])
+        with console.cluster_of(cluster, workers) as runner:
+            _detect_photos(found, given, drawn[: len(given.photos)], runner)
         for i, source in enumerate(given.videos, len(given.photos)):
             _detect_video(found, source, drawn[i] if drawn else None, every)
     if found.seen:
@@ -240,14 +244,14 @@ class _Found:
         return draw_detections(pixels, detections, self.detector.classes_, percent=percent)
 
 
-def _detect_photos(found: _Found, given: _Given, drawn: Sequence[Path]) -> None:
+def _detect_photos(found: _Found, given: _Given, drawn: Sequence[Path], cluster: Cluster | None) -> None:
     """Detect in photos, and draw them."""
     from sppnet.datasets.predictions import Prediction
     from sppnet.images import write_image
 
     if not given.photos:
         return
-    stream = found.detector.stream(given.photos, **found.options)
+    stream = found.detector.stream(given.photos, **found.options, cluster=cluster)
     for i, result in enumerate(console.track(stream, "Detecting", len(given.photos))):
         if isinstance(result, Exception):
             found.failures.append(str(result).replace(f"{given.folder}/", ""))

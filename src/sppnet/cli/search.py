@@ -12,13 +12,14 @@ import sppnet.cli.console as console
 import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
 
+_FOLDER = "Folder of images, at any depth, or of shards that sppnet embed wrote (.parquet)."
 _WINDOWS = "Windows of an image besides the whole: a method (see sppnet propose --help), or none."
 _MOVED = "Where the backbone file of the index lies now, if it is not where it was."
 
 
 def index(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help=_FOLDER)],
     out: Annotated[Path, typer.Option(help="Folder of the index; brought up to date if it is there.")],
     proposals: Annotated[str, opt.windows(help=_WINDOWS, autocompletion=opt.methods)] = "edge-boxes",
     windows: Annotated[int, opt.windows(min=1, help="Most regions of an image.")] = 60,
@@ -33,6 +34,8 @@ def index(
     pca: Annotated[int, opt.network(min=1, help="Components of the vectors.")] = 256,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,
+    cluster: opt.Cluster = None,
+    workers: opt.Workers = None,
     device: opt.Device = "cpu",
     seed: opt.Seed = 0,
 ) -> None:
@@ -41,11 +44,23 @@ def index(
     Started again, it adds new and changed images and removes those that are gone; the rest stays.
     """
     from sppnet.retrieval.index import Index
+    from sppnet.retrieval.shards import is_shards
 
+    if is_shards(folder):
+        shards = Index.of_shards(folder, out)
+        print(f"{out}: {len(shards)} regions of {len(shards.images)} images")
+        return
     embedder = opt.embedder_of(context)
-    built = Index.build(
-        folder, out, embedder=embedder, proposals=proposals, windows=windows, track=console.track
-    )
+    with console.cluster_of(cluster, workers) as runner:
+        built = Index.build(
+            folder,
+            out,
+            embedder=embedder,
+            proposals=proposals,
+            windows=windows,
+            track=console.track,
+            cluster=runner,
+        )
     assert built.update is not None
     update = console.notes_of(built.update)
     if built.images:

@@ -25,6 +25,8 @@ def propose(
     proposals: opt.Proposals = opt.PROPOSALS,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,
+    cluster: opt.Cluster = None,
+    workers: opt.Workers = None,
 ) -> None:
     """Compute candidate windows and write them to a file, for --proposals FILE.
 
@@ -32,7 +34,9 @@ def propose(
     """
     from sppnet.proposals import writing
 
-    proposed = console.notes_of(writing.propose(images, proposals, out, track=console.track))
+    with console.cluster_of(cluster, workers) as runner:
+        found = writing.propose(images, proposals, out, track=console.track, cluster=runner)
+    proposed = console.notes_of(found)
     if proposed.images:
         print(f"{out}: {proposed.windows} windows of {proposed.images} images")
     console.end(proposed.failures, proposed.images + len(proposed.failures), max_bad)

@@ -78,7 +78,8 @@ class Cluster:
         work : Work
             What is done with each; it goes to the workers by pickle.
         items : iterable
-            All are taken at once. A path, or a tuple that begins with one, must be seen by all machines.
+            All are taken at once. A `Path`, a tuple that begins with one, or those in the attribute ``files``
+            of an item must be seen by all machines.
 
         Raises
         ------
@@ -98,6 +99,7 @@ def _samples(items: Iterable[object]) -> list[Path]:
     folders: dict[Path, Path] = {}
     for item in items:
         first = item[0] if isinstance(item, tuple) and item else item
-        if isinstance(first, Path):
-            folders.setdefault(first.absolute().parent, first.absolute())
+        for path in getattr(item, "files", (first,)):
+            if isinstance(path, Path):
+                folders.setdefault(path.absolute().parent, path.absolute())
     return list(folders.values())

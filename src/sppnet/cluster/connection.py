@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def connect(address: str, workers: int | None) -> bool:
         If Ray is not installed, nothing answers at the address, or versions of Ray or Python differ.
     """
     check_extra("ray", "work on a cluster")
+    # Else it tells of every actor what becomes of it if this machine is gone.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
@@ -82,14 +85,16 @@ def cores() -> int:
     """Return how many cores the machines of the cluster offer."""
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 0))
+    resources: Callable[[], dict[str, float]] = ray.cluster_resources
+    return int(resources().get("CPU", 0))
 
 
 def _alive() -> list[dict[str, Any]]:
     """Return the machines on which workers may run."""
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    nodes: Callable[[], list[dict[str, Any]]] = ray.nodes
+    return [node for node in nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
 
 
 def _versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -86,8 +87,8 @@ class Rounds(Generic[Item, Result]):
             if not lost:
                 return
         raise SppnetError(
-            f"{_name(self.items[lost[0]])}: {_DEATHS} workers died of it one after the other, expected none to: "
-            "leave it out, or give workers more memory (fewer of them on a machine)"
+            f"{_name(self.items[lost[0]])}: found that {_DEATHS} workers died of it, one after the other, "
+            "expected none to; leave it out, or let fewer work on a machine, each with more memory"
         )
 
     def _block(self, count: int) -> int:
@@ -115,10 +116,10 @@ class Rounds(Generic[Item, Result]):
                 yield place, _opened(content)
 
     def _dataset(self, places: Sequence[int], block: int, deaths: int) -> Any:
-        from ray import cloudpickle, data
+        from ray import data
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        rows = [{"place": i, "content": cloudpickle.dumps(self.items[i])} for i in places]
+        rows = [{"place": i, "content": _pickled(self.items[i])} for i in places]
         dataset = data.from_items(rows, override_num_blocks=-(-len(rows) // block))
         context = dataset.context
         context.enable_progress_bars = context.print_on_execution_start = False
@@ -135,7 +136,7 @@ class Rounds(Generic[Item, Result]):
                 size=size, max_tasks_in_flight_per_actor=_READY if deaths >= 0 else 1
             ),
             num_cpus=1,
-            fn_constructor_args=(cloudpickle.dumps(self.work),),
+            fn_constructor_args=(_pickled(self.work), os.getcwd()),
             ray_remote_args_fn=lambda: options,
         )
 
@@ -143,8 +144,11 @@ class Rounds(Generic[Item, Result]):
 class _Worker:
     """Does the work on the things of a block; lives in a process of its own."""
 
-    def __init__(self, work: bytes) -> None:
+    def __init__(self, work: bytes, folder: str) -> None:
         self.work = work
+        # Paths may be relative; where all are not, the folder need not be there.
+        with suppress(OSError):
+            os.chdir(folder)
         self.function: Callable[[Any], Any] | None = None
 
     def __call__(self, block: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -187,3 +191,11 @@ def _lost_workers(error: BaseException | None) -> bool:
 def _name(item: object) -> object:
     """Return what a thing is called: a file, or the first of several values."""
     return item[0] if isinstance(item, tuple) and item else item
+
+
+def _pickled(value: object) -> bytes:
+    """Pickle a value, with what it is made of where that can be found by no name in another process."""
+    from ray import cloudpickle
+
+    dumps: Callable[[object], bytes] = cloudpickle.dumps
+    return dumps(value)

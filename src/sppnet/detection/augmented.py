@@ -22,6 +22,7 @@ from sppnet.detection.stream import Asked, detect_each, measure
 from sppnet.errors import SppnetError
 from sppnet.evaluation.detection import DetectionReport
 from sppnet.images import pixels_of
+from sppnet.parallel import Runner
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import MAPS
 from sppnet.proposals.odds import SLOPE
@@ -139,11 +140,12 @@ class Augmented:
         threshold: float | None = None,
         scores: Scores = "probability",
         timer: StageTimer | None = None,
+        cluster: Runner | None = None,
     ) -> Iterator[tuple[Pixels, Detections] | Exception]:
         """Detect in many images; all is as in `sppnet.detection.detector.Detector.stream`."""
         self.proposer(proposals)
         options = {"regress": regress, "threshold": threshold, "scores": scores}
-        return detect_each(self, images, Asked(None, options, timer or StageTimer()))
+        return detect_each(self, images, Asked(None, options, timer or StageTimer()), cluster)
 
     def evaluate(
         self,
@@ -154,11 +156,12 @@ class Augmented:
         max_bad: float = 0.01,
         track: Track = no_track,
         timer: StageTimer | None = None,
+        cluster: Runner | None = None,
     ) -> DetectionReport:
         """Measure it on annotated images; all is as in `sppnet.detection.detector.Detector.evaluate`."""
         self.proposer(proposals)
         asked = Asked(None, {"regress": regress}, timer or StageTimer())
-        return measure(self, data, asked, track, max_bad)
+        return measure(self, data, asked, track, max_bad, cluster)
 
 
 def views(image: Pixels, side: int) -> Iterator[tuple[Pixels, int, bool]]:

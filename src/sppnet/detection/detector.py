@@ -46,6 +46,7 @@ from sppnet.features.graph import STAGES, STRIDES, read_graph
 from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys, pixels_of
 from sppnet.models import model_path
+from sppnet.parallel import Runner
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.cache import cache_folder, propose_each
 from sppnet.proposals.choosing import parse
@@ -728,6 +729,7 @@ class Detector(Estimator):
         threshold: float | None = None,
         scores: Scores = "probability",
         timer: StageTimer | None = None,
+        cluster: Runner | None = None,
     ) -> Iterator[tuple[Pixels, Detections] | Exception]:
         """Detect in many images; the next one is read, and its windows proposed, while one is looked at.
 
@@ -738,7 +740,9 @@ class Detector(Estimator):
         proposals : str, optional
             Other candidate windows than the detector's own.
         regress, threshold, scores, timer
-            See `predict`.
+            See `predict`; of a cluster, the seconds by stage stay with its workers.
+        cluster : Runner, optional
+            Whose workers look at them, see `sppnet.cluster.Cluster`; by default this process.
 
         Yields
         ------
@@ -747,7 +751,8 @@ class Detector(Estimator):
         """
         self._check_fitted()
         options = {"regress": regress, "threshold": threshold, "scores": scores}
-        return detect_each(self, images, Asked(self.proposer(proposals), options, timer or StageTimer()))
+        asked = Asked(self.proposer(proposals), options, timer or StageTimer())
+        return detect_each(self, images, asked, cluster)
 
     def proposer(self, proposals: str | None = None) -> Proposer | None:
         """Return what proposes windows from pixels, by another method if asked; None where the maps do.
@@ -778,6 +783,7 @@ class Detector(Estimator):
         max_bad: float = 0.01,
         track: Track = no_track,
         timer: StageTimer | None = None,
+        cluster: Runner | None = None,
     ) -> DetectionReport:
         """Measure the detector on annotated images.
 
@@ -786,7 +792,7 @@ class Detector(Estimator):
         data : sequence of Sample
             The annotated images, such as `sppnet.read_dataset` reads: others than those of the fit, or the
             figures say little.
-        proposals, regress, timer
+        proposals, regress, timer, cluster
             See `stream`.
         max_bad : float
             Share of the photos that may be unreadable; these are left out, with a warning.
@@ -806,7 +812,7 @@ class Detector(Estimator):
         """
         self._check_fitted()
         asked = Asked(self.proposer(proposals), {"regress": regress}, timer or StageTimer())
-        return measure(self, data, asked, track, max_bad)
+        return measure(self, data, asked, track, max_bad, cluster)
 
     def seen(self, data: Sequence[Sample]) -> int:
         """Return how many of some images are among those that the detector was fitted on."""

@@ -22,6 +22,7 @@ from sppnet.detection.stream import Asked, detect_each, measure
 from sppnet.errors import NotFittedError, SppnetError
 from sppnet.evaluation.detection import DetectionReport
 from sppnet.images import photo_keys, pixels_of
+from sppnet.parallel import Runner
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.method import Proposer
 
@@ -147,10 +148,12 @@ class Ensemble:
         threshold: float | None = None,
         scores: Scores = "probability",
         timer: StageTimer | None = None,
+        cluster: Runner | None = None,
     ) -> Iterator[tuple[Pixels, Detections] | Exception]:
         """Detect in many images; all is as in `Detector.stream`."""
         options = {"regress": regress, "threshold": threshold, "scores": scores}
-        return detect_each(self, images, Asked(self.proposer(proposals), options, timer or StageTimer()))
+        asked = Asked(self.proposer(proposals), options, timer or StageTimer())
+        return detect_each(self, images, asked, cluster)
 
     def evaluate(
         self,
@@ -161,10 +164,11 @@ class Ensemble:
         max_bad: float = 0.01,
         track: Track = no_track,
         timer: StageTimer | None = None,
+        cluster: Runner | None = None,
     ) -> DetectionReport:
         """Measure the ensemble on annotated images; all is as in `Detector.evaluate`."""
         asked = Asked(self.proposer(proposals), {"regress": regress}, timer or StageTimer())
-        return measure(self, data, asked, track, max_bad)
+        return measure(self, data, asked, track, max_bad, cluster)
 
     def seen(self, data: Sequence[Sample]) -> int:
         """Return how many of some images are among those that any of the detectors was fitted on."""

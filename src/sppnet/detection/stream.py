@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,13 @@ from sppnet.datasets.records import Sample
 from sppnet.errors import SppnetError
 from sppnet.evaluation.detection import DetectionReport, evaluate_detections
 from sppnet.images import pixels_of
-from sppnet.parallel import in_order
+from sppnet.parallel import Runner, Staged, Threads
 from sppnet.pooling.regions import load_kernels
 from sppnet.progress import StageTimer, Track
 from sppnet.proposals.maps import MAPS
 from sppnet.proposals.method import Proposer
+
+_Prepared = tuple[Pixels, Boxes | None] | Exception
 
 
 class Predictor(Protocol):
@@ -73,36 +75,79 @@ class Asked:
 
 
 def detect_each(
-    predictor: Predictor, images: Iterable[Image], asked: Asked
+    predictor: Predictor, images: Iterable[Image], asked: Asked, cluster: Runner | None = None
 ) -> Iterator[tuple[Pixels, Detections] | Exception]:
     """Detect in many images; the next one is read, and its windows proposed, while one is looked at.
+
+    Parameters
+    ----------
+    predictor : Predictor
+        What detects.
+    images : iterable of image
+        See `sppnet.images.pixels_of`.
+    asked : Asked
+        How they are looked at; on a cluster the seconds by stage stay with the workers.
+    cluster : Runner, optional
+        Whose workers look at them; by default this process.
 
     Yields
     ------
     (pixels, Detections), or the SppnetError or OSError that an image gave
         In the order of the images.
     """
-    with ThreadPoolExecutor(1) as pool:
+    return (cluster or Threads(1)).stream(_Detecting(predictor, asked), images)
+
+
+@dataclass(frozen=True)
+class _Detecting:
+    """The work of detecting in an image."""
+
+    predictor: Predictor
+    asked: Asked
+
+    def open(self) -> Staged[Image, _Prepared, tuple[Pixels, Detections] | Exception]:
+        """Return what reads an image and proposes windows, and then detects; get ready meanwhile."""
+        pool = ThreadPoolExecutor(1)
         # While the first image is read and its windows are proposed; and while its maps are computed.
-        ready = pool.submit(predictor.prepare)
+        ready = pool.submit(self.predictor.prepare)
         pool.submit(load_kernels)
-        for prepared in in_order(partial(_prepare, asked), images, 1):
-            if isinstance(prepared, Exception):
-                yield prepared
-                continue
-            ready.result()
-            pixels, windows = prepared
-            found = predictor.predict(
-                pixels,
-                windows,
-                proposals=MAPS if windows is None else None,
-                timer=asked.timer,
-                **asked.options,
-            )
-            yield pixels, found
+        pool.shutdown(wait=False)
+        return Staged(partial(_prepare, self.asked), partial(self._detect, ready))
+
+    def _detect(self, ready: Future[None], prepared: _Prepared) -> tuple[Pixels, Detections] | Exception:
+        if isinstance(prepared, Exception):
+            return prepared
+        ready.result()
+        pixels, windows = prepared
+        found = self.predictor.predict(
+            pixels,
+            windows,
+            proposals=MAPS if windows is None else None,
+            timer=self.asked.timer,
+            **self.asked.options,
+        )
+        return pixels, found
 
 
-def _prepare(asked: Asked, image: Image) -> tuple[Pixels, Boxes | None] | Exception:
+@dataclass(frozen=True)
+class _Finding:
+    """The work of detecting in an image whose pixels nobody needs afterwards."""
+
+    predictor: Predictor
+    asked: Asked
+
+    def open(self) -> Staged[Image, _Prepared, Detections | Exception]:
+        """Return what reads an image and proposes windows, and then detects."""
+        both = _Detecting(self.predictor, self.asked).open()
+
+        def found(prepared: _Prepared) -> Detections | Exception:
+            result = both.second(prepared)
+            return result if isinstance(result, Exception) else result[1]
+
+        return Staged(both.first, found)
+
+
+def _prepare(asked: Asked, image: Image) -> _Prepared:
     try:
         with asked.timer("read"):
             pixels = pixels_of(image)
@@ -134,8 +179,15 @@ class Looked(NamedTuple):
     bad: list[int]
 
 
-def look(predictor: Predictor, data: Sequence[Sample], asked: Asked, track: Track, max_bad: float) -> Looked:
-    """Detect in annotated images, and warn of those that cannot be read.
+def look(
+    predictor: Predictor,
+    data: Sequence[Sample],
+    asked: Asked,
+    track: Track,
+    max_bad: float,
+    cluster: Runner | None = None,
+) -> Looked:
+    """Detect in annotated images, by the workers of a cluster if there is one; warn of the unreadable ones.
 
     Raises
     ------
@@ -143,7 +195,8 @@ def look(predictor: Predictor, data: Sequence[Sample], asked: Asked, track: Trac
         If more than the share `max_bad` of the images cannot be read.
     """
     looked, errors = Looked([], [], []), []
-    stream = detect_each(predictor, [sample.image for sample in data], asked)
+    work, images = _Finding(predictor, asked), [sample.image for sample in data]
+    stream = (cluster or Threads(1)).stream(work, images)
     for i in track(range(len(data)), "Detecting"):
         result = next(stream)
         if isinstance(result, Exception):
@@ -151,19 +204,24 @@ def look(predictor: Predictor, data: Sequence[Sample], asked: Asked, track: Trac
             errors.append(result)
             check_bad(errors, len(data), max_bad)
         else:
-            looked.found.append(result[1])
+            looked.found.append(result)
             looked.kept.append(data[i])
     tell_bad(errors, len(data))
     return looked
 
 
 def measure(
-    predictor: Predictor, data: Sequence[Sample], asked: Asked, track: Track, max_bad: float
+    predictor: Predictor,
+    data: Sequence[Sample],
+    asked: Asked,
+    track: Track,
+    max_bad: float,
+    cluster: Runner | None = None,
 ) -> DetectionReport:
     """Detect in annotated images and measure how good that is; errors are those of `look`."""
     check_data(data)
     asked = replace(asked, options={**asked.options, "threshold": 0.0})
-    found, kept, bad = look(predictor, data, asked, track, max_bad)
+    found, kept, bad = look(predictor, data, asked, track, max_bad, cluster)
     targets, seen = [sample.target for sample in kept], predictor.seen(kept)
     stored = dict(zip(predictor.classes_, predictor.thresholds_.tolist(), strict=True))
     report = evaluate_detections(found, targets, predictor.classes_, seen, stored)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -16,7 +18,7 @@ from sppnet.arrays import Pixels
 from sppnet.boxes import Windows
 from sppnet.errors import SppnetError
 from sppnet.images import pixels_of
-from sppnet.parallel import in_order
+from sppnet.parallel import Runner, Threads
 from sppnet.proposals.file import image_key
 from sppnet.proposals.method import Proposer, propose_for
 from sppnet.storage import atomic_path
@@ -51,6 +53,7 @@ def propose_each(
     method: Proposer,
     cache: str | Path | None = None,
     workers: int | None = None,
+    cluster: Runner | None = None,
 ) -> Iterator[Windows | Exception]:
     """Propose windows for many images, several at a time.
 
@@ -66,6 +69,8 @@ def propose_each(
         folder that cannot be written to is warned of, and not used.
     workers : int, optional
         Number of threads; by default one for each core. OpenCV works without holding Python's lock.
+    cluster : Runner, optional
+        Whose workers propose, each with the cache of that place on its machine; by default these threads.
 
     Yields
     ------
@@ -82,10 +87,22 @@ def propose_each(
                 f"{cache}: cannot keep windows there ({error.strerror}); going on without", stacklevel=2
             )
             cache = None
-    yield from in_order(lambda image: _result(image, method, cache), images, workers or os.cpu_count() or 1)
+    runner = cluster or Threads(workers or os.cpu_count() or 1)
+    yield from runner.stream(_Proposing(method, cache), images)
 
 
-def _result(image: str | Path | Pixels, method: Proposer, cache: str | Path | None) -> Windows | Exception:
+@dataclass(frozen=True)
+class _Proposing:
+    """The work of proposing windows for an image, or the error that it gave."""
+
+    method: Proposer
+    cache: str | Path | None
+
+    def open(self) -> Callable[[str | Path | Pixels], Windows | Exception]:
+        return partial(_result, self.method, self.cache)
+
+
+def _result(method: Proposer, cache: str | Path | None, image: str | Path | Pixels) -> Windows | Exception:
     try:
         return _propose(image, method, cache)
     except (SppnetError, OSError) as error:

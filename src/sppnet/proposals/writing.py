@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sppnet.boxes import Windows
 from sppnet.errors import SppnetError
 from sppnet.images import find_images, read_image
+from sppnet.parallel import Runner, Threads, thread_count
 from sppnet.progress import Track, no_track
 from sppnet.proposals.choosing import parse
 from sppnet.proposals.file import check_name, image_key, write_windows
@@ -39,7 +40,12 @@ class Proposed:
 
 
 def propose(
-    images: Sequence[str | Path], method: str | Proposer, out: str | Path, *, track: Track = no_track
+    images: Sequence[str | Path],
+    method: str | Proposer,
+    out: str | Path,
+    *,
+    track: Track = no_track,
+    cluster: Runner | None = None,
 ) -> Proposed:
     """Propose windows for image files and write them to a file, which is a method like any other afterwards.
 
@@ -53,6 +59,8 @@ def propose(
         The file to write, which ends in ``.npz``; see `write_windows`. `read_windows` reads it.
     track : callable
         ``track(items, description)`` yields the items and may draw progress.
+    cluster : Runner, optional
+        Whose workers propose, see `sppnet.cluster.Cluster`; by default a thread for each core.
 
     Returns
     -------
@@ -72,12 +80,29 @@ def propose(
     paths, notes = find_images(images)
     entries: list[tuple[str, str, Windows]] = []
     failures: list[str] = []
-    for path in track(paths, "Proposing windows"):
-        try:
-            pixels = read_image(path)
-            entries.append((path.name, image_key(pixels), propose_for(path, pixels, proposer)))
-        except (SppnetError, OSError) as error:
-            failures.append(str(error))
+    stream = (cluster or Threads(thread_count())).stream(_Entering(proposer), paths)
+    for path, found in zip(track(paths, "Proposing windows"), stream, strict=True):
+        if isinstance(found, Exception):
+            failures.append(str(found))
+        else:
+            entries.append((path.name, *found))
     if entries:
         write_windows(out, entries)
     return Proposed(len(entries), sum(len(w.boxes) for _, _, w in entries), tuple(failures), notes)
+
+
+@dataclass(frozen=True)
+class _Entering:
+    """The work of making an image's entry in a file: key and windows, or the error that it gave."""
+
+    method: Proposer
+
+    def open(self) -> Callable[[Path], tuple[str, Windows] | SppnetError | OSError]:
+        return self._entry
+
+    def _entry(self, path: Path) -> tuple[str, Windows] | SppnetError | OSError:
+        try:
+            pixels = read_image(path)
+            return image_key(pixels), propose_for(path, pixels, self.method)
+        except (SppnetError, OSError) as error:
+            return error

@@ -1,4 +1,4 @@
-"""Many images or boxes become a file of vectors: what is embedded, what is there, and what is left."""
+"""Many images or boxes become a file of vectors, or a folder of shards: what is there, and what is left."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Unpack
 
 import numpy as np
 
-from sppnet.arrays import Boxes
-from sppnet.datasets.image_folder import read_image_folder
-from sppnet.datasets.reading import dataset_format, read_dataset
 from sppnet.errors import SppnetError
-from sppnet.images import SUFFIXES, find_images, image_size
+from sppnet.parallel import Runner, Running, Threads
 from sppnet.progress import Track, no_track
+from sppnet.retrieval import shards
 from sppnet.retrieval.embedder import SAMPLE, Embedder, check_same
+from sppnet.retrieval.jobs import Job, read_jobs
 from sppnet.retrieval.vectors import VectorWriter, parts_folder
-from sppnet.storage import check_suffix, check_writable
-
-_TABLES = (".csv", ".json", ".yaml", ".yml")
+from sppnet.storage import check_folder, check_suffix, check_writable
 
 
 @dataclass(frozen=True)
@@ -54,21 +51,6 @@ class Embedded:
     seconds: float
 
 
-class _Job(NamedTuple):
-    """An image to embed: whole or some boxes of it, and the label of each row."""
-
-    path: Path
-    boxes: Boxes | None
-    labels: tuple[str, ...]
-
-    def embedded(self) -> Boxes:
-        """Return the (R, 4) boxes that its vectors stand for."""
-        if self.boxes is not None:
-            return self.boxes
-        height, width = image_size(self.path)
-        return np.array([[0, 0, width, height]], np.float32)
-
-
 def embed(
     sources: str | Path | Sequence[str | Path],
     out: str | Path,
@@ -78,7 +60,8 @@ def embed(
     embedder: Embedder | None = None,
     append: bool = False,
     half: bool = False,
-    track: Track = no_track,
+    per_shard: int = shards.PER_SHARD,
+    **running: Unpack[Running],
 ) -> Embedded:
     """Write a vector for each image, or each box in images, to a file; a run that was stopped goes on.
 
@@ -90,7 +73,8 @@ def embed(
         which of its images are embedded, and may be empty for all.
     out : path
         The file to write, ending in ``.safetensors``; see `sppnet.retrieval.vectors.read_vectors`. While the
-        work goes on, its parts lie in the folder ``<out>.parts``.
+        work goes on, its parts lie in the folder ``<out>.parts``. A name that ends in ``.parquet`` is that of
+        a folder of shards, which whoever embeds writes; see `sppnet.retrieval.shards.read_shards`.
     boxes : path, optional
         Data set whose boxes are embedded, in any format of `sppnet.datasets.read_dataset`.
     split : str, optional
@@ -102,8 +86,11 @@ def embed(
         Whether vectors that the file has are kept; its images are not embedded again.
     half : bool
         Whether the vectors are written in half precision.
-    track : callable
-        ``track(items, description)`` yields the items and may draw progress.
+    per_shard : int
+        Images of a shard.
+    **running
+        ``track``: a callable, ``track(items, description)`` yields the items and may draw progress.
+        ``cluster``: whose workers embed, see `sppnet.cluster.Cluster`; by default this process.
 
     Returns
     -------
@@ -119,31 +106,79 @@ def embed(
         If the file cannot be written.
     """
     out, embedder = Path(out), Embedder() if embedder is None else embedder
-    check_suffix(out, ".safetensors")
-    check_writable(out)
-    if parts_folder(out).is_file():
-        raise OSError(f"{parts_folder(out)}: found a file, expected a folder, or nothing yet")
+    track, cluster = running.get("track", no_track), running.get("cluster")
+    _check_out(out, append, per_shard)
     if boxes is not None and embedder.view != "full":
         raise SppnetError(f"found boxes for the view {embedder.view!r}, expected the view 'full'")
-    given = [sources] if isinstance(sources, str | Path) else list(sources)
-    jobs, notes = _whole_images(given, split) if boxes is None else _boxes(Path(boxes), split, given)
+    jobs, notes = read_jobs([sources] if isinstance(sources, str | Path) else list(sources), boxes, split)
     if out.resolve() in {job.path.resolve() for job in jobs}:
         raise SppnetError(f"{out}: found a file that is to be read, expected another for the results")
-    ready = _with_projection(embedder, out, append, jobs, track)
+    known = _projections(out, append)
+    ready = _with_projection(embedder, known, jobs, Running(track=track, cluster=cluster))
+    if out.suffix == shards.SUFFIX:
+        return _embed_shards(out, jobs, notes, shards.Sharding(ready, half), per_shard, track, cluster)
     writer = VectorWriter(out, ready, half=half, append=append)
     waiting = _missing(jobs, writer)
     start = time.perf_counter()
-    failures = _write(writer, waiting, track)
+    failures = _write(writer, waiting, track, cluster)
     seconds = time.perf_counter() - start
     count = writer.finish() if len(failures) < len(jobs) else 0
     earlier = len(jobs) - len(waiting)
     return Embedded(count, ready.length, len(jobs), earlier, tuple(failures), notes, seconds)
 
 
-def _write(writer: VectorWriter, jobs: Sequence[_Job], track: Track) -> list[str]:
+def _check_out(out: Path, append: bool, per_shard: int) -> None:
+    """Raise now, before long work, what is wrong with the place of the results."""
+    if out.suffix != shards.SUFFIX:
+        check_suffix(out, ".safetensors", f", or {shards.SUFFIX} for a folder of shards")
+        check_writable(out)
+        if parts_folder(out).is_file():
+            raise OSError(f"{parts_folder(out)}: found a file, expected a folder, or nothing yet")
+        return
+    check_folder(out)
+    if append:
+        raise SppnetError(f"{out}: found a folder of shards to append to, expected a file of vectors")
+    if per_shard < 1:
+        raise SppnetError(f"found {per_shard} images of a shard, expected at least 1")
+
+
+def _projections(out: Path, append: bool) -> list[Path]:
+    """Return where the projection of an earlier run may lie; the last is where a new one is kept."""
+    if out.suffix == shards.SUFFIX:
+        return [out / shards.EMBEDDER]
+    kept = parts_folder(out) / "embedder.safetensors"
+    return [out, kept] if append else [kept]
+
+
+def _embed_shards(
+    out: Path,
+    jobs: Sequence[Job],
+    notes: tuple[str, ...],
+    work: shards.Sharding,
+    per_shard: int,
+    track: Track,
+    cluster: Runner | None,
+) -> Embedded:
+    """Make the shards of a run that are not there yet."""
+    every = shards.begin(out, jobs, work, per_shard)
+    done = [shards.written(shard) for shard in every]
+    waiting = [shard for shard, found in zip(every, done, strict=True) if found is None]
+    start = time.perf_counter()
+    stream = (cluster or Threads(1)).stream(work, waiting)
+    made = [found for _, found in zip(track(waiting, "Embedding shards"), stream, strict=True)]
+    seconds = time.perf_counter() - start
+    there = [*filter(None, done), *made]
+    failures = tuple(line for shard in there for line in shard.failures)
+    earlier = len(jobs) - sum(len(shard.jobs) for shard in waiting)
+    count, length = sum(shard.vectors for shard in there), work.embedder.length
+    return Embedded(count, length, len(jobs), earlier, failures, notes, seconds)
+
+
+def _write(writer: VectorWriter, jobs: Sequence[Job], track: Track, cluster: Runner | None) -> list[str]:
     """Embed images and give their vectors to a writer; return what could not be read."""
     failures: list[str] = []
-    stream = writer.embedder.stream([job.path for job in jobs], [job.boxes for job in jobs])
+    images, boxes = [job.path for job in jobs], [job.boxes for job in jobs]
+    stream = writer.embedder.stream(images, boxes, cluster=cluster)
     for job, found in zip(track(jobs, "Embedding"), stream, strict=True):
         if isinstance(found, Exception):
             failures.append(str(found))
@@ -152,70 +187,22 @@ def _write(writer: VectorWriter, jobs: Sequence[_Job], track: Track) -> list[str
     return failures
 
 
-def _whole_images(sources: Sequence[str | Path], split: str | None) -> tuple[list[_Job], tuple[str, ...]]:
-    """Return the images to embed, with the labels that folders of classes give them, and notes."""
-    if not sources:
-        raise SppnetError("found no image, expected image files, folders or patterns, or boxes")
-    place = Path(sources[0])
-    if len(sources) > 1 or not _is_dataset(place):
-        paths, notes = find_images(sources)
-        return [_Job(path, None, ("",)) for path in _distinct(paths)], notes
-    if dataset_format(place) is not None:
-        dataset = read_dataset(place, split)
-        return [_Job(sample.path, None, ("",)) for sample in dataset], dataset.notes
-    labelled = read_image_folder(place, split)
-    return [_Job(path, None, (labelled.classes[label],)) for path, label in labelled], labelled.notes
-
-
-def _is_dataset(place: Path) -> bool:
-    """Tell a folder of folders, or a table, from images and a folder of images."""
-    if place.is_dir():
-        return not any(path.suffix.lower() in SUFFIXES for path in place.iterdir())
-    return place.suffix.lower() in _TABLES
-
-
-def _boxes(
-    place: Path, split: str | None, sources: Sequence[str | Path]
-) -> tuple[list[_Job], tuple[str, ...]]:
-    """Return the images with boxes, all of a data set or some, with the boxes' labels, and notes."""
-    dataset = read_dataset(place, split)
-    own = _distinct([sample.path for sample in dataset])
-    targets = {sample.path.resolve(): sample.target for sample in dataset if sample.target.labels}
-    paths, beside = find_images(sources) if sources else (own, ())
-    found = [(path, targets[path.resolve()]) for path in _distinct(paths) if path.resolve() in targets]
-    if not found:
-        raise SppnetError(f"{place}: found no box of the {len(paths)} images, expected some")
-    notes = (*dataset.notes, *beside)
-    if len(found) < len(paths):
-        notes = (*notes, f"images without boxes, left out: {len(paths) - len(found)}")
-    return [_Job(path, target.boxes, target.labels) for path, target in found], notes
-
-
-def _distinct(paths: Sequence[Path]) -> Sequence[Path]:
-    """Return the paths, unless two are one file."""
-    files: dict[Path, Path] = {}
-    for path in paths:
-        first = files.setdefault(path.resolve(), path)
-        if first is not path:
-            raise SppnetError(f"{path}: found the same file as {first}, expected each image once")
-    return paths
-
-
 def _with_projection(
-    embedder: Embedder, out: Path, append: bool, jobs: Sequence[_Job], track: Track
+    embedder: Embedder, places: Sequence[Path], jobs: Sequence[Job], running: Running
 ) -> Embedder:
     """Return the embedder ready to embed: with the projection of an earlier run, or a new one."""
     if embedder.__sklearn_is_fitted__():
         return embedder
-    kept = parts_folder(out) / "embedder.safetensors"
-    for earlier in (out if append else kept, kept):
+    track = running["track"]
+    for earlier in places:
         if earlier.exists():
             known = Embedder.load(earlier, backbone=embedder.backbone, device=embedder.device)
             check_same(earlier, known, embedder)
             return known
     order = np.random.default_rng(embedder.seed).permutation(len(jobs))[:SAMPLE]
     chosen = [jobs[i] for i in order.tolist()]
-    stream = embedder.unprojected().stream([job.path for job in chosen], [job.boxes for job in chosen])
+    images, boxes = [job.path for job in chosen], [job.boxes for job in chosen]
+    stream = embedder.unprojected().stream(images, boxes, cluster=running["cluster"])
     results = [found for _, found in zip(track(chosen, "Sampling"), stream, strict=True)]
     rows = [found for found in results if not isinstance(found, Exception)]
     if not rows:
@@ -223,12 +210,12 @@ def _with_projection(
     learned = Embedder(**embedder.get_params())
     for _ in track(["projection"], "Learning the projection"):
         learned.fit_vectors(rows)
-    kept.parent.mkdir(exist_ok=True)
-    learned.save(kept)
+    places[-1].parent.mkdir(exist_ok=True)
+    learned.save(places[-1])
     return learned
 
 
-def _missing(jobs: Sequence[_Job], writer: VectorWriter) -> list[_Job]:
+def _missing(jobs: Sequence[Job], writer: VectorWriter) -> list[Job]:
     """Return the images still to embed; raise an error if what is there is not what is asked for."""
     names = {str(job.path) for job in jobs}
     strange = sorted(writer.part_names - names)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import repeat
 from pathlib import Path
@@ -26,7 +27,7 @@ from sppnet.features.backbone import DEFAULT, Backbone
 from sppnet.features.encoded import EncodedImage
 from sppnet.features.windows import WindowPooling, side_by_side
 from sppnet.images import pixels_of, resize
-from sppnet.parallel import in_order, thread_count
+from sppnet.parallel import Runner, Threads, thread_count
 from sppnet.pooling.bins import pyramid_length
 from sppnet.storage import write_tensors
 
@@ -355,7 +356,11 @@ class Embedder(Estimator):
         return np.fromiter(rows(), np.dtype((np.float32, self.length)))
 
     def stream(
-        self, images: Iterable[Image], boxes: Iterable[npt.ArrayLike | None] | None = None
+        self,
+        images: Iterable[Image],
+        boxes: Iterable[npt.ArrayLike | None] | None = None,
+        *,
+        cluster: Runner | None = None,
     ) -> Iterator[Vectors | SppnetError | OSError]:
         """Embed many images in their order, or the boxes in each.
 
@@ -368,17 +373,17 @@ class Embedder(Estimator):
             The images; drawn from as the vectors are taken.
         boxes : iterable of (R, 4) float or None, optional
             Boxes in each image, in its pixels, 0-based and half-open; None is the whole image.
+        cluster : Runner, optional
+            Whose workers embed them, see `sppnet.cluster.Cluster`; by default the threads of this process.
 
         Returns
         -------
         iterator of (R, D) float32, or of SppnetError or OSError
             For each image its vectors, or the error that it gave, which names it.
         """
-        threads = thread_count()
-        attempt = partial(self._attempt, _for_threads(self.network, threads))
         pairs = zip(images, repeat(None)) if boxes is None else zip(images, boxes, strict=True)
         # Twice as many as cores: while some wait for the backbone's streams, others decode and pool.
-        return in_order(attempt, pairs, 2 * threads)
+        return (cluster or Threads(2 * thread_count())).stream(_Embedding(self, self.signature), pairs)
 
     def _attempt(
         self, backbone: Backbone, asked: tuple[Image, npt.ArrayLike | None]
@@ -517,6 +522,21 @@ class Embedder(Estimator):
         """Of what is joined to a vector: the pyramid of each stage, at each scale."""
         stages = [pyramid_length(c, self.levels) for c in self.network.channels]
         return stages * (len(self.scales) if self.join_scales else 1)
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """The work of an embedder on images, each alone or with boxes in it; the signature is its own."""
+
+    embedder: Embedder
+    signature: str
+
+    def open(self) -> Callable[[tuple[Image, npt.ArrayLike | None]], Vectors | SppnetError | OSError]:
+        """Return what embeds one; raise an error where the backbone is another than where it was made."""
+        found = self.embedder.signature
+        if found != self.signature:
+            raise SppnetError(f"found the embedder {found} on a machine, expected {self.signature} on all")
+        return partial(self.embedder._attempt, _for_threads(self.embedder.network, thread_count()))
 
 
 def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Vectors]]:

@@ -21,11 +21,14 @@ from safetensors.numpy import load_file
 from sppnet.arrays import Boxes, Image, IntArray
 from sppnet.errors import SppnetError
 from sppnet.features.encoded import EncodedImage
+from sppnet.parallel import Runner
 from sppnet.progress import Track, no_track
 from sppnet.retrieval.embedder import Embedder, Vectors, check_same
 from sppnet.retrieval.manifest import FORMAT, MANIFEST, VERSION, damage, file_facts, read_manifest
 from sppnet.retrieval.neighbours import Graph, Listed, check_count, read_neighbours, with_room
-from sppnet.retrieval.regions import Regions, changes, fitted_on_regions, image_stamps, prepared
+from sppnet.retrieval.regions import AHEAD, Describing, Regions, changes, fitted_on_regions, image_stamps
+from sppnet.retrieval.shards import EMBEDDER, shard_tables
+from sppnet.retrieval.tables import rows_by_name
 from sppnet.retrieval.vectors import pack_names, unpack_names
 from sppnet.storage import atomic_path, write_tensors
 
@@ -134,6 +137,7 @@ class Index:
         proposals: str = "edge-boxes",
         windows: int = 60,
         track: Track = no_track,
+        cluster: Runner | None = None,
     ) -> Index:
         """Index the regions of all images in a folder, or bring such an index up to date.
 
@@ -155,6 +159,8 @@ class Index:
             Most regions of an image, the whole image counted.
         track : callable
             ``track(items, description)`` yields the items and may draw progress.
+        cluster : Runner, optional
+            Whose workers read and embed the images, see `sppnet.cluster.Cluster`; by default this process.
 
         Returns
         -------
@@ -175,23 +181,51 @@ class Index:
             raise OSError(f"{folder}: found a file, expected a folder, or nothing yet")
         (found, notes), regions = image_stamps(photos), Regions(proposals, windows)
         check_count(len(found) * (1 if regions.method is None else windows))
-        asked = Embedder(**SETTINGS) if embedder is None else embedder
+        asked, runner = Embedder(**SETTINGS) if embedder is None else embedder, cluster or AHEAD
         if (folder / MANIFEST).exists():
             index = cls.open(folder, backbone=asked.backbone, device=asked.device)
             index._check(asked, str(regions), photos, found)
             index.source = str(photos.resolve())
         else:
-            ready = fitted_on_regions(asked, [photos / name for name in found], regions, track)
+            ready = fitted_on_regions(asked, [photos / name for name in found], regions, track, runner)
             index = cls.create(folder, ready, str(photos.resolve()), str(regions))
         new, changed, gone = changes(index.images, found)
         index.remove([*changed, *gone])
         try:
-            failures = index._fill(photos, {name: found[name] for name in [*new, *changed]}, regions, track)
+            stamps = {name: found[name] for name in [*new, *changed]}
+            stream = runner.stream(Describing(index.embedder, regions), [photos / name for name in stamps])
+            failures = index._fill(stamps, stream, track)
         finally:
             # What was done stays, also when it is stopped.
             if index.images:
                 index.save()
         index.update = Update(len(found), tuple(new), tuple(changed), tuple(gone), tuple(failures), notes)
+        return index
+
+    @classmethod
+    def of_shards(cls, shards: str | Path, folder: str | Path) -> Index:
+        """Make an index of the vectors in a folder of shards, see `sppnet.retrieval.shards`, and save it.
+
+        Parameters
+        ----------
+        shards : path
+            The folder that ``embed`` wrote, of images or of boxes in them.
+        folder : path
+            Where the index is to lie.
+
+        Raises
+        ------
+        SppnetError
+            As `sppnet.retrieval.shards.read_shards`; if there is an index in `folder` already, or the vectors
+            are not of length 1.
+        """
+        shards = Path(shards)
+        tables = shard_tables(shards)
+        index = cls.create(folder, Embedder.load(shards / EMBEDDER), str(shards.resolve()), "shards")
+        for table in tables:
+            for name, rows in rows_by_name(table).items():
+                index.add(name, "", table.boxes[rows], table.vectors[rows].astype(np.float32))
+        index.save()
         return index
 
     def _check(self, embedder: Embedder, regions: str, photos: Path, found: Mapping[str, str]) -> None:
@@ -205,17 +239,20 @@ class Index:
                 f"{self.folder}: the index of {self.source}, expected that folder, found {source}"
             )
 
-    def _fill(self, photos: Path, stamps: Mapping[str, str], regions: Regions, track: Track) -> list[str]:
-        """Add images, save now and then, and return what could not be read."""
+    def _fill(
+        self,
+        stamps: Mapping[str, str],
+        described: Iterable[tuple[Boxes, Vectors] | SppnetError | OSError],
+        track: Track,
+    ) -> list[str]:
+        """Add images as they are described, save now and then, and return what could not be read."""
         failures: list[str] = []
         saved = time.monotonic()
-        ready = prepared([photos / name for name in stamps], regions)
-        for name, found in zip(track(list(stamps), "Indexing"), ready, strict=True):
+        for name, found in zip(track(list(stamps), "Indexing"), described, strict=True):
             if isinstance(found, Exception):
                 failures.append(str(found))
                 continue
-            pixels, boxes = found
-            self.add(name, stamps[name], boxes, self.embedder(pixels, boxes))
+            self.add(name, stamps[name], *found)
             if time.monotonic() - saved > _SAVE_EVERY:
                 self.save()
                 saved = time.monotonic()

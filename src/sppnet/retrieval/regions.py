@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +12,16 @@ import numpy as np
 from sppnet.arrays import Boxes, Pixels
 from sppnet.errors import SppnetError
 from sppnet.images import find_images, read_image
-from sppnet.parallel import in_order
+from sppnet.parallel import Runner, Staged, Threads
 from sppnet.progress import Track
 from sppnet.proposals.choosing import parse
 from sppnet.proposals.method import Proposer
 from sppnet.retrieval.embedder import SAMPLE, Embedder, Vectors, named
 
 # Images that are read, and their windows proposed, while the network is busy with another.
-_AHEAD = 2
+AHEAD = Threads(2)
+_Prepared = tuple[Pixels, Boxes] | SppnetError | OSError
+_Described = tuple[Boxes, Vectors] | SppnetError | OSError
 # Regions of an image that teach a projection, where there are many images.
 _TAUGHT = 8
 
@@ -89,22 +91,47 @@ def changes(
     return new, changed, [name for name in known if name not in found]
 
 
-def prepared(
-    paths: Sequence[Path], regions: Regions
-) -> Iterator[tuple[Pixels, Boxes] | SppnetError | OSError]:
-    """Yield each image with its regions, or the error that it gave; the next ones are prepared meanwhile."""
+@dataclass(frozen=True)
+class Describing:
+    """The work of an index on an image: its regions and their vectors, or the error that it gave.
 
-    def prepare(path: Path) -> tuple[Pixels, Boxes] | SppnetError | OSError:
+    Attributes
+    ----------
+    embedder : Embedder
+        Makes the vectors.
+    regions : Regions
+        Chooses the regions.
+    most : int, optional
+        About so many of the regions, evenly from the best to the last; by default all.
+    """
+
+    embedder: Embedder
+    regions: Regions
+    most: int | None = None
+
+    def open(self) -> Staged[Path, _Prepared, _Described]:
+        """Return what reads an image and chooses its regions, and then embeds them."""
+        return Staged(self._prepare, self._embed)
+
+    def _prepare(self, path: Path) -> _Prepared:
         try:
             pixels = read_image(path)
-            return pixels, regions(pixels)
+            boxes = self.regions(pixels)
         except (SppnetError, OSError) as error:
             return named(error, path)
+        step = 1 if self.most is None else max(1, len(boxes) // self.most)
+        return pixels, boxes[::step]
 
-    return in_order(prepare, paths, _AHEAD)
+    def _embed(self, prepared: _Prepared) -> _Described:
+        if isinstance(prepared, Exception):
+            return prepared
+        pixels, boxes = prepared
+        return boxes, self.embedder(pixels, boxes)
 
 
-def fitted_on_regions(embedder: Embedder, paths: Sequence[Path], regions: Regions, track: Track) -> Embedder:
+def fitted_on_regions(
+    embedder: Embedder, paths: Sequence[Path], regions: Regions, track: Track, runner: Runner = AHEAD
+) -> Embedder:
     """Return an embedder of the same settings whose projection is learned from regions of some of the images.
 
     One that has nothing to learn, or has learned, is returned as it is.
@@ -117,16 +144,15 @@ def fitted_on_regions(embedder: Embedder, paths: Sequence[Path], regions: Region
     if embedder.__sklearn_is_fitted__():
         return embedder
     order = np.random.default_rng(embedder.seed).permutation(len(paths))[: SAMPLE // _TAUGHT]
-    chosen, raw = [paths[i] for i in order.tolist()], embedder.unprojected()
-    each = -(-SAMPLE // len(chosen))
+    chosen = [paths[i] for i in order.tolist()]
+    work = Describing(embedder.unprojected(), regions, -(-SAMPLE // len(chosen)))
     rows: list[Vectors] = []
     failures: list[SppnetError | OSError] = []
-    for _, found in zip(track(chosen, "Sampling"), prepared(chosen, regions), strict=True):
+    for _, found in zip(track(chosen, "Sampling"), runner.stream(work, chosen), strict=True):
         if isinstance(found, Exception):
             failures.append(found)
         else:
-            pixels, boxes = found
-            rows.append(raw(pixels, boxes[:: max(1, len(boxes) // each)]))
+            rows.append(found[1])
     if not rows:
         raise failures[0]
     return Embedder(**embedder.get_params()).fit_vectors(rows)

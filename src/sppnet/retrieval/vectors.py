@@ -10,8 +10,8 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,64 +22,14 @@ from safetensors.numpy import save
 from sppnet.arrays import Boxes, FloatArray, IntArray
 from sppnet.errors import SppnetError
 from sppnet.retrieval.embedder import Embedder
+from sppnet.retrieval.shards import EMBEDDER, shard_tables
+from sppnet.retrieval.tables import VectorTable, check_kinds, join_tables, rows_by_name
 from sppnet.storage import atomic_path, read_metadata, write_tensors
 
 FORMAT, VERSION = "sppnet-vectors", "2"
 
 # Bytes of vectors after which a part is written.
 _PART = 1 << 26
-
-
-@dataclass(frozen=True)
-class VectorTable:
-    """Vectors of images or of boxes in them, a row each.
-
-    Attributes
-    ----------
-    vectors : (n, D) float32 or float16
-        The vectors.
-    names : tuple of n str
-        The image of each row, as it was named.
-    boxes : (n, 4) float32
-        What of the image the vector stands for, in its pixels, 0-based and half-open; of a whole image all of
-        it.
-    labels : tuple of n str
-        Class names where the boxes or images had some, else empty.
-    """
-
-    vectors: FloatArray
-    names: tuple[str, ...]
-    boxes: Boxes
-    labels: tuple[str, ...]
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.names)
-
-
-def join_tables(tables: Sequence[VectorTable]) -> VectorTable:
-    """Put tables together, in their order.
-
-    Raises
-    ------
-    SppnetError
-        If there is none, or their vectors differ in length or type.
-    """
-    _check_kinds(tables)
-    return VectorTable(
-        np.concatenate([table.vectors for table in tables]),
-        tuple(name for table in tables for name in table.names),
-        np.concatenate([table.boxes for table in tables]),
-        tuple(label for table in tables for label in table.labels),
-    )
-
-
-def _check_kinds(tables: Sequence[VectorTable]) -> None:
-    """Raise an error unless the vectors of tables are all of one length and type."""
-    kinds = {(table.vectors.shape[1], table.vectors.dtype.name) for table in tables}
-    if len(kinds) != 1:
-        found = ", ".join(f"{length} of {kind}" for length, kind in sorted(kinds)) or "no vectors"
-        raise SppnetError(f"found vectors of {found}, expected one length and type")
 
 
 def write_vectors(
@@ -138,7 +88,7 @@ def join_files(path: Path, files: Sequence[Path], embedder: Embedder) -> int:
         If it cannot be written.
     """
     tables = [_mapped(file) for file in files]
-    _check_kinds(tables)
+    check_kinds(tables)
     none = [VectorTable(table.vectors[:0], table.names, table.boxes, table.labels) for table in tables]
     rest = join_tables(none)
     arrays, facts = _content(rest, embedder, projection=True)
@@ -160,6 +110,26 @@ def join_files(path: Path, files: Sequence[Path], embedder: Embedder) -> int:
         # Where files that are mapped cannot be replaced, they must not be mapped any more.
         tables.clear()
     return len(rest)
+
+
+def join_shards(folder: str | Path, out: str | Path) -> int:
+    """Make a file of vectors of a folder of shards, one after the other, and return the number of rows.
+
+    Raises
+    ------
+    SppnetError
+        As `read_shards`.
+    OSError
+        If it cannot be written.
+    """
+    out, tables = Path(out), shard_tables(folder)
+    embedder = Embedder.load(Path(folder) / EMBEDDER)
+    with TemporaryDirectory(prefix=".sppnet-", dir=out.parent) as place:
+        parts = []
+        for i, table in enumerate(tables):
+            parts.append(Path(place) / f"{i}.safetensors")
+            write_vectors(parts[-1], table, embedder, projection=False)
+        return join_files(out, parts, embedder)
 
 
 def _header(header: dict[str, Any], rows: int, size: int) -> bytes:
@@ -354,13 +324,8 @@ class VectorWriter:
 
 
 def _boxes_by_name(tables: Sequence[VectorTable]) -> dict[str, Boxes]:
-    """Return the boxes of each image; its rows lie together."""
-    found: dict[str, Boxes] = {}
-    for table in tables:
-        starts = [i for i, name in enumerate(table.names) if not i or name != table.names[i - 1]]
-        for start, end in zip(starts, [*starts[1:], len(table)], strict=True):
-            found[table.names[start]] = table.boxes[start:end]
-    return found
+    """Return the boxes of each image."""
+    return {name: table.boxes[rows] for table in tables for name, rows in rows_by_name(table).items()}
 
 
 def parts_folder(path: Path) -> Path:
