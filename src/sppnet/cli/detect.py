@@ -32,7 +32,7 @@ _OTHER_DATA = "Annotated photos, none of which it was fitted on, to learn thresh
 _SET = "Thresholds in percent, such as cow=40,dog=55."
 _PRECISION = "Take the least thresholds at which so many percent of what is shown is right."
 # Options of a fit in rounds over shards.
-_SHARDED = ("shards", "memory", "rounds")
+_SHARDED = ("shards", "memory", "rounds", "cluster")
 # Options of a network that stays as it is.
 _FROZEN = ("proposals", "scales", "stages", "stride", "layer", "tune_after", "negatives", "projection")
 # A mean average precision of less is as good as nothing.
@@ -75,6 +75,8 @@ def train(
     shards: Annotated[int | None, opt.machine(min=1, help=_SHARDS)] = None,
     memory: Annotated[float | None, opt.machine(min=0, help=_GIGABYTES)] = None,
     rounds: Annotated[int | None, opt.machine(min=1, help=_ROUNDS)] = None,
+    cluster: opt.Cluster = None,
+    workers: opt.Workers = None,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
@@ -114,10 +116,10 @@ def train(
     if several:
         detectors.insert(0, Detector(**settings | {"backbone": PYRAMID}))
     names = None if classes is None else opt.name_list(classes)
-    with _work(folder, cache is None) as work:
+    with console.cluster_of(cluster, workers) as runner, _work(folder, cache is None) as work:
         if joint:
             work["minutes"] = minutes
-        work |= {"shards": shards, "memory": memory, "rounds": rounds}
+        work |= {"shards": shards, "memory": memory, "rounds": rounds, "cluster": runner}
         work |= {"classes": names, "max_bad": max_bad / 100, "keep": lambda so_far: so_far.save(out)}
         detector = fit_best(detectors, dataset, tell=console.note, **work)
         left_out = sorted(set(dataset.classes) - set(detector.classes_))

@@ -240,9 +240,10 @@ class _Passes:
     runner: Runner
     work: Work
 
-    def over(self, step: Pass, items: Sequence[Any], doing: str) -> Iterator[Any]:
-        """Yield what a pass makes of each item, in their order."""
-        results = iter(self.runner.stream(ShardWork(self.recipe, step), items))
+    def over(self, step: Pass, items: Sequence[Any], doing: str, *, here: bool = False) -> Iterator[Any]:
+        """Yield what a pass makes of each item, in their order; it may be little enough to do it here."""
+        runner = Threads(1) if here else self.runner
+        results = iter(runner.stream(ShardWork(self.recipe, step), items))
         for _ in self.work.track(range(len(items)), doing):
             yield next(results)
 
@@ -254,6 +255,7 @@ class _Rounds:
         self.examples, self.passes, self.bounds, self.rounds = examples, passes, bounds, rounds
         self.settings, self.timer = passes.recipe.settings, passes.work.timer
         self.shards: list[Shard] = []
+        self.seen = False
 
     def fit(self, shards: list[Shard], max_bad: float) -> Fitted:
         """Fit to the photos of the shards, and measure on those that are held out."""
@@ -292,7 +294,8 @@ class _Rounds:
         names, rules = self.examples.classes, self.settings.sampling
         total, bad, most = len(self.examples), [], rules.regression_windows
         lots, started = [np.zeros(0)] * len(names), np.zeros(len(names), bool)
-        for looked in self.passes.over(Look(), shards, "Proposing windows"):
+        items = [(shard.images[0] if shard.images else None, shard) for shard in shards]
+        for looked in self.passes.over(Look(), items, "Proposing windows"):
             assert isinstance(looked, Looked)
             bad += looked.bad
             check_bad(bad, total, max_bad)
@@ -320,6 +323,8 @@ class _Rounds:
     def _gather(self, first: First) -> tuple[float, IntArray, int]:
         """Have maps and first examples computed; return scale, numbers of moves by class, and D."""
         found = list(self.passes.over(Gather(first), self.shards, "Computing feature maps"))
+        # Where the head sees the files of the workers, none is needed to read them.
+        self.seen = all(first.is_there(self.passes.recipe, shard) for shard in self.shards)
         norm = float(np.concatenate([gathered.norms for gathered in found]).mean())
         return 20.0 / norm, np.sum([gathered.counts for gathered in found], axis=0), found[0].length
 
@@ -334,7 +339,7 @@ class _Rounds:
         summed = sums_are_less(counts, length)
         items = [(shard, k) for k in range(count) for shard in self.shards]
         step = FetchMoves(first, scale, summed, folds.numbers)
-        results = self.passes.over(step, items, "Fitting box regression")
+        results = self.passes.over(step, items, "Fitting box regression", here=self.seen and not summed.any())
         found = []
         for k in range(count):
             parts = (next(results) for _ in self.shards)
@@ -375,7 +380,7 @@ class _Rounds:
         none = np.zeros((0, length), np.float32), np.zeros((0, count), np.int8)
         training = TrainingSet(*none, self.settings.mining, np.zeros(0, np.int64))
         objects = np.zeros(count, np.int64)
-        for found in self.passes.over(Recall(first), self.shards, "Fetching first examples"):
+        for found in self.passes.over(Recall(first), self.shards, "Fetching first examples", here=self.seen):
             objects += (found.signs > 0).sum(axis=0)
             features = found.features.astype(np.float32) * np.float32(scale)
             training.add(features, found.signs, folds.numbers[found.photos], found.places)

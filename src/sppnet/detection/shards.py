@@ -70,6 +70,11 @@ class Shard:
     windows: tuple[Boxes, ...] | None
     keys: npt.NDArray[np.uint64]
 
+    def __str__(self) -> str:
+        names = [str(image) for image in self.images if isinstance(image, Path)]
+        photos = f" ({names[0]} to {names[-1]})" if names else ""
+        return f"shard {self.number} of the photos{photos}"
+
     def part(self, rows: Sequence[int], keys: npt.NDArray[np.uint64] | None = None) -> Shard:
         """Return the shard with some of its photos; their keys can be given."""
         return Shard(
@@ -232,12 +237,13 @@ class Looked(NamedTuple):
 class Look:
     """Find the photos that can be read, and their windows, which are kept on disk."""
 
-    def __call__(self, reader: Reader, item: Shard) -> Looked:
-        """Look at the photos of a shard."""
+    def __call__(self, reader: Reader, item: tuple[Any, Shard]) -> Looked:
+        """Look at the photos of a shard, before which a runner may see whether the first is there for all."""
+        _, shard = item
         count, most = len(reader.recipe.classes), reader.recipe.settings.sampling.regression_windows + 1
         rows, bad, started = [], [], np.zeros(count, bool)
         lots: list[npt.NDArray[np.float64]] = [np.zeros(0)] * count
-        for row, planned in enumerate(reader.planned(item)):
+        for row, planned in enumerate(reader.planned(shard)):
             if isinstance(planned, Exception):
                 bad.append(planned)
                 continue
@@ -246,7 +252,7 @@ class Look:
             started |= plan.negative[plan.start].any(axis=0)
             for k in np.unique(plan.fitted[plan.fitted >= 0]):
                 lots[k] = smallest([lots[k], planned.lots[plan.fitted == k]], most)
-        return Looked(item.part(rows, photo_keys(item.images[i] for i in rows)), bad, lots, started)
+        return Looked(shard.part(rows, photo_keys(shard.images[i] for i in rows)), bad, lots, started)
 
 
 def photo_of(places: IntArray) -> IntArray:
@@ -328,11 +334,14 @@ class First:
 
     limits: npt.NDArray[np.float64]
 
+    def is_there(self, recipe: Recipe, shard: Shard) -> bool:
+        """Tell whether this process sees the first examples of a shard on disk."""
+        return _digest_of(_path_of(recipe, shard)) == self._digest(recipe, shard)
+
     def path(self, reader: Reader, shard: Shard) -> Path:
         """Return the file of the first examples of a shard, which is written if it is not there."""
         recipe, count = reader.recipe, len(reader.recipe.classes)
-        path = recipe.folder / f"first-{shard.number}.safetensors"
-        digest = self._digest(recipe, shard)
+        path, digest = _path_of(recipe, shard), self._digest(recipe, shard)
         if _digest_of(path) != digest:
             parts = [self._of_photo(reader, *each) for each in reader.encoded(shard)]
             length = recipe.settings.pooling.length(recipe.backbone.channels)
@@ -370,6 +379,10 @@ class First:
             "moves.photos": np.full(len(vectors.kinds), photo.number),
             "kinds": vectors.kinds,
         }
+
+
+def _path_of(recipe: Recipe, shard: Shard) -> Path:
+    return recipe.folder / f"first-{shard.number}.safetensors"
 
 
 def _digest_of(path: Path) -> str | None:
