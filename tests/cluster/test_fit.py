@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ ray = pytest.importorskip("ray")
 class Deadly:
     """Some work; who first looks for hard windows in the second shard dies of it."""
 
-    work: object
+    work: Any
     folder: Path
 
     def open(self):

@@ -155,12 +155,12 @@ def test_svms_are_those_of_all_windows_at_once(training, cache, lite0):
     """Rounds until no window is hard any more give what a training on all windows gives."""
     mining = MiningSettings(tolerance=1e-3, epochs=2000)
     fitted = fit(training, cache, SETTINGS | {"mining": mining}, shards=4, rounds=20).fitted_
-    vectors, signs = [], []
+    parts, flags = [], []
     for plan, v in pooled(training, cache, lite0, fitted.feature_scale):
         count = len(plan.labels)
-        vectors += [v[:count], v]
-        signs += [np.eye(3, dtype=np.int8)[plan.labels], -plan.negative.astype(np.int8)]
-    vectors, signs = np.concatenate(vectors), np.concatenate(signs)
+        parts += [v[:count], v]
+        flags += [np.eye(3, dtype=np.int8)[plan.labels], -plan.negative.astype(np.int8)]
+    vectors, signs = np.concatenate(parts), np.concatenate(flags)
     all_at_once = TrainingSet(vectors.astype(np.float32), signs, mining).fit()
     for k in range(3):
         goal = objective(all_at_once, k, vectors, signs[:, k], mining)

@@ -380,7 +380,9 @@ class _Rounds:
         none = np.zeros((0, length), np.float32), np.zeros((0, count), np.int8)
         training = TrainingSet(*none, self.settings.mining, np.zeros(0, np.int64))
         objects = np.zeros(count, np.int64)
-        for found in self.passes.over(Recall(first), self.shards, "Fetching first examples", here=self.seen):
+        for found in self.passes.over(
+            Recall(first), self.shards, "Mining hard negatives, first examples", here=self.seen
+        ):
             objects += (found.signs > 0).sum(axis=0)
             features = found.features.astype(np.float32) * np.float32(scale)
             training.add(features, found.signs, folds.numbers[found.photos], found.places)
