@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from common import commit, machine, table, write_json
+from sppnet.boxes import Windows
 from sppnet.datasets import read_dataset
 from sppnet.datasets.records import Sample
 from sppnet.detection.detector import Detector
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=400)
     parser.add_argument("--val", type=int, default=200)
     parser.add_argument("--cache", type=Path, default=Path("maps"))
+    parser.add_argument("--backbone", default="efficientnet-lite0")
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--memory", type=float, nargs="+", default=[1.0], help="GB of a process")
     parser.add_argument("--workers", type=int, nargs="*", default=[])
@@ -95,6 +97,7 @@ def fits(args: argparse.Namespace) -> list[dict[str, Any]]:
     for way in ways:
         call = [sys.executable, __file__, str(args.data), "--one", json.dumps(way)]
         call += ["--photos", str(args.photos), "--val", str(args.val), "--cache", str(args.cache)]
+        call += ["--backbone", args.backbone]
         done = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True)
         found.append({"way": way, **json.loads(done.stdout.splitlines()[-1])})
         print(found[-1], file=sys.stderr, flush=True)
@@ -142,12 +145,13 @@ def one(args: argparse.Namespace, way: dict[str, Any]) -> dict[str, Any]:
         cluster = options["cluster"] = Cluster("local", workers=way["workers"])
     begun = time.perf_counter()
     with watched(workers) if cluster else nullcontext():
-        detector = Detector(seed=way.get("seed", 0)).fit(
+        detector = Detector(args.backbone, seed=way.get("seed", 0)).fit(
             train, classes=ANIMALS, cache=args.cache, timer=timer, **options
         )
     seconds, peak = time.perf_counter() - begun, peak_memory()
     if cluster:
         cluster.close()
+    print(f"{way}: {seconds:.0f} s, {peak} GB", file=sys.stderr, flush=True)
     return {
         "ap": measured(detector, val, args.cache),
         "expected": detector.fitted_.quality.mean_ap,
@@ -161,9 +165,11 @@ def one(args: argparse.Namespace, way: dict[str, Any]) -> dict[str, Any]:
 def measured(detector: Detector, data: list[Sample], cache: Path) -> float:
     """Return the mean average precision on other photos, whose maps are kept, too."""
     store = MapCache(cache, detector.fitted_.backbone, detector.pooling.scales)
-    windows = propose_all([s.image for s in data], parse(detector.proposals), cache_folder())
+    windows: Iterator[Windows | None] = iter([None] * len(data))
+    if detector.fitted_.side is None:
+        windows = propose_all([s.image for s in data], parse(detector.proposals), cache_folder())
     found = [
-        detector.predict(store(sample.image, StageTimer()), each.boxes, threshold=0)
+        detector.predict(store(sample.image, StageTimer()), None if each is None else each.boxes, threshold=0)
         for sample, each in zip(data, windows, strict=True)
     ]
     return mean_average_precision(voc_detection(found, [s.target for s in data], detector.classes_))

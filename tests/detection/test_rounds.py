@@ -10,7 +10,7 @@ import trees
 from sppnet.detection import rounds
 from sppnet.detection.detector import Detector
 from sppnet.detection.fit import FitSettings, Work
-from sppnet.detection.rounds import ROUNDS, Bounds, Sharding, Source, bounds_of, cut, fit_in_rounds
+from sppnet.detection.rounds import Bounds, Sharding, Source, bounds_of, cut, fit_in_rounds
 from sppnet.detection.sampling import Examples, SamplingRules, plan_images
 from sppnet.detection.shards import Held, Mine, Reader, Recipe
 from sppnet.detection.svm import LinearSVMs, MiningSettings, TrainingSet
@@ -310,13 +310,11 @@ def test_a_memory_that_is_too_little_is_an_error_before_any_work(training, tmp_p
 
 
 def test_memory_bounds_what_is_held_and_what_a_shard_is():
-    small, large = (bounds_of(memory, 17920, 6, 4000, True) for memory in (1e9, 4e9))
+    small, large = (bounds_of(memory, 17920, 6, 4000) for memory in (1e9, 4e9))
     for name in ("photos", "block", "hard", "held"):
         assert 0 < getattr(small, name) <= getattr(large, name)
     assert small.held * 2 * 17920 < 0.6e9
-    assert bounds_of(None, 17920, 6, 4000, True).held is None
-    # Workers leave the training set all the memory.
-    assert bounds_of(1e9, 17920, 6, 4000, False).held > small.held
+    assert bounds_of(None, 17920, 6, 4000).held is None
 
 
 def test_a_bounded_training_set_takes_no_more_than_there_is_room_for(training, cache, lite0, monkeypatch):
@@ -327,13 +325,14 @@ def test_a_bounded_training_set_takes_no_more_than_there_is_room_for(training, c
         most.append(len(self))
 
     monkeypatch.setattr(TrainingSet, "add", noted)
-    monkeypatch.setattr(rounds, "bounds_of", lambda *_: Bounds(4, 50, 20, 2100))
+    monkeypatch.setattr(rounds, "bounds_of", lambda *_: Bounds(4, 50, 3, 2100))
     images, windows, targets = training
     examples = Examples(images, windows, targets, trees.SHAPES)
     settings = FitSettings(POOLING, folds=0)
-    fitted = fit_in_rounds(
-        examples, settings, lite0, Work(cache), Source(given=True), Sharding(memory=1e9, rounds=ROUNDS)
-    )
+    with pytest.warns(UserWarning, match=r"\d hard windows of the last round found no room in the memory"):
+        fitted = fit_in_rounds(
+            examples, settings, lite0, Work(cache), Source(given=True), Sharding(memory=1e9, rounds=1)
+        )
     assert max(most) <= 2100
     assert np.isfinite(fitted.svms.weights).all()
     monkeypatch.setattr(rounds, "bounds_of", lambda *_: Bounds(4, 50, 20, 2000))

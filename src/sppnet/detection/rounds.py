@@ -8,6 +8,7 @@ began. What was learned does not depend on who did which shard, or when.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -51,7 +52,8 @@ ROUNDS = 4
 # Bytes that a process holds beside what grows: interpreter, libraries, network and the maps of a photo.
 _BASE = 0.5e9
 # Of the rest, shares for the windows of a photo that are pooled at once, for the first examples of a shard,
-# for its hard windows, and for the training set of the SVMs where workers are other processes.
+# for its hard windows, and for the training set of the SVMs: where one process does all, they are beside each
+# other; else hard windows wait at the head, which takes in no more of all shards than it has room for.
 _BLOCK, _FIRST, _HARD, _TRAINING = 0.15, 0.1, 0.15, 0.7
 # Where no memory is stated: photos of a shard, and windows that are pooled at once.
 _PHOTOS, _WINDOWS = 64, 2000
@@ -110,7 +112,7 @@ class Bounds:
     held: int | None = None
 
 
-def bounds_of(memory: float | None, length: int, classes: int, windows: int, alone: bool) -> Bounds:
+def bounds_of(memory: float | None, length: int, classes: int, windows: int) -> Bounds:
     """Return what a process may hold at once.
 
     Parameters
@@ -123,8 +125,6 @@ def bounds_of(memory: float | None, length: int, classes: int, windows: int, alo
         K.
     windows : int
         Most windows that teach the regression of a class.
-    alone : bool
-        Whether one process does all, the training of the SVMs, too.
 
     Raises
     ------
@@ -143,12 +143,11 @@ def bounds_of(memory: float | None, length: int, classes: int, windows: int, alo
     example = 2 * length + 5 * classes
     # Of a photo, some objects and windows to start with, and some that teach regression.
     photos = int(_FIRST * rest / (32 * 2 * length))
-    held = _TRAINING * rest if alone else _TRAINING * (memory - _BASE / 2)
     return Bounds(
         max(1, photos),
         int(np.clip(_BLOCK * rest / (4 * length), _FEWEST, _WINDOWS)),
         max(_FEWEST, int(_HARD * rest / example)),
-        int(held / example),
+        int(_TRAINING * rest / example),
     )
 
 
@@ -218,10 +217,10 @@ def fit_in_rounds(
     check_examples(examples.targets, examples.classes)
     length, count = settings.pooling.length(backbone.channels), len(examples.classes)
     windows = settings.sampling.regression_windows if settings.moves else 0
-    bounds = bounds_of(sharding.memory, length, count, windows, source.runner is None)
-    shards = max(sharding.shards or 1, -(-len(examples) // bounds.photos) if sharding.memory else 1)
-    if sharding.shards is None and sharding.memory is None:
-        shards = -(-len(examples) // bounds.photos)
+    bounds = bounds_of(sharding.memory, length, count, windows)
+    shards = -(-len(examples) // bounds.photos)
+    if sharding.shards is not None:
+        shards = sharding.shards if sharding.memory is None else max(sharding.shards, shards)
     work.folder.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(
         examples.classes, settings, backbone, work.folder, source.proposals, len(examples), bounds.block
@@ -368,10 +367,19 @@ class _Rounds:
         """
         training, objects = self._start(first, scale, length, folds)
         training.fit()
+        left = 0
         for number in range(self.rounds):
-            if not self._round(training, scale, folds, f"Mining hard negatives, round {number + 1}"):
+            doing = f"Mining hard negatives, round {number + 1}"
+            found, left = self._round(training, scale, folds, doing)
+            if not found:
                 break
             training.fit()
+        if left:
+            warnings.warn(
+                f"{left} hard windows of the last round found no room in the memory beside {len(training)} "
+                "examples: the hardest of each class were taken; more memory takes in more",
+                stacklevel=2,
+            )
         return [training.svms, *map(training.without, range(folds.count))], objects
 
     def _start(self, first: First, scale: float, length: int, folds: Folds) -> tuple[TrainingSet, IntArray]:
@@ -393,20 +401,20 @@ class _Rounds:
                 )
         return training, objects
 
-    def _round(self, training: TrainingSet, scale: float, folds: Folds, doing: str) -> int:
-        """Take in the hard windows of all shards; return how many there were."""
+    def _round(self, training: TrainingSet, scale: float, folds: Folds, doing: str) -> tuple[int, int]:
+        """Take in the hard windows of all shards; return how many, and for how many there was no room."""
         limit = self.bounds.hard
         if limit is not None and self.bounds.held is not None:
             limit = min(limit, max(0, self.bounds.held - len(training)) // len(self.shards))
-        step, found = Mine(training.svms, scale, limit), 0
+        step, found, left = Mine(training.svms, scale, limit), 0, 0
         for hard in self.passes.over(step, list(self._held(training)), doing):
-            found += len(hard.places)
+            found, left = found + len(hard.places), left + hard.left
             training.mark(hard.places[~hard.fresh], hard.negative[~hard.fresh])
             places = hard.places[hard.fresh]
             if len(places):
                 negative = -hard.negative[hard.fresh].astype(np.int8)
                 training.add(hard.features, negative, folds.numbers[photo_of(places)], places)
-        return found
+        return found, left
 
     def _held(self, training: TrainingSet) -> Iterator[Held]:
         """Yield each shard with those of its windows that are held."""
