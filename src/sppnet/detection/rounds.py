@@ -426,6 +426,8 @@ class _Rounds:
 
     def _measured(self, fitted: Fitted, models: list[Fitted], folds: Folds) -> Fitted:
         """Return what was fitted with what its scores mean, by photos that were not learned from."""
+        if not folds.count:
+            return fitted
         parts = [s.part(np.flatnonzero(folds.numbers[s.numbers] >= 0).tolist()) for s in self.shards]
         doing = "Scoring photos not learned from"
         found = [
