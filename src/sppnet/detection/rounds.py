@@ -353,6 +353,8 @@ class _Rounds:
                 deltas[rows], numbers[rows] = moves.deltas, folds.numbers[moves.photos]
                 filled = rows.stop
             found.append(moves_of(wide, deltas, numbers, folds.learned[:, k], self.settings.ridge))
+        # All are taken: what draws how far it is ends here.
+        next(results, None)
         return [
             BoxRegression(*(np.stack(values) for values in zip(*ridges, strict=True)))
             for ridges in zip(*found, strict=True)
