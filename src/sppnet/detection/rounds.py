@@ -50,11 +50,11 @@ ROUNDS = 4
 """Most rounds of mining unless another number is asked for."""
 
 # Bytes that a process holds beside what grows: interpreter, libraries, network and the maps of a photo.
-_BASE = 0.5e9
+_BASE = 0.55e9
 # Of the rest, shares for the windows of a photo that are pooled at once, for the first examples of a shard,
 # for its hard windows, and for the training set of the SVMs: where one process does all, they are beside each
 # other; else hard windows wait at the head, which takes in no more of all shards than it has room for.
-_BLOCK, _FIRST, _HARD, _TRAINING = 0.15, 0.1, 0.15, 0.7
+_BLOCK, _FIRST, _HARD, _TRAINING = 0.12, 0.1, 0.08, 0.6
 # Where no memory is stated: photos of a shard, and windows that are pooled at once.
 _PHOTOS, _WINDOWS = 64, 2000
 _FEWEST = 16

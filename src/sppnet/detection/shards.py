@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 # Of the files of first examples.
 _VERSION = 1
-# About so many windows of all photos teach the first SVMs, but a few of each photo that gives any.
-_START, _FEWEST, _MOST = 2000, 2, 200
+# About so many windows of all photos teach the first SVMs, one of a photo that gives any at least.
+_START, _FEWEST, _MOST = 2000, 1, 200
 # A window's place among those of all photos: the photo's number, times this, and its number in the photo.
 _ROWS = 1 << 24
 
