@@ -32,7 +32,7 @@ GROUND = (
         "models",
         "parallel",
     ),
-    *("photos", "progress", "regression", "storage", "suppression", "video", "walking"),
+    *("photos", "progress", "regression", "remote", "storage", "suppression", "video", "walking"),
 )
 FLOORS = (
     GROUND,

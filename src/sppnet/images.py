@@ -37,6 +37,7 @@ from PIL.ImageFile import ImageFile
 from sppnet.arrays import Image as AnyImage
 from sppnet.arrays import Pixels
 from sppnet.errors import ImageError, SppnetError, check_extra, has_extra
+from sppnet.remote import address_of, listed, open_file
 from sppnet.storage import atomic_path
 from sppnet.walking import NOWHERE, LeftOut, matches, walk
 
@@ -429,12 +430,12 @@ def _opened(path: Path) -> Iterator[ImageFile]:
     Pillow's own `Image.open` would warn about large images, or refuse them, by a limit that is global.
     """
     try:
-        mode = path.stat().st_mode
+        if address_of(path) is None and not stat.S_ISREG(path.stat().st_mode):
+            raise ImageError(f"{path}: found a folder or a device, expected {_EXPECTED}")
+        opened = open_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: found no such file, expected {_EXPECTED}") from None
-    if not stat.S_ISREG(mode):
-        raise ImageError(f"{path}: found a folder or a device, expected {_EXPECTED}")
-    with path.open("rb") as file:
+    with opened as file:
         plugin = _plugin(path, file.read(64))
         file.seek(0)
         try:
@@ -499,7 +500,8 @@ def _whole_jpeg(path: Path, image: ImageFile) -> Image.Image:
             return image
     except OSError:
         pass
-    content = path.read_bytes().rstrip(b"\0").rstrip(b"\xff")
+    with open_file(path) as file:
+        content = file.read().rstrip(b"\0").rstrip(b"\xff")
     if content.endswith(_JPEG_END):
         return image
     fillings = (b"", b"\x55" * 64, b"\xaa" * 64)
@@ -555,7 +557,9 @@ def _eight_bit(values: npt.NDArray[Any]) -> Pixels:
 
 def _images_of(source: str | Path, left: LeftOut) -> list[Path]:
     """Return the image files that a file, a folder or a pattern names; count what is left out."""
-    path = Path(source)
+    path, address = Path(source), address_of(source)
+    if address is not None:
+        return _images_at(address, left)
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -576,6 +580,12 @@ def _images_of(source: str | Path, left: LeftOut) -> list[Path]:
         else:
             left.add(NOWHERE, os.fsencode(match))
     return images
+
+
+def _images_at(address: str, left: LeftOut) -> list[Path]:
+    """Return the image files that an address names."""
+    files = {os.fsencode(path): path for path in listed(address)}
+    return [files[name] for name in images_among(files, left)]
 
 
 def _images_below(folder: Path, left: LeftOut) -> list[Path]:

@@ -291,7 +291,8 @@ class Classifier(Estimator):
         SppnetError, FileNotFoundError
             If the image cannot be read, or there are no such views.
         """
-        return self._named(probabilities(self.scorer_, pixels_of(image), self.views(views)))
+        pixels, chosen = pixels_of(image), self.views(views)
+        return self._named(probabilities(self.scorer_, pixels, chosen))
 
     def views(self, views: str | None = None) -> str:
         """Return the views that are taken if these are asked for, or none.

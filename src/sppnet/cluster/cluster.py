@@ -11,6 +11,7 @@ from sppnet.cluster.connection import LOCAL, check_nodes, connect, cores
 from sppnet.cluster.rounds import Rounds
 from sppnet.errors import SppnetError
 from sppnet.parallel import Item, Result, Work
+from sppnet.remote import address_of
 
 
 class Cluster:
@@ -49,9 +50,7 @@ class Cluster:
         there = cores()
         if there < (workers or 1):
             self.close()
-            raise SppnetError(
-                f"{address}: found {there} cores, expected one for each of {workers or 1} workers"
-            )
+            raise SppnetError(f"{address}: found {there} cores, expected {workers or 1}, one for each worker")
         self.workers = workers or there
 
     def __enter__(self) -> Cluster:
@@ -88,8 +87,10 @@ class Cluster:
             three workers died of an item, one after the other.
         """
         given = list(items)
+        if not given:
+            return iter(())
         check_nodes(_samples(given))
-        if 0 < len(given) < self.workers:
+        if len(given) < self.workers:
             warnings.warn(f"found {self.workers} workers for {len(given)} images: as many work", stacklevel=2)
         return Rounds(work, given, self.workers).results()
 
@@ -100,6 +101,6 @@ def _samples(items: Iterable[object]) -> list[Path]:
     for item in items:
         first = item[0] if isinstance(item, tuple) and item else item
         for path in getattr(item, "files", (first,)):
-            if isinstance(path, Path):
+            if isinstance(path, Path) and address_of(path) is None:
                 folders.setdefault(path.absolute().parent, path.absolute())
     return list(folders.values())

@@ -19,16 +19,14 @@ from sppnet.parallel import Item, Result, Work
 
 # Things that a worker takes at a time: few, so that little is done twice where one dies.
 _BLOCK = 8
-# Blocks that wait at a worker, beside the one in work.
+# Blocks that a worker has in hand: one in work, and the next.
 _READY = 2
-# A thing on which so many workers died, one after the other, is given up.
-_DEATHS = 3
+# A thing is given up when so many workers that had nothing else in hand died, one after the other.
+_DEATHS = 2
 # Results that may wait for one before them; then what is missing is done first.
 _AHEAD = 1024
 # Deaths in a round, for each worker, after which it is looked into.
 _PATIENCE = 8
-# One core a worker: the libraries that it calls must not take those of others.
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 # What of this process' environment counts in a worker, too.
 _KEPT = ("SPPNET_MAX_PIXELS", "XDG_CACHE_HOME")
 
@@ -54,16 +52,16 @@ class Rounds(Generic[Item, Result]):
     def results(self) -> Iterator[Result]:
         """Yield the result of each thing, in their order.
 
-        What a worker had in hand when it died is done by another. A thing on which three died, with nothing
-        else in hand, is given up: it raises a `SppnetError` at its place.
+        What a worker had in hand when it died is done by another. A thing on which then two more died, who
+        had nothing else in hand, is given up: it raises a `SppnetError` at its place.
 
         Raises
         ------
         Whatever the work raises in a worker.
         """
         known: dict[int, Result] = {}
-        left, place = list(range(len(self.items))), 0
-        while left:
+        left, place, dead = list(range(len(self.items))), 0, None
+        while left and dead is None:
             last = -1
             for i, result in self._round(left, self._block(len(left)), _PATIENCE * self.workers):
                 known[i], last = result, max(last, i)
@@ -73,23 +71,23 @@ class Rounds(Generic[Item, Result]):
                 if len(known) > _AHEAD:
                     break
             left = [i for i in left if i >= place and i not in known]
-            self._retry([i for i in left if i < last] or left[: self._block(len(left))], known)
+            dead = self._retry([i for i in left if i < last] or left[: self._block(len(left))], known)
             while place in known:
                 yield known.pop(place)
                 place += 1
             left = [i for i in left if i >= place and i not in known]
+        if dead is not None:
+            raise SppnetError(
+                f"{_name(self.items[dead])}: found that {_DEATHS + 1} workers died of it, one after the "
+                "other, expected none to; leave it out, or let fewer work on a machine, each with more memory"
+            )
 
-    def _retry(self, lost: Sequence[int], known: dict[int, Result]) -> None:
-        """Do what was lost one by one, so that who died of what shows."""
+    def _retry(self, lost: Sequence[int], known: dict[int, Result]) -> int | None:
+        """Do what was lost one by one, so that it shows who died of what; return the first that is deadly."""
         for _ in range(_DEATHS):
             known.update(self._round(lost, 1, -1))
             lost = [i for i in lost if i not in known]
-            if not lost:
-                return
-        raise SppnetError(
-            f"{_name(self.items[lost[0]])}: found that {_DEATHS} workers died of it, one after the other, "
-            "expected none to; leave it out, or let fewer work on a machine, each with more memory"
-        )
+        return lost[0] if lost else None
 
     def _block(self, count: int) -> int:
         return max(1, min(_BLOCK, count // (2 * self.workers)))
@@ -101,15 +99,20 @@ class Rounds(Generic[Item, Result]):
         """
         if not places:
             return
+        from ray.exceptions import RayError
+
         dataset = self._dataset(places, block, deaths)
         batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0))
         while True:
             try:
                 batch = next(batches, None)
-            except Exception as error:
-                if not _lost_workers(error):
-                    raise
-                return
+            except RayError as error:
+                if deaths >= 0:
+                    return
+                reason = str(error).strip().partition("\n")[0]
+                raise SppnetError(
+                    f"found that the cluster failed ({reason}), expected it to go on; what is done is kept"
+                ) from error
             if batch is None:
                 return
             for place, content in zip(batch["place"].tolist(), batch["content"], strict=True):
@@ -125,10 +128,7 @@ class Rounds(Generic[Item, Result]):
         context.enable_progress_bars = context.print_on_execution_start = False
         context.max_errored_blocks = deaths
         size = min(self.workers, len(places))
-        threads = dict.fromkeys(_THREADS, "1")
-        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        # Retried by hand: Ray would wait for a core of a machine that is gone, and try for ever.
-        options = {"max_task_retries": 0, "runtime_env": {"env_vars": threads | kept}}
+        place = _Place(os.getcwd(), {name: os.environ[name] for name in _KEPT if name in os.environ})
         return dataset.map_batches(
             _Worker,
             batch_size=block,
@@ -136,40 +136,64 @@ class Rounds(Generic[Item, Result]):
                 size=size, max_tasks_in_flight_per_actor=_READY if deaths >= 0 else 1
             ),
             num_cpus=1,
-            fn_constructor_args=(_pickled(self.work), os.getcwd()),
-            ray_remote_args_fn=lambda: options,
+            fn_constructor_args=(_pickled(self.work), place),
+            # Retried by hand: Ray would wait for a core of a machine that is gone, and try for ever.
+            ray_remote_args_fn=lambda: {"max_task_retries": 0},
         )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where work is asked for: what a worker takes over of that process.
+
+    Attributes
+    ----------
+    folder : str
+        Its working directory: paths may be relative.
+    environment : dict of str to str
+        Of its environment what counts in a worker.
+    """
+
+    folder: str
+    environment: dict[str, str]
+
+    def enter(self) -> None:
+        """Make this process such a place, of one core: others have the other cores of the machine."""
+        import cv2
+        from threadpoolctl import threadpool_limits
+
+        os.environ.update(self.environment, OMP_NUM_THREADS="1")
+        threadpool_limits(1)
+        cv2.setNumThreads(1)
+        # Where no path is relative, the folder need not be there.
+        with suppress(OSError):
+            os.chdir(self.folder)
 
 
 class _Worker:
     """Does the work on the things of a block; lives in a process of its own."""
 
-    def __init__(self, work: bytes, folder: str) -> None:
-        self.work = work
-        # Paths may be relative; where all are not, the folder need not be there.
-        with suppress(OSError):
-            os.chdir(folder)
+    def __init__(self, work: bytes, place: _Place) -> None:
+        self.work, self.place = work, place
         self.function: Callable[[Any], Any] | None = None
 
     def __call__(self, block: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         contents = np.empty(len(block["content"]), object)
         for i, content in enumerate(block["content"]):
-            contents[i] = pickle.dumps(self._result(content), pickle.HIGHEST_PROTOCOL)
+            contents[i] = self.answer(content)
         return {"place": block["place"], "content": contents}
 
-    def _result(self, content: bytes) -> tuple[bool, Any]:
-        """Return whether all went well, and the result or else what was raised."""
+    def answer(self, content: bytes) -> bytes:
+        """Return, pickled, whether all went well, and the result of a thing or else what was raised."""
         try:
             if self.function is None:
-                import cv2
-
-                cv2.setNumThreads(1)
+                self.place.enter()
                 self.function = pickle.loads(self.work).open()
-            return True, self.function(pickle.loads(content))
+            return _pickled((True, self.function(pickle.loads(content))))
         except Exception as error:  # a bug, too, is told of where the results are taken
             if not isinstance(error, SppnetError | OSError):
                 error.add_note(f"in a worker:\n{traceback.format_exc()}")
-            return False, error
+            return _pickled((False, error))
 
 
 def _opened(content: bytes) -> Any:
@@ -179,18 +203,9 @@ def _opened(content: bytes) -> Any:
     return value
 
 
-def _lost_workers(error: BaseException | None) -> bool:
-    """Tell the deaths of workers from bugs."""
-    from ray.exceptions import RayActorError, RaySystemError
-
-    return error is not None and (
-        isinstance(error, RayActorError | RaySystemError) or _lost_workers(error.__cause__)
-    )
-
-
 def _name(item: object) -> object:
-    """Return what a thing is called: a file, or the first of several values."""
-    return item[0] if isinstance(item, tuple) and item else item
+    """Return what a thing is called: a file, that of its own, or the first of several values."""
+    return item[0] if isinstance(item, tuple) and item else getattr(item, "path", item)
 
 
 def _pickled(value: object) -> bytes:

@@ -23,6 +23,7 @@ from sppnet.errors import SppnetError
 from sppnet.features.encoded import EncodedImage
 from sppnet.parallel import Runner
 from sppnet.progress import Track, no_track
+from sppnet.remote import address_of
 from sppnet.retrieval.embedder import Embedder, Vectors, check_same
 from sppnet.retrieval.manifest import FORMAT, MANIFEST, VERSION, damage, file_facts, read_manifest
 from sppnet.retrieval.neighbours import Graph, Listed, check_count, read_neighbours, with_room
@@ -185,10 +186,10 @@ class Index:
         if (folder / MANIFEST).exists():
             index = cls.open(folder, backbone=asked.backbone, device=asked.device)
             index._check(asked, str(regions), photos, found)
-            index.source = str(photos.resolve())
+            index.source = _place(photos)
         else:
             ready = fitted_on_regions(asked, [photos / name for name in found], regions, track, runner)
-            index = cls.create(folder, ready, str(photos.resolve()), str(regions))
+            index = cls.create(folder, ready, _place(photos), str(regions))
         new, changed, gone = changes(index.images, found)
         index.remove([*changed, *gone])
         try:
@@ -233,7 +234,7 @@ class Index:
         check_same(self.folder, self.embedder, embedder)
         if self.regions != regions:
             raise SppnetError(f"{self.folder}: made of regions by {self.regions}; expected {regions}")
-        source = str(photos.resolve())
+        source = _place(photos)
         if self.source != source and not self.images.keys() & found.keys():
             raise SppnetError(
                 f"{self.folder}: the index of {self.source}, expected that folder, found {source}"
@@ -548,3 +549,8 @@ class Index:
         table = np.array([*(places.get(name, -1) for name in self._names), -1])
         self._owners, self._names = [table[owners]], list(self.images)
         return self._owners[0], boxes
+
+
+def _place(folder: Path) -> str:
+    """Return where a folder is, whatever the folder that somebody works in."""
+    return address_of(folder) or str(folder.resolve())

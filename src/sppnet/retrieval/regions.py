@@ -16,6 +16,7 @@ from sppnet.parallel import Runner, Staged, Threads
 from sppnet.progress import Track
 from sppnet.proposals.choosing import parse
 from sppnet.proposals.method import Proposer
+from sppnet.remote import stamp_of
 from sppnet.retrieval.embedder import SAMPLE, Embedder, Vectors, named
 
 # Images that are read, and their windows proposed, while the network is busy with another.
@@ -71,8 +72,7 @@ def image_stamps(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     stamps = {}
     paths, notes = find_images([folder])
     for path in paths:
-        facts = path.stat()
-        stamps[str(path.relative_to(folder))] = f"{facts.st_size} {facts.st_mtime_ns}"
+        stamps[str(path.relative_to(folder))] = stamp_of(path)
     return stamps, notes
 
 

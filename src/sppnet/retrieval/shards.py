@@ -85,6 +85,9 @@ class Sharding:
         return self._make
 
     def _make(self, shard: Shard) -> Written:
+        # A worker that died behind its last line has left the file.
+        if (there := written(shard)) is not None:
+            return there
         found: list[tuple[Job, Vectors]] = []
         failures: list[str] = []
         stream = self.embedder.stream([job.path for job in shard.jobs], [job.boxes for job in shard.jobs])

@@ -1,0 +1,191 @@
+"""Work on a cluster of four machines, which this one plays: results as without, whoever dies."""
+
+import os
+import pickle
+import signal
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+from sppnet.cluster import Cluster, connection
+from sppnet.cluster.rounds import _opened, _Place, _Worker
+from sppnet.detection.detector import Detector
+from sppnet.errors import SppnetError
+from sppnet.images import read_image, write_image
+from sppnet.photos import demo_photo
+from sppnet.proposals.writing import propose
+from sppnet.retrieval.embed import embed
+from sppnet.retrieval.embedder import Embedder
+
+ray = pytest.importorskip("ray")
+SMALL = {"scales": (64,), "levels": (2, 1)}
+
+
+@pytest.fixture(scope="module")
+def machines():
+    """Four machines of one core each; the last three may be removed."""
+    from ray.cluster_utils import Cluster as Machines
+
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(connection.__file__).parents[2])
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    store = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    made = Machines(initialize_head=True, head_node_args={**store, "include_dashboard": False})
+    for _ in range(3):
+        made.add_node(**store)
+    ray.init(made.address, log_to_driver=False)
+    made.wait_for_nodes()
+    yield made
+    ray.shutdown()
+    made.shutdown()
+    os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Ten photos of one size or another; the seventh cannot be read."""
+    folder = tmp_path_factory.mktemp("photos")
+    pixels = read_image(demo_photo())
+    for i in range(10):
+        write_image(folder / f"{i}.png", pixels[:: 4 + i % 2, i : 200 + 8 * i])
+    (folder / "6.png").write_bytes((folder / "6.png").read_bytes()[:500])
+    return folder
+
+
+@dataclass(frozen=True)
+class Everything:
+    """All that is done with photos, as one work."""
+
+    embedder: Embedder
+    detector: Detector
+
+    def open(self):
+        return self.look
+
+    def look(self, path):
+        pixels = read_image(path)
+        found = self.detector.predict(pixels, threshold=0.0)
+        return self.embedder(pixels), found.boxes, found.scores
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """Squares of numbers; whoever meets a number among the deadly dies, so many times."""
+
+    folder: Path
+    deadly: tuple[int, ...]
+    times: int
+
+    def open(self):
+        return self.square
+
+    def square(self, number):
+        deaths = self.folder / str(number)
+        met = len(deaths.read_text()) if deaths.exists() else 0
+        if number in self.deadly and met < self.times:
+            deaths.write_text("x" * (met + 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        with (self.folder / "done").open("a") as file:
+            file.write(f"{number}\n")
+        return number * number
+
+
+def test_embed_and_propose_give_the_same_files(machines, photos, tmp_path):
+    embedder = Embedder(**SMALL)
+    with Cluster(workers=2) as cluster:
+        here = embed(photos, tmp_path / "here.safetensors", embedder=embedder)
+        there = embed(photos, tmp_path / "there.safetensors", embedder=embedder, cluster=cluster)
+        assert (tmp_path / "here.safetensors").read_bytes() == (tmp_path / "there.safetensors").read_bytes()
+        assert there.failures == here.failures
+        assert ["6.png" in line for line in there.failures] == [True]
+        assert there.vectors == 9
+
+        assert propose([photos], "edge-boxes", tmp_path / "here.npz").images == 9
+        propose([f"file://{photos}"], "edge-boxes", tmp_path / "there.npz", cluster=cluster)
+        assert (tmp_path / "here.npz").read_bytes() == (tmp_path / "there.npz").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_gives_the_same_bits(workers, machines, photos):
+    work = Everything(Embedder(**SMALL), Detector.load("animals"))
+    paths = [path for path in sorted(photos.iterdir()) if path.stem != "6"][:4]
+    with threadpoolctl.threadpool_limits(1), Cluster(workers=workers) as cluster:
+        look = work.open()
+        for path, found in zip(paths, cluster.stream(work, paths), strict=True):
+            assert all(map(np.array_equal, found, look(path)))
+            assert len(found[1]) > 3
+
+
+def test_a_worker_that_is_killed_changes_nothing(machines, tmp_path):
+    with Cluster(workers=2) as cluster:
+        found = list(cluster.stream(Deadly(tmp_path, (3, 17), 1), range(40)))
+    assert found == [i * i for i in range(40)]
+
+
+def test_a_thing_that_kills_every_worker_is_named(machines, tmp_path):
+    with Cluster(workers=2) as cluster:
+        stream = cluster.stream(Deadly(tmp_path, (9,), 99), range(12))
+        assert [next(stream) for _ in range(9)] == [i * i for i in range(9)]
+        with pytest.raises(SppnetError, match=r"^9: found that 3 workers died of it"):
+            next(stream)
+
+
+def test_a_bug_shows_where_it_was(machines, tmp_path):
+    with Cluster(workers=1) as cluster, pytest.raises(TypeError) as caught:
+        list(cluster.stream(Deadly(tmp_path, (), 0), ["a"]))
+    assert "in square" in caught.value.__notes__[0]
+
+
+def test_a_result_that_cannot_be_sent_is_a_bug():
+    worker = _Worker(b"", _Place(".", {}))
+    worker.function = lambda _: threading.Lock()
+    with pytest.raises(TypeError, match="pickle"):
+        _opened(worker.answer(pickle.dumps(1)))
+    worker.function = lambda number: number + 1
+    assert _opened(worker.answer(pickle.dumps(1))) == 2
+
+
+def test_a_machine_that_is_gone_changes_nothing(machines, tmp_path):
+    with Cluster(workers=4) as cluster:
+        stream = cluster.stream(Deadly(tmp_path, (), 0), range(400))
+        found = [next(stream) for _ in range(50)]
+        own = ray.get_runtime_context().get_node_id()
+        gone = next(node for node in machines.worker_nodes if node.node_id != own)
+        machines.remove_node(gone, allow_graceful=False)
+        found += list(stream)
+    assert found == [i * i for i in range(400)]
+    done = [int(line) for line in (tmp_path / "done").read_text().split()]
+    assert len(done) - 400 <= 4 * 3 * 8
+
+
+def test_what_is_wrong_is_said_before_work(machines, photos, tmp_path, monkeypatch):
+    work = Deadly(tmp_path, (), 0)
+    with pytest.raises(SppnetError, match="found 0 workers"):
+        Cluster(workers=0)
+    with pytest.raises(SppnetError, match="cores, expected 99"):
+        Cluster(workers=99)
+    with Cluster(workers=2) as cluster:
+        with pytest.raises(SppnetError, match=r"/nowhere/a.jpg: found no such file on .*\("):
+            cluster.stream(work, [Path("/nowhere/a.jpg")])
+        own = connection._versions()
+        monkeypatch.setattr(connection, "_versions", lambda: {**own, "sppnet": "9.9"})
+        with pytest.raises(SppnetError, match=r"found sppnet .*, expected sppnet 9.9 as on this machine"):
+            cluster.stream(work, [1])
+    assert not (tmp_path / "done").exists()
+
+
+def test_no_cluster_at_the_address():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        if ray.is_initialized():
+            ray.shutdown()
+        with pytest.raises(SppnetError, match=f"{address}: found no cluster there"):
+            Cluster(address)
+    with pytest.raises(SppnetError, match="found no address of a cluster, expected one that `ray start"):
+        Cluster("ray://somewhere")
