@@ -18,6 +18,9 @@ from array_api_compat import array_namespace
 from sppnet.arrays import Boxes, FloatArray, to_numpy
 from sppnet.linear import Linear
 
+# Examples whose products are summed up at once.
+_AT_ONCE = 2048
+
 
 def encode_deltas(windows: FloatArray, truth: FloatArray) -> Boxes:
     """Return the (R, 4) regression targets that move each window onto its ground-truth box.
@@ -131,32 +134,86 @@ def fit_ridges(
     inverse = _inverse(features @ features.T, penalty) if few else None
     found = []
     for part in parts:
+        if inverse is None:
+            found.append(Moments.of(features[part], targets[part]).ridge(penalty))
+            continue
         mean = targets[part].mean(axis=0)
         centred = targets[part] - mean
-        values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-        root = np.sqrt(values + 1e-3)
-        whiten, unwhiten = (vectors * (1 / root)) @ vectors.T, (vectors * root) @ vectors.T
+        whiten, unwhiten = _whitening(centred.T @ centred / len(centred))
         goal = np.zeros((len(features), targets.shape[1]), features.dtype)
         goal[part] = centred @ whiten
-        if inverse is None:
-            ridge = _primal(features[part], goal[part], penalty)
-        else:
-            ridge = _dual(inverse, goal, part) @ features
-        weights = unwhiten.T @ ridge
+        weights = unwhiten.T @ (_dual(inverse, goal, part) @ features)
         found.append((weights[:, :-1].astype(np.float32), (weights[:, -1] + mean).astype(np.float32)))
     return found
 
 
-def _primal(features: FloatArray, goal: FloatArray, penalty: float) -> FloatArray:
-    """Return the (4, D) weights of a ridge."""
-    from scipy.linalg import solve
+@dataclass(frozen=True)
+class Moments:
+    """The sums that a ridge follows from, over any number of examples; those of two parts add up.
 
-    matrix = features.T @ features
-    matrix.flat[:: len(matrix) + 1] += penalty
-    solved: FloatArray = solve(
-        matrix, features.T @ goal, assume_a="pos", overwrite_a=True, check_finite=False
-    )
-    return solved.T
+    Attributes
+    ----------
+    features : (D, D) float64
+        Sum of the products of features with each other, of which the last is the constant 1.
+    crossed : (D, 4) float64
+        Sum of the products of features and targets.
+    targets : (4, 4) float64
+        Sum of the products of targets with each other.
+    """
+
+    features: npt.NDArray[np.float64]
+    crossed: npt.NDArray[np.float64]
+    targets: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, features: FloatArray, targets: FloatArray) -> Moments:
+        """Return the moments of (n, D) features, the last of them 1, and their (n, 4) targets."""
+        length, width = features.shape[1], targets.shape[1]
+        sums = cls(np.zeros((length, length)), np.zeros((length, width)), np.zeros((width, width)))
+        # Part by part, as double precision takes twice the memory.
+        for start in range(0, len(features), _AT_ONCE):
+            x = features[start : start + _AT_ONCE].astype(np.float64)
+            y = targets[start : start + _AT_ONCE].astype(np.float64)
+            sums = sums + cls(x.T @ x, x.T @ y, y.T @ y)
+        return sums
+
+    @property
+    def count(self) -> int:
+        """n, the number of examples."""
+        return round(float(self.features[-1, -1]))
+
+    def __add__(self, other: Moments) -> Moments:
+        """Return the moments of both parts together."""
+        return Moments(*(a + b for a, b in zip(self._sums, other._sums, strict=True)))
+
+    def __sub__(self, other: Moments) -> Moments:
+        """Return the moments without those of a part."""
+        return Moments(*(a - b for a, b in zip(self._sums, other._sums, strict=True)))
+
+    @property
+    def _sums(self) -> tuple[npt.NDArray[np.float64], ...]:
+        return self.features, self.crossed, self.targets
+
+    def ridge(self, penalty: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Fit the box regression of one class; see `fit_ridge`."""
+        from scipy.linalg import solve
+
+        count, mean = self.features[-1, -1], self.crossed[-1] / self.features[-1, -1]
+        whiten, unwhiten = _whitening(self.targets / count - np.outer(mean, mean))
+        matrix = self.features.copy()
+        matrix.flat[:: len(matrix) + 1] += penalty
+        goal = (self.crossed - np.outer(self.features[-1], mean)) @ whiten
+        solved = solve(matrix, goal, assume_a="pos", overwrite_a=True, check_finite=False)
+        weights = unwhiten.T @ solved.T
+        return weights[:, :-1].astype(np.float32), (weights[:, -1] + mean).astype(np.float32)
+
+
+def _whitening(covariance: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return what turns centred targets so that one penalty fits all, and what turns predictions back."""
+    values, vectors = np.linalg.eigh(covariance)
+    # Of targets that are all the same, rounding leaves less than 0.
+    root = np.sqrt(np.maximum(values, 0) + 1e-3)
+    return (vectors * (1 / root)) @ vectors.T, (vectors * root) @ vectors.T
 
 
 def _inverse(products: FloatArray, penalty: float) -> FloatArray:

@@ -105,6 +105,24 @@ class TestTrain:
         succeeds("detect", "train", data, *options)
         assert same(model, "m.safetensors")
 
+    def test_in_rounds_over_shards(self, data, model):
+        """Other windows are drawn for the first SVMs, so it is another detector, of the same photos."""
+        options = ("--split", "train", *QUICK)
+        succeeds("detect", "train", data, "--out", "one.safetensors", *options, "--shards", 1)
+        succeeds("detect", "train", data, "--out", "four.safetensors", *options, "--shards", 4)
+        assert same("one.safetensors", "four.safetensors")
+        one, plain = load_file("one.safetensors"), load_file(model)
+        assert torch.equal(one["photos"], plain["photos"])
+        assert not torch.equal(one["svms.weights"], plain["svms.weights"])
+        assert {path.name for path in Path().iterdir()} == {"one.safetensors", "four.safetensors"}
+
+    def test_memory_and_rounds_of_nothing(self, data):
+        command = ("detect", "train", data, "--out", "m.safetensors", *QUICK)
+        fails(*command, "--memory", 0.2, says=["found a memory of 0.2 GB, expected at least "])
+        fails(*command, "--memory", 0, says=["found 0 as memory, expected more than 0"])
+        fails(*command, "--rounds", 0, says=["--rounds"])
+        fails(*command[:-6], "--minutes", 1, "--shards", 2, says=["found --shards beside --minutes"])
+
     def test_own_files_in_the_cache_folder_stay(self, data):
         mine = write(Path("m.safetensors.cache/notes.txt"), "mine")
         succeeds("detect", "train", data, "--split", "train", "--out", "m.safetensors", *QUICK)

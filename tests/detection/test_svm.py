@@ -325,8 +325,8 @@ def test_memory_is_bounded_by_the_hard_negatives(rng, monkeypatch):
             del part
 
     class Spied(TrainingSet):
-        def add(self, features, signs, fold=-1):
-            super().add(features, signs, fold)
+        def add(self, features, signs, fold=-1, places=-1):
+            super().add(features, signs, fold, places)
             sizes.append((len(self), len(self._features)))
 
     monkeypatch.setattr(linear, "TrainingSet", Spied)

@@ -31,6 +31,8 @@ _FOLDS = "Folds of photos, each scored by what the others taught; less than 2: n
 _OTHER_DATA = "Annotated photos, none of which it was fitted on, to learn thresholds and probabilities from."
 _SET = "Thresholds in percent, such as cow=40,dog=55."
 _PRECISION = "Take the least thresholds at which so many percent of what is shown is right."
+# Options of a fit in rounds over shards.
+_SHARDED = ("shards", "memory", "rounds", "cluster")
 # Options of a network that stays as it is.
 _FROZEN = ("proposals", "scales", "stages", "stride", "layer", "tune_after", "negatives", "projection")
 # A mean average precision of less is as good as nothing.
@@ -39,6 +41,9 @@ _DOUBTS = (
     "are the boxes where the objects are (sppnet dataset {data} draws them), are all objects of a photo "
     "annotated, and does each name stand for one thing?"
 )
+_SHARDS = "Fit in rounds over so many parts of the photos, at least, so that no process holds all windows."
+_GIGABYTES = "GB that each process may hold, about: fit in rounds over parts of the photos that leave it so."
+_ROUNDS = "Fit in rounds over parts of the photos, and find hard negatives in so many, at most; default: 4."
 _CACHE = "Folder that keeps feature maps; default: OUT.cache, removed at the end."
 
 
@@ -67,6 +72,11 @@ def train(
     folds: Annotated[int, opt.training(min=0, help=_FOLDS)] = 8,
     limit: Annotated[int, opt.training(min=1, help="Most detections of a class in a photo.")] = 100,
     cache: Annotated[Path | None, opt.machine(help=_CACHE)] = None,
+    shards: Annotated[int | None, opt.machine(min=1, help=_SHARDS)] = None,
+    memory: Annotated[float | None, opt.machine(min=0, help=_GIGABYTES)] = None,
+    rounds: Annotated[int | None, opt.machine(min=1, help=_ROUNDS)] = None,
+    cluster: opt.Cluster = None,
+    workers: opt.Workers = None,
     max_bad: opt.MaxBad = opt.BAD,
     max_pixels: opt.MaxPixels = None,
     device: opt.Device = "cpu",
@@ -106,9 +116,10 @@ def train(
     if several:
         detectors.insert(0, Detector(**settings | {"backbone": PYRAMID}))
     names = None if classes is None else opt.name_list(classes)
-    with _work(folder, cache is None) as work:
+    with console.cluster_of(cluster, workers) as runner, _work(folder, cache is None) as work:
         if joint:
             work["minutes"] = minutes
+        work |= {"shards": shards, "memory": memory, "rounds": rounds, "cluster": runner}
         work |= {"classes": names, "max_bad": max_bad / 100, "keep": lambda so_far: so_far.save(out)}
         detector = fit_best(detectors, dataset, tell=console.note, **work)
         left_out = sorted(set(dataset.classes) - set(detector.classes_))
@@ -218,7 +229,7 @@ def _trains_network(context: typer.Context, minutes: float | None) -> bool:
     """Return whether the network is trained, too: if that is asked for, or nothing that speaks against it."""
     from importlib.util import find_spec
 
-    given = _given_of(context, _FROZEN)
+    given = _given_of(context, (*_FROZEN, *_SHARDED))
     if minutes is None:
         there = find_spec("torch") is not None
         if not given and not there:
@@ -228,7 +239,7 @@ def _trains_network(context: typer.Context, minutes: float | None) -> bool:
         option = given[0].replace("_", "-")
         raise SppnetError(
             f"found --{option} beside --minutes, expected one of them: a network that is trained has its own "
-            "windows"
+            "windows, and sees all photos in one process"
         )
     return minutes > 0
 

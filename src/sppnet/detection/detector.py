@@ -31,6 +31,7 @@ from sppnet.detection.fit import FitSettings, Fitted, Work, WorkOptions, fit, fi
 from sppnet.detection.head import LAYERS
 from sppnet.detection.postprocess import postprocess
 from sppnet.detection.quality import Learned, learn_scores
+from sppnet.detection.rounds import ROUNDS, Sharding, Source, fit_in_rounds
 from sppnet.detection.sampling import Examples, SamplingRules
 from sppnet.detection.stored import fitted_of, state_of
 from sppnet.detection.stream import Asked, check_bad, check_data, detect_each, look, measure, tell_bad
@@ -292,7 +293,11 @@ class Detector(Estimator):
             by default a temporary one. ``track``: a callable, ``track(items, description)`` yields the items
             and may draw progress. ``timer``: a `sppnet.progress.StageTimer`, which takes the seconds by
             stage. ``keep``: a callable, which takes the detector whenever there is a first or another one
-            while the network is trained.
+            while the network is trained. ``shards``, ``memory``, ``rounds`` or ``cluster``: fit in rounds
+            over shards of the photos, so that no process holds the windows of all; see
+            `sppnet.detection.rounds.Sharding`, and ``memory`` is in GB. ``cluster`` is who does the shards,
+            such as a `sppnet.cluster.Cluster`; by default this process, one after the other. The network, and
+            layers above it, stay as they are then.
 
         Returns
         -------
@@ -306,17 +311,27 @@ class Detector(Estimator):
             allows cannot be read, or a setting is none of its kind.
         """
         track, timer = options.get("track", no_track), options.get("timer") or StageTimer()
-        settings = self._asked(minutes, windows)
+        settings, sharding = self._asked(minutes, windows), _sharding_of(options)
+        if sharding is not None:
+            _check_frozen(settings)
         check_data(data)
         _warn_of_crowds(data, self.limit)
         names = classes_to_learn(data, classes)
         backbone = self._ready(settings)
         own = backbone.proposes or settings.joint is not None
+        seen = self._seen_before(data) if own else None
+        if sharding is not None:
+            given = windows is not None and not own
+            source = Source(None if own or given else self.proposals, given, max_bad, options.get("cluster"))
+            examples = _as_given(data, names, windows)
+            with _folder(options.get("cache")) as folder:
+                work = Work(folder, track, timer)
+                self._fit_in_rounds(examples, settings, backbone, work, source, sharding, seen)
+            return self
         examples = self._examples(data, names, windows, max_bad, Work(Path(), track, timer), own)
         with _folder(options.get("cache")) as folder:
             work = Work(folder, track, timer)
             if own:
-                seen = self._seen_before(data)
                 self._fit_own(examples, settings, backbone, work, minutes, options.get("keep"), seen)
             else:
                 self.fitted_ = fit(examples, settings, backbone, work)
@@ -368,6 +383,30 @@ class Detector(Estimator):
         settings = self._for_own_windows(settings)
         settings = settings if seen is None else replace(settings, folds=0)
         fitted = JointFit(examples, settings, backbone, work, Budget(minutes, known)).fit()
+        self.fitted_ = fitted if seen is None else fitted.as_measured(seen)
+
+    def _fit_in_rounds(
+        self,
+        examples: Examples,
+        settings: FitSettings,
+        backbone: Backbone,
+        work: Work,
+        source: Source,
+        sharding: Sharding,
+        seen: Fitted | None,
+    ) -> None:
+        """Fit in rounds over shards; the windows are proposed shard by shard, unless they are given."""
+        side = None
+        if backbone.proposes:
+            # Imported late: it is needed for such networks alone.
+            from sppnet.detection.joint import side_of
+
+            side = side_of(examples, settings)
+            pooling = replace(settings.pooling, scales=(side,))
+            settings = self._for_own_windows(replace(settings, pooling=pooling))
+        if seen is not None:
+            settings = replace(settings, folds=0)
+        fitted = replace(fit_in_rounds(examples, settings, backbone, work, source, sharding), side=side)
         self.fitted_ = fitted if seen is None else fitted.as_measured(seen)
 
     def _seen_before(self, data: Sequence[Sample]) -> Fitted | None:
@@ -967,6 +1006,31 @@ def _check_joint(settings: FitSettings, minutes: float | None, windows: object) 
     if settings.tuning is not None or settings.objectness is not None:
         other = "tuning" if settings.tuning is not None else "an objectness"
         raise SppnetError(f"found {other} beside the training of the whole network, expected one of them")
+
+
+def _sharding_of(options: WorkOptions) -> Sharding | None:
+    """Return how a fit is cut into shards, None where it is not."""
+    shards, memory, rounds = options.get("shards"), options.get("memory"), options.get("rounds")
+    if all(value is None for value in (shards, memory, rounds, options.get("cluster"))):
+        return None
+    return Sharding(shards, None if memory is None else 1e9 * memory, ROUNDS if rounds is None else rounds)
+
+
+def _check_frozen(settings: FitSettings) -> None:
+    """Raise an error unless a fit leaves the network as it is, and all below the SVMs."""
+    for what in ("joint", "tuning", "objectness"):
+        if getattr(settings, what) is not None:
+            raise SppnetError(
+                f"found {what} beside shards, a memory or a cluster, expected SVMs on the network as it is: "
+                "what learns otherwise sees all photos in one process"
+            )
+
+
+def _as_given(data: Sequence[Sample], names: Sequence[str], windows: Sequence[Boxes] | None) -> Examples:
+    """Return annotated images with the windows that were given, none where they are to be proposed."""
+    images, targets = [sample.image for sample in data], [sample.target for sample in data]
+    none = np.zeros((0, 4), np.float32)
+    return Examples(images, [none] * len(images) if windows is None else windows, targets, tuple(names))
 
 
 def _out_of_memory() -> tuple[type[Exception], ...]:

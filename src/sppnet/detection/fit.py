@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sppnet.arrays import Boxes, FloatArray, IntArray, like, to_numpy
-from sppnet.boxes import Detections
+from sppnet.boxes import Target
 from sppnet.detection.calibration import Calibration
 from sppnet.detection.folds import Folds, choose_folds, shown_classes
+from sppnet.detection.gathering import Halves, drop_duplicates, find, later_negatives, pool_first
 from sppnet.detection.head import Head, activate
-from sppnet.detection.postprocess import LEAST_JOINT_SCORE, LEAST_SCORE, postprocess
+from sppnet.detection.postprocess import LEAST_JOINT_SCORE, LEAST_SCORE
 from sppnet.detection.quality import Learned, Quality, learn_scores, unmeasured
 from sppnet.detection.sampling import Examples, Plan, SamplingRules, plan_images
 from sppnet.detection.svm import Labelled, LinearSVMs, MiningSettings, mine_hard_negatives
@@ -28,13 +29,12 @@ from sppnet.features.cache import MapCache
 from sppnet.features.encoded import EncodedImage, OwnWindows
 from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys
+from sppnet.parallel import Runner
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import Objectness
 from sppnet.proposals.odds import told, with_told
-from sppnet.regression import BoxRegression, encode_deltas, fit_ridges
+from sppnet.regression import BoxRegression, fit_ridges
 from sppnet.rpn.settings import Joint
-
-Halves = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,12 @@ class Fitted:
             return self.regression.moved(windows, pooled), scores
         return np.repeat(windows[:, None], len(self.classes), axis=1), scores
 
+    def without_fold(self, folds: Folds, f: int, svms: LinearSVMs, regression: BoxRegression) -> Fitted:
+        """Return what was fitted, with what was learned without fold f in place of the rest."""
+        # What cannot be learned without the fold finds nothing.
+        biases = np.where(folds.learned[f], svms.biases, np.float32(-np.inf))
+        return replace(self, svms=LinearSVMs(svms.weights, biases), regression=regression)
+
     def as_measured(self, other: Fitted) -> Fitted:
         """Return what was fitted, with what another one's scores were found to mean, of equal classes."""
         if other.classes != self.classes:
@@ -208,6 +214,10 @@ class WorkOptions(TypedDict, total=False):
     keep: Callable[[Any], None] | None
     track: Track
     timer: StageTimer | None
+    shards: int | None
+    memory: float | None
+    rounds: int | None
+    cluster: Runner | None
 
 
 @dataclass(frozen=True)
@@ -293,10 +303,22 @@ def fit_without(
 
 def folds_of(examples: Examples, settings: FitSettings, *, one: bool = False) -> Folds:
     """Choose the folds of a fit, and find which classes can be learned outside of each."""
-    shown = shown_classes(examples.targets, examples.classes)
-    numbers = choose_folds(shown, photo_keys(examples.images), settings.folds, settings.seed, one=one)
+    return folds_with(photo_keys(examples.images), examples.targets, examples.classes, settings, one=one)
+
+
+def folds_with(
+    keys: npt.NDArray[np.uint64],
+    targets: Sequence[Target],
+    classes: Sequence[str],
+    settings: FitSettings,
+    *,
+    one: bool = False,
+) -> Folds:
+    """Choose the folds of photos by their `photo_keys`, and find which classes are learned without each."""
+    shown = shown_classes(targets, classes)
+    numbers = choose_folds(shown, keys, settings.folds, settings.seed, one=one)
     learned = [shown[numbers != f].any(axis=0) for f in range(numbers.max(initial=-1) + 1)]
-    return Folds(numbers, np.array(learned, bool).reshape(-1, len(examples.classes)))
+    return Folds(numbers, np.array(learned, bool).reshape(-1, len(classes)))
 
 
 def _measured(
@@ -329,22 +351,9 @@ def scores_learned(
         fold = int(folds.numbers[i])
         encoded = stores[fold](examples.images[i], work.timer)
         with work.timer("measuring"):
-            found.append(_found(models[fold], encoded, examples.windows[i], settings))
+            found.append(find(models[fold], encoded, examples.windows[i], settings))
     targets = [examples.targets[i] for i in rows]
     return learn_scores(found, targets, examples.classes, folds.learned[folds.numbers[rows]], folds.count)
-
-
-def _found(model: Fitted, encoded: EncodedImage, windows: Boxes, settings: FitSettings) -> Detections:
-    """Detect in one image, with scores of the SVMs."""
-    if settings.maps and model.objectness is not None:
-        windows = model.objectness.propose(encoded).boxes
-    windows = np.asarray(windows, np.float32).reshape(-1, 4)
-    if encoded.windows is not None:
-        windows = encoded.windows.boxes
-    pooled = settings.pooling(encoded, windows)
-    boxes, scores = model.score(pooled, windows, settings.layer, own=encoded.windows)
-    nms_iou, limit = settings.nms_iou, settings.limit
-    return postprocess(boxes, scores, model.classes, encoded.size, nms_iou, model.least_score, limit)
 
 
 def _with_own_windows(examples: Examples, settings: FitSettings, backbone: Backbone, work: Work) -> Examples:
@@ -474,12 +483,10 @@ class _Learning:
             np.bincount(labels, minlength=count),
             *unmeasured(count),
         )
-        models = []
-        for f, (part, moves) in enumerate(zip(svms[1:], regressions[1:], strict=True)):
-            # What cannot be learned without the fold finds nothing.
-            biases = np.where(self.folds.learned[f], part.biases, np.float32(-np.inf))
-            models.append(replace(fitted, svms=LinearSVMs(part.weights, biases), regression=moves))
-        return fitted, models
+        return fitted, [
+            fitted.without_fold(self.folds, f, *learned)
+            for f, learned in enumerate(zip(svms[1:], regressions[1:], strict=True))
+        ]
 
     def _regressions(self, gathered: _Gathered, scale: float) -> list[BoxRegression]:
         """Fit the box regressions to all images, and to those outside of each fold."""
@@ -513,30 +520,19 @@ class _Learning:
         positives, start = [], []
         regression = [_Moves() for _ in self.examples.classes]
         for i, plan in self._tracked(plans, "Computing feature maps"):
-            encoded = self._encoded(i)
+            encoded, pooling = self._encoded(i), self.settings.pooling
             if self.settings.sampling.negatives == "released":
-                self._drop_duplicates(plan, encoded)
-            wanted = np.concatenate(
-                [np.arange(len(plan.labels)), plan.start, np.flatnonzero(plan.fitted >= 0)]
-            )
+                drop_duplicates(plan, encoded, pooling)
             with self.work.timer("pooling"):
-                features = to_numpy(self.settings.pooling(encoded, plan.boxes[wanted])).astype(np.float16)
-            first, second = len(plan.labels), len(plan.labels) + len(plan.start)
-            positives.append(features[:first].copy())
-            start.append(features[first:second].copy())
-            rest = wanted[second:]
-            for k in np.unique(plan.fitted[rest]):
-                mine = np.flatnonzero(plan.fitted[rest] == k)
-                regression[k].features.append(features[second:][mine])
-                regression[k].deltas.append(encode_deltas(plan.boxes[rest[mine]], plan.truth[rest[mine]]))
+                vectors = pool_first(plan, encoded, pooling)
+            positives.append(vectors.positives)
+            start.append(vectors.start)
+            for k in np.unique(vectors.kinds):
+                mine = vectors.kinds == k
+                regression[k].features.append(vectors.moves[mine])
+                regression[k].deltas.append(vectors.deltas[mine])
                 regression[k].folds.append(int(self.folds.numbers[i]))
         return _Gathered(np.concatenate(positives), np.concatenate(start), regression)
-
-    def _drop_duplicates(self, plan: Plan, encoded: EncodedImage) -> None:
-        """Leave one negative of the windows that cover the same cells at the same scale."""
-        duplicate = np.ones(len(plan.boxes), dtype=bool)
-        duplicate[self.settings.pooling.distinct(encoded, plan.boxes)] = False
-        plan.negative[duplicate] = False
 
     def _regress(
         self, k: int, moves: _Moves, scale: float
@@ -551,10 +547,8 @@ class _Learning:
         for part in moves.features:
             np.multiply(part, np.float32(scale), out=wide[filled : filled + len(part), :-1])
             filled += len(part)
-        number = np.repeat(moves.folds, [len(part) for part in moves.deltas])
-        # A class that cannot be learned without a fold is not looked for there.
-        parts = [(number != f) | ~learned for f, learned in enumerate(self.folds.learned[:, k])]
-        return fit_ridges(wide, deltas, self.settings.ridge, [np.ones(len(deltas), bool), *parts])
+        numbers = np.repeat(moves.folds, [len(part) for part in moves.deltas])
+        return moves_of(wide, deltas, numbers, self.folds.learned[:, k], self.settings.ridge)
 
     def _mine(
         self, plans: list[Plan], gathered: _Gathered, head: Head | None, scale: float
@@ -618,9 +612,29 @@ class _Learning:
             encoded = self._encoded(i)
             with self.work.timer("pooling"):
                 features = self.settings.pooling(encoded, plan.boxes)
-            negative = plan.negative.copy()
-            negative[plan.start] = False  # These are in the training set from the start.
-            yield Labelled(features, negative, int(self.folds.numbers[i]))
+            yield Labelled(features, later_negatives(plan), int(self.folds.numbers[i]))
+
+
+def moves_of(
+    features: FloatArray, deltas: Boxes, numbers: IntArray, learned: npt.NDArray[np.bool_], ridge: float
+) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """Fit the box regression of a class to all examples, and to those outside of each fold.
+
+    Parameters
+    ----------
+    features : (n, D) float32
+        The last is the constant 1.
+    deltas : (n, 4) float32
+    numbers : (n,) int64
+        The fold of each example.
+    learned : (F,) bool
+        Whether there are examples of the class outside of a fold.
+    ridge : float
+        Penalty.
+    """
+    # A class that cannot be learned without a fold is not looked for there.
+    parts = [(numbers != f) | ~there for f, there in enumerate(learned)]
+    return fit_ridges(features, deltas, ridge, [np.ones(len(deltas), bool), *parts])
 
 
 def _mean_norm(vectors: npt.NDArray[np.float32]) -> float:

@@ -24,6 +24,7 @@ from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_without, fo
 from sppnet.detection.folds import assign_folds, shown_classes
 from sppnet.detection.quality import Learned
 from sppnet.detection.sampling import Examples
+from sppnet.errors import SppnetError
 from sppnet.features.backbone import Backbone
 from sppnet.features.graph import STAGES, STRIDES
 from sppnet.images import image_size, photo_keys, pixels_of
@@ -103,7 +104,7 @@ class JointFit:
     def __init__(
         self, examples: Examples, settings: FitSettings, start: Backbone, work: Work, budget: Budget
     ) -> None:
-        from sppnet.rpn.pictures import on_disk, side_for
+        from sppnet.rpn.pictures import on_disk
 
         self.examples, self.start, self.work, self.budget = examples, start, work, budget
         self.joint, self.photos = settings.joint, []
@@ -111,10 +112,7 @@ class JointFit:
             work.folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=work.folder) as file:
                 self.photos = on_disk(self._read(), file)
-        sizes = [_size(image) for image in examples.images]
-        one = settings.pooling.scales[0] if len(settings.pooling.scales) == 1 else None
-        asked = one if self.joint is None else self.joint.side
-        self.side = asked or side_for(sizes, examples.targets)
+        self.side = side_of(examples, settings)
         self.settings = replace(settings, pooling=replace(settings.pooling, scales=(self.side,)))
         pace = 0.0
         if self.joint is not None:
@@ -283,6 +281,28 @@ class JointFit:
 
     def _measured(self, mean_ap: float) -> None:
         self.history.append((self.budget.passed / 60, mean_ap))
+
+
+def side_of(examples: Examples, settings: FitSettings) -> int:
+    """Return the shorter side in pixels at which a network looks at photos that proposes windows itself.
+
+    It is the one that the settings ask for, or else suits the smaller objects. A photo that cannot be read
+    says nothing of it.
+    """
+    from sppnet.rpn.pictures import side_for
+
+    one = settings.pooling.scales[0] if len(settings.pooling.scales) == 1 else None
+    asked = one if settings.joint is None else settings.joint.side
+    if asked:
+        return asked
+    sizes, targets = [], []
+    for image, target in zip(examples.images, examples.targets, strict=True):
+        try:
+            sizes.append(_size(image))
+        except (SppnetError, OSError):
+            continue
+        targets.append(target)
+    return side_for(sizes, targets)
 
 
 def _size(image: Image) -> tuple[int, int]:

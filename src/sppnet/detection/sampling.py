@@ -137,39 +137,46 @@ def plan_images(examples: Examples, rules: SamplingRules, seed: int) -> list[Pla
         If a class has no example that is neither difficult nor a crowd, or no negative to start with.
     """
     targets, names = examples.targets, examples.classes
-    counts = {
-        name: sum(
-            label == name and not ignored
-            for t in targets
-            for label, ignored in zip(t.labels, t.ignored, strict=True)
-        )
-        for name in names
-    }
-    missing = [name for name, count in counts.items() if count == 0]
-    if missing or not names:
-        raise SppnetError(
-            f"no example of {', '.join(missing) or 'any class'} in {len(targets)} images; "
-            "difficult and crowd boxes do not count"
-        )
+    check_examples(targets, names)
     rng = np.random.default_rng(seed)
     # About 2,000 windows in all, so that the first SVMs and the mean norm are good for any number of images.
     sample = int(np.clip(2000 // len(targets), 2, 200))
     plans = [
-        _plan_image(w, t, names, rules, sample, rng) for w, t in zip(examples.windows, targets, strict=True)
+        plan_image(w, t, names, rules, sample, rng) for w, t in zip(examples.windows, targets, strict=True)
     ]
     started = np.any([plan.negative[plan.start].any(axis=0) for plan in plans], axis=0)
-    alone = [name for name, there in zip(names, started, strict=True) if not there]
-    if alone:
-        raise SppnetError(
-            f"found no background for {', '.join(alone)} in {len(targets)} images, "
-            f"expected windows that overlap it by less than {rules.negative_iou:g}"
-        )
+    check_background(started, names, len(targets), rules)
     for k in range(len(names)):
         _thin(plans, k, rules.regression_windows, rng)
     return plans
 
 
-def _plan_image(
+def check_examples(targets: Sequence[Target], names: Sequence[str]) -> None:
+    """Raise an error unless each class has an example that is neither difficult nor a crowd."""
+    shown = {
+        label for t in targets for label, ignored in zip(t.labels, t.ignored, strict=True) if not ignored
+    }
+    missing = [name for name in names if name not in shown]
+    if missing or not names:
+        raise SppnetError(
+            f"no example of {', '.join(missing) or 'any class'} in {len(targets)} images; "
+            "difficult and crowd boxes do not count"
+        )
+
+
+def check_background(
+    started: npt.NDArray[np.bool_], names: Sequence[str], images: int, rules: SamplingRules
+) -> None:
+    """Raise an error unless each class has a negative to start with."""
+    alone = [name for name, there in zip(names, started, strict=True) if not there]
+    if alone:
+        raise SppnetError(
+            f"found no background for {', '.join(alone)} in {images} images, "
+            f"expected windows that overlap it by less than {rules.negative_iou:g}"
+        )
+
+
+def plan_image(
     windows: Boxes,
     target: Target,
     names: Sequence[str],
@@ -177,6 +184,22 @@ def _plan_image(
     sample: int,
     rng: np.random.Generator,
 ) -> Plan:
+    """Decide what one image contributes.
+
+    Parameters
+    ----------
+    windows : (R, 4) float32
+        Its candidate windows.
+    target : Target
+        Its annotations.
+    names : sequence of str
+        The classes to learn.
+    rules : SamplingRules
+    sample : int
+        Number of boxes to start with, at most.
+    rng : Generator
+        Draws them.
+    """
     index = {name: k for k, name in enumerate(names)}
     classes = np.array([index.get(name, -1) for name in target.labels], dtype=np.int64)
     learnable = (classes >= 0) & ~target.ignored

@@ -21,6 +21,7 @@ from sppnet.parallel import thread_count
 
 FloatVector = npt.NDArray[np.float32]
 Signs = npt.NDArray[np.int8]
+Flags = npt.NDArray[np.bool_]
 
 BIAS_FEATURE = 10.0
 
@@ -147,7 +148,7 @@ def mine_hard_negatives(
     training.fit()
     joined = 0
     for features, negative, fold in candidates:
-        hard = negative & (to_numpy(training.svms(features)) > settings.hard)
+        hard = is_hard(negative, to_numpy(training.svms(features)), settings)
         chosen = np.flatnonzero(hard.any(axis=1))
         training.add(to_numpy(features[like(chosen, features)]), -hard[chosen].astype(np.int8), fold)
         joined += len(chosen)
@@ -156,6 +157,12 @@ def mine_hard_negatives(
             joined = 0
     training.fit()
     return training
+
+
+def is_hard(negative: Flags, scores: FloatVector, settings: MiningSettings) -> Flags:
+    """Tell which (R, K) negatives score so much that they join the training set."""
+    hard: Flags = negative & (scores > settings.hard)
+    return hard
 
 
 def _per_row(examples: Labelled) -> IntArray:
@@ -193,6 +200,7 @@ class TrainingSet:
     ) -> None:
         self.settings = settings
         self._folds = np.full(len(signs), -1) if folds is None else folds
+        self._places = np.full(len(signs), -1)
         self._features = features.astype(np.float16, order="C")
         self._signs, self._alphas = signs.copy(), np.zeros(signs.shape, dtype=np.float32)
         self._size = len(signs)
@@ -203,8 +211,24 @@ class TrainingSet:
     def __len__(self) -> int:
         return self._size
 
-    def add(self, features: FloatVector, signs: Signs, fold: IntArray | int = -1) -> None:
-        """Take in (n, D) features with their (n, K) signs, and the fold that they are in."""
+    def add(
+        self,
+        features: FloatVector | npt.NDArray[np.float16],
+        signs: Signs,
+        fold: IntArray | int = -1,
+        places: IntArray | int = -1,
+    ) -> None:
+        """Take in examples.
+
+        Parameters
+        ----------
+        features : (n, D) float32 or float16
+        signs : (n, K) int8
+        fold : int or (n,) int64
+            The fold that they are in.
+        places : int or (n,) int64
+            Numbers by which they are known to `held` and `mark`, if these are 0 or more.
+        """
         end = self._size + len(signs)
         if end > len(self._features):
             room = max(end, len(self._features) * 5 // 4)
@@ -213,7 +237,21 @@ class TrainingSet:
         self._signs = np.concatenate([self._signs, signs])
         self._alphas = np.concatenate([self._alphas, np.zeros(signs.shape, np.float32)])
         self._folds = np.concatenate([self._folds, np.broadcast_to(fold, len(signs))])
+        self._places = np.concatenate([self._places, np.broadcast_to(places, len(signs))])
         self._size = end
+
+    @property
+    def held(self) -> tuple[IntArray, Flags]:
+        """The (n,) places of the examples that have one, rising, and for which classes they are negatives."""
+        rows = np.argsort(self._places, kind="stable")
+        rows = rows[np.searchsorted(self._places[rows], 0) :]
+        return self._places[rows], self._signs[rows] < 0
+
+    def mark(self, places: IntArray, negative: Flags) -> None:
+        """Make examples that are held, by their places, negatives of further classes: (n, K) bool."""
+        order = np.argsort(self._places, kind="stable")
+        rows = order[np.searchsorted(self._places[order], places)]
+        self._signs[rows] = np.where(negative, np.int8(-1), self._signs[rows])
 
     def fit(self) -> LinearSVMs:
         """Train all classes, then drop the negatives that have become easy."""
@@ -282,5 +320,6 @@ class TrainingSet:
         for start in range(0, len(kept), 512):
             part = kept[start : start + 512]
             self._features[start : start + len(part)] = self._features[part]
-        self._signs, self._alphas, self._folds = self._signs[kept], self._alphas[kept], self._folds[kept]
+        self._signs, self._alphas = self._signs[kept], self._alphas[kept]
+        self._folds, self._places = self._folds[kept], self._places[kept]
         self._size = len(kept)
