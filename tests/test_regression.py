@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppnet.regression import BoxRegression, decode_deltas, encode_deltas, fit_ridge, fit_ridges
+from sppnet.regression import BoxRegression, Moments, decode_deltas, encode_deltas, fit_ridge, fit_ridges
 
 
 @pytest.fixture
@@ -151,3 +151,19 @@ def test_classes_that_do_not_move_windows_leave_them_exactly():
     expected = decode_deltas(windows, vectors @ weights[1].T)
     np.testing.assert_allclose(moved[:, 1], expected, rtol=1e-5)
     assert regression.moved(windows[:0], vectors[:0]).shape == (0, 3, 4)
+
+
+def test_sums_of_parts_add_up_to_the_ridge_of_all():
+    rng = np.random.default_rng(0)
+    # Fewer examples than features, which `fit_ridges` solves by the products of examples instead.
+    features = np.concatenate([rng.normal(1, 2, (40, 60)), np.ones((40, 1))], axis=1)
+    targets = rng.normal(0.1, 0.3, (40, 4))
+    expected = fit_ridge(features, targets, 30.0)
+    parts = [Moments.of(features[rows], targets[rows]) for rows in np.split(np.arange(40), [7, 7, 30])]
+    whole = sum(parts[1:], parts[0])
+    for found in (whole.ridge(30.0), Moments.of(features, targets).ridge(30.0)):
+        for mine, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    rest = fit_ridge(features[7:], targets[7:], 30.0)
+    for mine, theirs in zip((whole - parts[0]).ridge(30.0), rest, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)

@@ -177,11 +177,6 @@ class Moments:
             sums = sums + cls(x.T @ x, x.T @ y, y.T @ y)
         return sums
 
-    @property
-    def count(self) -> int:
-        """n, the number of examples."""
-        return round(float(self.features[-1, -1]))
-
     def __add__(self, other: Moments) -> Moments:
         """Return the moments of both parts together."""
         return Moments(*(a + b for a, b in zip(self._sums, other._sums, strict=True)))
