@@ -39,7 +39,7 @@ FLOORS = (
     ("pooling",),
     ("features", "datasets", "proposals", "evaluation", "rpn"),
     ("detection", "classification", "retrieval"),
-    ("drawing", "onnx"),
+    ("drawing", "onnx", "planning"),
     ("serve",),
     ("cli", "__main__"),
 )
