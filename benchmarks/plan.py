@@ -4,10 +4,10 @@
     python benchmarks/plan.py cases --calibration F.json --plot docs/plan.png --json F
     python benchmarks/plan.py check PHOTOS --calibration F.json --detector FILE --json F
 
-``check`` runs ``sppnet embed`` and ``sppnet detect run`` on 100, 400 and 1,600 photos of a folder by 1, 2 and 4
-processes side by side, each on its share and on one core, and compares wall clock and core seconds with the
-plan. FILE is a detector of ``sppnet detect train DATA --minutes 0 --backbone efficientnet-lite0``. With
-``--jobs train`` it fits one to the first photos of the VOC folder PHOTOS.
+``check`` runs ``sppnet embed`` and ``sppnet detect run`` on 100, 400 and 1,600 photos of a folder by 1, 2 and
+4 processes side by side, each on its share and on one core, and compares wall clock and core seconds with the
+plan. FILE is a detector of ``sppnet detect train DATA --minutes 0 --backbone efficientnet-lite0``; with
+``--jobs train`` one is fitted to the first photos of the VOC folder PHOTOS.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def draw(costs, path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel=f"nodes of {CORES} cores", ylabel="hours (predicted)")
     axes.set_xticks(NODES, [str(n) for n in NODES])
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right", fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=120)
 
 
@@ -125,7 +125,7 @@ def check(arguments: argparse.Namespace) -> list[dict]:
             work, calls = prepared(job, arguments, int(count), int(processes), Path(folder))
             wall, used = measured(calls, cores)
         work = Workload(work.images, work.classes, round(costs.windows), work.pixels, work.photo_bytes)
-        found = plan(job, work, costs, Machines(1, cores, int(processes)))
+        found = plan(job, work, costs, Machines(1, min(cores, int(processes)), int(processes)))
         rows.append(
             {"job": job, "photos": work.images, "processes": int(processes), "wall": wall, "core": used}
         )

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 _EXTRAS = {
     "heic": ("pillow-heif", ("pillow_heif",)),
     "pandas": ("pandas", ("pandas",)),
+    "ray": ("Ray", ("ray", "pyarrow", "fsspec")),
     "search": ("usearch", ("usearch",)),
     "serve": ("FastAPI and uvicorn", ("fastapi", "uvicorn", "prometheus_client")),
     "supervision": ("supervision", ("supervision",)),
@@ -56,7 +57,7 @@ def check_extra(extra: str, purpose: str) -> None:
 
     Parameters
     ----------
-    extra : {"heic", "pandas", "search", "serve", "supervision", "torch"}
+    extra : {"heic", "pandas", "ray", "search", "serve", "supervision", "torch"}
         Its name in brackets, ``sppnet[torch]``.
     purpose : str
         What needs it, the beginning of the message: ``"training a network"``.

@@ -10,7 +10,9 @@ import trees
 from costs import COSTS
 from sppnet import __version__
 from sppnet.errors import SppnetError
-from sppnet.planning import calibration, measuring
+from sppnet.measuring.detecting import _score_seconds
+from sppnet.measuring.process import line
+from sppnet.planning import calibration
 from sppnet.planning.calibration import (
     Calibration,
     calibrate,
@@ -93,11 +95,11 @@ class TestMeasuring:
         assert calibration._share(alone, [dict.fromkeys(alone, 0.9)]) == 1
 
     def test_lines_go_through_both_and_never_fall(self):
-        assert measuring._line((10, 20), [3.0, 5.0]) == pytest.approx((1.0, 0.2))
-        assert measuring._line((10, 20), [5.0, 3.0]) == (5.0, 0.0)
-        assert measuring._line((10, 20), [1.0, 11.0]) == (0.0, 1.0)
+        assert line((10, 20), [3.0, 5.0]) == pytest.approx((1.0, 0.2))
+        assert line((10, 20), [5.0, 3.0]) == (5.0, 0.0)
+        assert line((10, 20), [1.0, 11.0]) == (0.0, 1.0)
 
     def test_scores_are_of_windows_of_which_few_are_likely(self):
         vectors = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
-        whole, svms = measuring._score_seconds(vectors, 4, np.random.default_rng(0))
+        whole, svms = _score_seconds(vectors, 4, np.random.default_rng(0))
         assert 0 < svms < whole

@@ -77,13 +77,13 @@ def index(
 
 def _like(index: Path, context: typer.Context, device: str) -> Embedder:
     """Return the embedder of another index; settings beside it are an error."""
-    from sppnet.retrieval.shards import embedder_of_index
+    from sppnet.retrieval.index import embedder_of
 
     sources = {name: context.get_parameter_source(name) for name in _SETTINGS}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
         raise SppnetError(f"--like {index}: found --{given[0]} beside it, expected it alone")
-    return embedder_of_index(index, device=device)
+    return embedder_of(index, device=device)
 
 
 def search(
@@ -105,7 +105,7 @@ def search(
 
     from sppnet.drawing import draw_hits
     from sppnet.images import read_image, write_image
-    from sppnet.retrieval.shards import open_index
+    from sppnet.retrieval.index import open_index
 
     console.check_places(json_file, out, [image], [] if out is None else [out / "search.png"])
     pixels = read_image(image)

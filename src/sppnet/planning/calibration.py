@@ -108,7 +108,7 @@ def _share(alone: Mapping[str, float], others: Sequence[Mapping[str, float]]) ->
 
 def _measured(kind: str, asked: Mapping[str, Any], count: int) -> list[dict[str, float]]:
     """Return what some processes measured, all at the same time."""
-    call = [sys.executable, "-m", "sppnet.planning.measuring"]
+    call = [sys.executable, "-m", "sppnet.measuring"]
     # What is measured is the sppnet that runs here, wherever it lies.
     places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, places))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sppnet.errors import check_extra
-from sppnet.retrieval.index import Index
 from sppnet.storage import atomic_folder, atomic_path, check_new_folder, check_writable
+
+if TYPE_CHECKING:
+    from sppnet.retrieval.index import Index
 
 # Regions that are in memory at a time, and those of a file of a folder.
 _BLOCK, _FILE = 1 << 16, 1 << 20

@@ -26,6 +26,7 @@ from sppnet.retrieval.embedder import Embedder, Vectors, check_same
 from sppnet.retrieval.manifest import FORMAT, MANIFEST, VERSION, damage, file_facts, read_manifest
 from sppnet.retrieval.neighbours import Graph, Listed, check_count, read_neighbours, with_room
 from sppnet.retrieval.regions import Regions, changes, fitted_on_regions, image_stamps, prepared
+from sppnet.retrieval.shards import ShardedIndex, shard_folders
 from sppnet.retrieval.vectors import pack_names, unpack_names
 from sppnet.storage import atomic_path, map_tensors, write_tensors
 
@@ -542,3 +543,37 @@ class Index:
         table = np.array([*(places.get(name, -1) for name in self._names), -1])
         self._owners, self._names = [table[owners]], list(self.images)
         return self._owners[0], boxes
+
+
+def open_index(
+    folder: str | Path, *, backbone: str | Path | None = None, device: str = "cpu"
+) -> Index | ShardedIndex:
+    """Open an index, or a folder of indexes that are searched side by side as one.
+
+    Parameters
+    ----------
+    folder : path
+        An index; or a folder with a file that `sppnet.retrieval.shards.write_shards` wrote, or else with
+        indexes in it. The vectors of these stay on disk.
+    backbone, device
+        See `Index.open`.
+
+    Raises
+    ------
+    SppnetError
+        If there is none, one is damaged (names it), or they do not belong together.
+    """
+    folder = Path(folder)
+    places = [] if (folder / MANIFEST).exists() else shard_folders(folder)
+    if not places:
+        return Index.open(folder, backbone=backbone, device=device)
+    return ShardedIndex(
+        [Index.open(place, backbone=backbone, device=device, mapped=True) for place in places]
+    )
+
+
+def embedder_of(folder: str | Path, *, device: str = "cpu") -> Embedder:
+    """Return the embedder of an index, or of a folder of them: another shard is made with it."""
+    folder = Path(folder)
+    places = [] if (folder / MANIFEST).exists() else shard_folders(folder)
+    return Index.open(places[0] if places else folder, device=device, mapped=True).embedder

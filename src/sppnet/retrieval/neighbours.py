@@ -160,8 +160,8 @@ class Graph:
 
     def of(self, rows: IntArray) -> HalfVectors:
         """Return the vectors of these numbers, which must be there."""
-        found: HalfVectors = self._graph.get(rows.astype(np.uint64), dtype="f16")
-        return found
+        found = self._graph.get(rows.astype(np.uint64), dtype="f16")
+        return np.array(found, np.float16).reshape(-1, self.length)
 
     def load(self, path: Path, *, mapped: bool = False) -> None:
         """Take what `save` wrote, of vectors of the same length; see `read_neighbours`."""

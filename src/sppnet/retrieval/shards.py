@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +19,12 @@ from sppnet.arrays import Image
 from sppnet.errors import SppnetError
 from sppnet.features.encoded import EncodedImage
 from sppnet.parallel import thread_count
-from sppnet.retrieval.embedder import Embedder, Vectors, check_same
-from sppnet.retrieval.index import Hit, Index
+from sppnet.retrieval.embedder import Vectors, check_same
 from sppnet.retrieval.manifest import MANIFEST
 from sppnet.storage import read_json, write_json
+
+if TYPE_CHECKING:
+    from sppnet.retrieval.index import Hit, Index
 
 SHARDS = "shards.json"
 """Name of the file in a folder that names the shards, each by its path below or from that folder."""
@@ -74,30 +78,6 @@ class ShardedIndex:
                         "each image in one shard"
                     )
 
-    @classmethod
-    def open(
-        cls, folder: str | Path, *, backbone: str | Path | None = None, device: str = "cpu"
-    ) -> ShardedIndex:
-        """Open the shards of a folder; their vectors stay on disk.
-
-        Parameters
-        ----------
-        folder : path
-            A folder with a file that `write_shards` wrote, or else with indexes in it.
-        backbone, device
-            See `sppnet.retrieval.index.Index.open`.
-
-        Raises
-        ------
-        SppnetError
-            If there is none, one is damaged (names it), or they do not belong together.
-        """
-        folder = Path(folder)
-        places = shard_folders(folder)
-        if not places:
-            raise SppnetError(f"{folder}: found neither {SHARDS} nor an index in it, expected shards")
-        return cls([Index.open(place, backbone=backbone, device=device, mapped=True) for place in places])
-
     def __len__(self) -> int:
         """Return the number of regions."""
         return sum(map(len, self.shards))
@@ -119,22 +99,12 @@ class ShardedIndex:
         with ThreadPoolExecutor(min(thread_count(), len(self.shards))) as threads:
             found = threads.map(lambda shard: shard.search_vector(vector, top), self.shards)
             hits = [
-                Hit(before + hit.image, hit.box, hit.score)
+                replace(hit, image=before + hit.image)
                 for before, some in zip(self._before, found, strict=True)
                 for hit in some
             ]
         # Of equal scores, those of the earlier shard come first, as in one index.
         return sorted(hits, key=lambda hit: -hit.score)[:top]
-
-
-def open_index(
-    folder: str | Path, *, backbone: str | Path | None = None, device: str = "cpu"
-) -> Index | ShardedIndex:
-    """Open an index, or a folder of shards; parameters and errors are those of either."""
-    folder = Path(folder)
-    if not (folder / MANIFEST).exists() and shard_folders(folder):
-        return ShardedIndex.open(folder, backbone=backbone, device=device)
-    return Index.open(folder, backbone=backbone, device=device)
 
 
 def shard_folders(folder: Path) -> list[Path]:
@@ -163,7 +133,7 @@ def write_shards(folder: str | Path, shards: Sequence[str | Path]) -> None:
     Parameters
     ----------
     folder : path
-        What `ShardedIndex.open` and ``sppnet search`` take.
+        What `sppnet.retrieval.index.open_index` and ``sppnet search`` take.
     shards : sequence of path
         Folders of indexes, at least one; kept as paths from `folder`, so that both can be moved together.
 
@@ -195,9 +165,3 @@ def _prefix(source: str, common: str) -> str:
     """Return what comes before the names of a shard's images where they are told from those of others."""
     below = os.path.relpath(source, common) if common and source != common else source if not common else ""
     return f"{Path(below).as_posix()}/" if below else ""
-
-
-def embedder_of_index(folder: str | Path, *, device: str = "cpu") -> Embedder:
-    """Return the embedder of an index, or of a folder of shards: another shard is made with it."""
-    places = shard_folders(Path(folder)) if not (Path(folder) / MANIFEST).exists() else []
-    return Index.open(places[0] if places else folder, device=device, mapped=True).embedder
