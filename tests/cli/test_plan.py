@@ -72,7 +72,7 @@ def test_of_a_folder_of_photos_with_an_unreadable_one(known):
 
 
 def test_of_a_number_of_photos_of_a_size(known):
-    found = planned("--images", "10", "--size", "1000x2000", *known)
+    found = planned("--images", "10", "--photo-size", "1000x2000", *known)
     assert found["workload"]["pixels"] == 2
     assert found["plans"].keys() == JOBS
     for plan in found["plans"].values():
@@ -117,9 +117,9 @@ def test_a_calibration_of_another_machine_is_warned_of(known):
         (("--images", "0"), ["--images"]),
         (("--images", "5", "--classes", "0"), ["--classes"]),
         (("--images", "5", "--nodes", "0"), ["--nodes"]),
-        (("--images", "5", "--size", "large"), ["--size large", "375x500"]),
-        (("--images", "5", "--size", "0x500"), ["--size 0x500"]),
-        (("--images", "5", "--size", "375x500x3"), ["--size 375x500x3"]),
+        (("--images", "5", "--photo-size", "large"), ["--photo-size large", "375x500"]),
+        (("--images", "5", "--photo-size", "0x500"), ["--photo-size 0x500"]),
+        (("--images", "5", "--photo-size", "375x500x3"), ["--photo-size 375x500x3"]),
         (("--images", "5", "--memory", "0"), ["found 0 memory"]),
         (("--images", "5", "--job", "fly"), ["--job"]),
         (("none",), ["none"]),

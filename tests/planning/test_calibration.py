@@ -71,8 +71,9 @@ class TestFile:
 
 
 class TestMeasuring:
-    def test_every_cost_is_measured_in_processes(self, photos):
+    def test_every_cost_is_measured_in_processes(self, photos, monkeypatch):
         """With the shortest time there is: three photos in each of a few processes."""
+        monkeypatch.setattr(calibration, "_TOGETHER", 1)
         found = calibrate(photos, 0.01)
         costs = asdict(found.costs)
         assert found.doubt is None
@@ -81,7 +82,12 @@ class TestMeasuring:
         assert all(costs[name] > 0 for name in costs.keys() - usually_none), costs
         assert costs["pooled"] == 2 * 14 * 1280
         assert costs["vector"] == 4 * 14 * 1280
-        assert 0 < costs["efficiency"] <= 1
+        assert (costs["together"], costs["efficiency"]) == (1, 1)
+
+    def test_several_are_measured_at_once(self, photos):
+        asked = {"photos": [str(photo) for photo in photos], "seconds": 0}
+        found = calibration._measured("embed", asked, 2)
+        assert [one["vector"] for one in found] == [4 * 14 * 1280] * 2
 
     def test_a_photo_that_cannot_be_read_is_named(self, tmp_path):
         (tmp_path / "a.jpg").write_bytes(b"broken")

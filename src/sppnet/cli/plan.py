@@ -50,7 +50,7 @@ def plan(
     ] = "all",
     json_file: opt.Json = None,
     size: Annotated[
-        str | None, opt.machine(help="Height x width of a photo in pixels, such as 375x500.")
+        str | None, opt.machine("--photo-size", help="Height x width of a photo in pixels, such as 375x500.")
     ] = None,
     memory: Annotated[float | None, opt.machine(help=_MEMORY)] = None,
     calibration: Annotated[Path | None, opt.machine(help=_CALIBRATION)] = None,
@@ -85,7 +85,7 @@ def _pixels(text: str) -> tuple[int, int]:
     """Read height and width."""
     found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
     if found is None:
-        raise SppnetError(f"--size {text}: expected height x width in pixels, such as {_SIZE}")
+        raise SppnetError(f"--photo-size {text}: expected height x width in pixels, such as {_SIZE}")
     return int(found[1]), int(found[2])
 
 

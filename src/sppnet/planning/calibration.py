@@ -25,7 +25,6 @@ FORMAT, VERSION = "sppnet-calibration", "1"
 
 # Processes that are measured at once, at most; seconds that processes take to start and to learn.
 _TOGETHER, _STARTS = 8, 24.0
-_LEAST_SECONDS = 2.0
 _CHAIN = ("propose", "encode", "keep", "fetch", "pool")
 
 
@@ -87,7 +86,7 @@ def calibrate(photos: Sequence[Path], minutes: float = 1.0, track: Track = no_tr
     SppnetError
         If a process that measures fails, such as on a photo that cannot be read: what it says last.
     """
-    seconds = max((60 * minutes - _STARTS) / 3, _LEAST_SECONDS)
+    seconds = max((60 * minutes - _STARTS) / 3, 0.0)
     asked: dict[str, Any] = {"photos": [str(photo) for photo in photos], "seconds": seconds}
     together = min(available_cores(), _TOGETHER)
     found: dict[str, float] = {"together": together, "efficiency": 1.0}
