@@ -38,7 +38,8 @@ CASES = {
 
 JOBS = {"VOC": ("embed", "run", "train"), "DET": ("embed", "run", "train"), "CLS": ("embed",)}
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)
-CORES = 32
+CORES, MEMORY = 32, 8e9
+"""Of each node; and bytes of a process of a fit, which mines in rounds then, also on one node."""
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def cases(arguments: argparse.Namespace) -> list[dict]:
     costs, rows = read_calibration(arguments.calibration).costs, []
     for (name, work), nodes in product(CASES.items(), (1, 8, 64)):
         for job in JOBS[name.split()[0 if "VOC" in name else 1]]:
-            found = plan(job, work, costs, Machines(nodes, CORES))
+            found = plan(job, work, costs, Machines(nodes, CORES, memory=MEMORY))
             rows.append(
                 {
                     "case": name,
@@ -103,10 +104,13 @@ def draw(costs, path: Path) -> None:
         jobs = JOBS[name.split()[0 if "VOC" in name else 1]]
         for job, line in zip(("embed", "run", "train"), (":", "--", "-"), strict=True):
             if job in jobs:
-                hours = [plan(job, work, costs, Machines(n, CORES)).seconds / 3600 for n in NODES]
+                hours = [
+                    plan(job, work, costs, Machines(n, CORES, memory=MEMORY)).seconds / 3600 for n in NODES
+                ]
                 axes.plot(NODES, hours, line, color=f"C{number}", marker="o", ms=3, label=f"{name}: {job}")
-    axes.set(xscale="log", yscale="log", xlabel=f"nodes of {CORES} cores", ylabel="hours (predicted)")
+    axes.set(xscale="log", yscale="log", xlabel=f"nodes of {CORES} cores", ylabel="predicted")
     axes.set_xticks(NODES, [str(n) for n in NODES])
+    axes.set_yticks([1 / 360, 1 / 60, 1 / 6, 1, 10], ["10 s", "1 min", "10 min", "1 h", "10 h"])
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=120)

@@ -13,10 +13,10 @@ from sppnet.planning.costs import FOLDS, Costs, Machines, Workload
 _LARGE, _HELD_OUT = 500, 300
 # Windows that start the SVMs, and those after whose joining they are trained anew.
 _START, _RETRAIN = 2000, 4000
-# What a fit mines, measured on 100 and 400 photos with 1 to 15 classes (docs/scale.md). For each class hard
-# negatives add _HARD * photos ** _GROWTH examples where _USUAL windows of a photo are looked at; a window is
-# one for 1 + _SHARED * (classes - 1) classes. Trainings leave _KEPT of the windows to start with, and _LEFT
-# of the others.
+# What a fit mines, measured on 100 photos with 1, 6 and 11 classes, and on some 400 with 15 (docs/scale.md).
+# For each class hard negatives add _HARD * photos ** _GROWTH examples where _USUAL windows of a photo are
+# looked at; a window is one for 1 + _SHARED * (classes - 1) classes. Trainings leave _KEPT of the windows to start
+# with, and _LEFT of the others.
 _HARD, _GROWTH, _USUAL, _SHARED, _KEPT, _LEFT = 54.0, 0.9, 1024, 0.036, 0.75, 0.7
 # In rounds over shards (`sppnet detect train --memory`): their number, examples of a photo for each class
 # that the first SVMs find hard, and what share of a process's memory beyond the base may be examples.
@@ -95,7 +95,7 @@ class Mining:
     passes : int
         Times that all windows of all photos are looked at.
     held : float
-        Windows that join the training set and are held in one place, of all classes together.
+        Windows that joined the training set and are held in one place at the end, of all classes together.
     trainings : float
         Times that all SVMs are trained.
     visits, last : float
@@ -281,7 +281,9 @@ def mining_of(work: Workload, costs: Costs, machines: Machines) -> Mining:
     if not _in_rounds(machines):
         pairs = work.classes * min(seen * _HARD * work.images**_GROWTH, everything)
         joined, trainings = pairs / shared, 1 + pairs / shared / _RETRAIN
-        return Mining(1, joined, trainings, trainings * (start + _LEFT * pairs / 2), start + _LEFT * pairs)
+        return Mining(
+            1, _LEFT * joined, trainings, trainings * (start + _LEFT * pairs / 2), start + _LEFT * pairs
+        )
     room = _FILLED * ((machines.memory or _MEMORY) - _BASE) / (costs.pooled + 5 * work.classes)
     held = max(min(seen * _FIRST * work.images * work.classes / shared, everything, room), 0.0)
     last = start + held * shared
