@@ -13,10 +13,10 @@ from sppnet.planning.costs import FOLDS, Costs, Machines, Workload
 _LARGE, _HELD_OUT = 500, 300
 # Windows that start the SVMs, and those after whose joining they are trained anew.
 _START, _RETRAIN = 2000, 4000
-# What a fit mines, measured on 100 photos with 1, 6 and 11 classes, and on some 400 with 15 (docs/scale.md).
-# For each class hard negatives add _HARD * photos ** _GROWTH examples where _USUAL windows of a photo are
-# looked at; a window is one for 1 + _SHARED * (classes - 1) classes. Trainings leave _KEPT of the windows to start
-# with, and _LEFT of the others.
+# What a fit mines, measured on 100 photos with 1, 6 and 11 classes and on some 400 with 15 (docs/scale.md).
+# For each class, hard negatives add _HARD * photos ** _GROWTH examples where _USUAL windows of a photo are
+# looked at; a window is one for 1 + _SHARED * (classes - 1) classes. Trainings leave _KEPT of the windows to
+# start with, and _LEFT of the others.
 _HARD, _GROWTH, _USUAL, _SHARED, _KEPT, _LEFT = 54.0, 0.9, 1024, 0.036, 0.75, 0.7
 # In rounds over shards (`sppnet detect train --memory`): their number, examples of a photo for each class
 # that the first SVMs find hard, and what share of a process's memory beyond the base may be examples.
