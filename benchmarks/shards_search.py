@@ -136,8 +136,8 @@ def recall(index: ShardedIndex, queries: np.ndarray, found: list[list[str]]) -> 
                 for place in np.argsort(-row)[:TOP].tolist():
                     known[names[place * REGIONS]] = float(row[place])
     right = 0
-    for known, names in zip(best, found, strict=True):
-        right += len(set(sorted(known, key=lambda name: -known[name])[:TOP]) & set(names))
+    for known, best_names in zip(best, found, strict=True):
+        right += len(set(sorted(known, key=lambda name: -known[name])[:TOP]) & set(best_names))
     return right / (TOP * len(queries))
 
 
