@@ -5,7 +5,11 @@ from pathlib import Path
 
 FLOORS = (
     (("cli", "options in, one call, tables and pictures out"),),
-    (("serve", "a page to label, fit and look; an API"), ("cluster", "many machines")),
+    (
+        ("serve", "a page to label, fit and look; an API"),
+        ("cluster", "many machines"),
+        ("measuring", "what units of work take"),
+    ),
     (("drawing", "pictures"), ("onnx", "exact files for other runtimes")),
     (
         ("detection", "what is where in an image"),
@@ -17,6 +21,7 @@ FLOORS = (
         ("datasets", "any format"),
         ("proposals", "windows"),
         ("rpn", "networks learn"),
+        ("planning", "what work takes"),
         ("evaluation", "how good"),
     ),
     (("pooling", "the paper's idea: any window of a map as a vector of fixed length"),),

@@ -47,6 +47,7 @@ PROGRESS = (
     "Deriving where its cells lie",
     "Writing the graph",
     "Learning the projection",
+    "Calibrating",
 )
 
 

@@ -37,10 +37,10 @@ GROUND = (
 FLOORS = (
     GROUND,
     ("pooling",),
-    ("features", "datasets", "proposals", "evaluation", "rpn"),
+    ("features", "datasets", "proposals", "evaluation", "planning", "rpn"),
     ("detection", "classification", "retrieval"),
     ("drawing", "onnx"),
-    ("serve", "cluster"),
+    ("serve", "cluster", "measuring"),
     ("cli", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -16,6 +16,7 @@ from sppnet.storage import (
     check_writable,
     digest_of,
     file_format,
+    map_tensors,
     numbered_lines,
     read_checkpoint,
     read_json,
@@ -242,3 +243,25 @@ class TestText:
         file = tmp_path / "a.txt"
         file.write_bytes(b"\xe9.jpg\nb.jpg\n")
         assert [os.fsencode(name) for _, name in numbered_lines(file, names=True)] == [b"\xe9.jpg", b"b.jpg"]
+
+
+class TestMapping:
+    def test_tensors_are_those_that_were_written(self, tmp_path):
+        kinds = (np.float16, np.float32, np.float64, np.int64, np.uint8, np.uint64)
+        written = {kind.__name__: np.arange(12).reshape(3, 4).astype(kind) for kind in kinds}
+        written["nothing"] = np.zeros((0, 4), np.float32)
+        write_tensors(tmp_path / "a.safetensors", written, {"format": "x"})
+        before = (tmp_path / "a.safetensors").read_bytes()
+        found = map_tensors(tmp_path / "a.safetensors")
+        assert found.keys() == written.keys()
+        for name, tensor in written.items():
+            assert found[name].dtype == tensor.dtype
+            assert np.array_equal(found[name], tensor)
+        found["int64"][0] = 7
+        assert (tmp_path / "a.safetensors").read_bytes() == before
+
+    @pytest.mark.parametrize("content", [b"", b"short", b"\x05" + bytes(7) + b"[1,2]", bytes(100)])
+    def test_another_file_is_refused(self, tmp_path, content):
+        (tmp_path / "a.safetensors").write_bytes(content)
+        with pytest.raises(SppnetError, match=r"a\.safetensors: found no safetensors file"):
+            map_tensors(tmp_path / "a.safetensors")

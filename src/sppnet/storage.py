@@ -25,6 +25,9 @@ from sppnet.errors import SppnetError
 # Not str.splitlines, which would cut names at rare characters that are no ends of lines.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
+# Names that safetensors has for kinds of numbers.
+_KINDS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "u1", "U64": "<u8"}
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -221,6 +224,36 @@ def read_metadata(path: str | Path, expected: str, version: str) -> dict[str, st
         older = " (made by another version of sppnet)" if mark[0] == expected else ""
         raise SppnetError(f"{path}: found {found}, expected {expected} {version}{older}")
     return metadata
+
+
+def map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensors of a safetensors file unread: they come from disk as they are looked at.
+
+    They may be changed; that stays in memory, and the file as it is.
+
+    Raises
+    ------
+    SppnetError
+        If it is no safetensors file, or holds numbers of a kind that we do not write.
+    OSError
+        If it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(start, size) - 8))
+            header.pop("__metadata__", None)
+            return {name: _mapped(path, start, about) for name, about in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SppnetError(f"{path}: found no safetensors file ({error})") from None
+
+
+def _mapped(path: Path, start: int, about: Mapping[str, Any]) -> npt.NDArray[Any]:
+    kind, shape = np.dtype(_KINDS[about["dtype"]]), tuple(about["shape"])
+    if 0 in shape:  # No part of a file.
+        return np.zeros(shape, kind)
+    return np.memmap(path, kind, "c", start + about["data_offsets"][0], shape)
 
 
 def _metadata(path: str | Path) -> dict[str, str]:

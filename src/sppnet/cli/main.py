@@ -23,6 +23,7 @@ from sppnet.cli.detect import detect
 from sppnet.cli.embed import embed
 from sppnet.cli.evaluate import evaluate, score
 from sppnet.cli.info import info
+from sppnet.cli.plan import plan
 from sppnet.cli.protocol import protocol
 from sppnet.cli.run import run
 from sppnet.cli.search import index, search
@@ -44,6 +45,7 @@ app.command()(serve)
 app.command()(propose)
 app.command()(export)
 app.command()(info)
+app.command()(plan)
 app.add_typer(backbone, name="backbone")
 app.add_typer(protocol, name="protocol")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +12,18 @@ import sppnet.cli.console as console
 import sppnet.cli.options as opt
 from sppnet.errors import SppnetError
 
+if TYPE_CHECKING:
+    from sppnet.retrieval.embedder import Embedder
+    from sppnet.retrieval.index import Index
+
 _FOLDER = "Folder of images, at any depth, or of shards that sppnet embed wrote (.parquet)."
 _WINDOWS = "Windows of an image besides the whole: a method (see sppnet propose --help), or none."
+_LIKE = "Index whose settings and projection to take, to be searched side by side with it."
+_EXPORT = (
+    "Write the regions as vector databases import them: a file (.parquet), or a new folder of such files."
+)
+_SETTINGS = ("backbone", "stages", "stride", "scales", "levels", "mode", "flip", "power", "pca", "seed")
+_STORE = "Folder that sppnet index made, or one with several of these in it, which are searched side by side."
 _MOVED = "Where the backbone file of the index lies now, if it is not where it was."
 
 
@@ -21,6 +31,8 @@ def index(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help=_FOLDER)],
     out: Annotated[Path, typer.Option(help="Folder of the index; brought up to date if it is there.")],
+    like: Annotated[Path | None, typer.Option(help=_LIKE)] = None,
+    export: Annotated[Path | None, typer.Option(help=_EXPORT)] = None,
     proposals: Annotated[str, opt.windows(help=_WINDOWS, autocompletion=opt.methods)] = "edge-boxes",
     windows: Annotated[int, opt.windows(min=1, help="Most regions of an image.")] = 60,
     backbone: opt.BackboneName = opt.BACKBONE,
@@ -46,11 +58,20 @@ def index(
     from sppnet.retrieval.index import Index
     from sppnet.retrieval.shards import is_shards
 
+    if export is not None:
+        from sppnet.retrieval.export import check_export
+
+        check_export(export)
     if is_shards(folder):
+        if like is not None:
+            raise SppnetError(
+                f"--like {like}: found shards, whose vectors are what they are, expected images"
+            )
         shards = Index.of_shards(folder, out)
         print(f"{out}: {len(shards)} regions of {len(shards.images)} images")
+        _export(shards, export)
         return
-    embedder = opt.embedder_of(context)
+    embedder = opt.embedder_of(context) if like is None else _like(like, context, device)
     with console.cluster_of(cluster, workers) as runner:
         built = Index.build(
             folder,
@@ -68,11 +89,30 @@ def index(
             f"{out}: {len(built)} regions of {len(built.images)} images; "
             f"{len(update.new)} new, {len(update.changed)} changed, {len(update.gone)} gone"
         )
+    _export(built, export)
     console.end(update.failures, update.found, max_bad)
 
 
+def _export(index: Index, place: Path | None) -> None:
+    if place is not None and index.images:
+        from sppnet.retrieval.export import export_parquet
+
+        print(f"{place}: {export_parquet(index, place)} regions for a vector database")
+
+
+def _like(index: Path, context: typer.Context, device: str) -> Embedder:
+    """Return the embedder of another index; settings beside it are an error."""
+    from sppnet.retrieval.index import embedder_of
+
+    sources = {name: context.get_parameter_source(name) for name in _SETTINGS}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise SppnetError(f"--like {index}: found --{given[0]} beside it, expected it alone")
+    return embedder_of(index, device=device)
+
+
 def search(
-    store: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that sppnet index made.")],
+    store: Annotated[Path, typer.Argument(metavar="INDEX", help=_STORE)],
     image: Annotated[Path, typer.Option(help="Image to search with.")],
     box: Annotated[str | None, typer.Option(help="Region of it: x1,y1,x2,y2; default: the whole.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Most images.")] = 20,
@@ -90,12 +130,12 @@ def search(
 
     from sppnet.drawing import draw_hits
     from sppnet.images import read_image, write_image
-    from sppnet.retrieval.index import Index
+    from sppnet.retrieval.index import open_index
 
     console.check_places(json_file, out, [image], [] if out is None else [out / "search.png"])
     pixels = read_image(image)
     region = np.array(_inside(corners, *pixels.shape[:2]), np.float32)
-    known = Index.open(store, backbone=backbone, device=device)
+    known = open_index(store, backbone=backbone, device=device)
     encoded = known.embedder.encode(pixels)
     start = time.perf_counter()
     hits = known.search(encoded, box=region, top=top)

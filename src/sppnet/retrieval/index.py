@@ -28,10 +28,11 @@ from sppnet.retrieval.embedder import Embedder, Vectors, check_same
 from sppnet.retrieval.manifest import FORMAT, MANIFEST, VERSION, damage, file_facts, read_manifest
 from sppnet.retrieval.neighbours import Graph, Listed, check_count, read_neighbours, with_room
 from sppnet.retrieval.regions import AHEAD, Describing, Regions, changes, fitted_on_regions, image_stamps
+from sppnet.retrieval.sharded import ShardedIndex, shard_folders
 from sppnet.retrieval.shards import EMBEDDER, shard_tables
 from sppnet.retrieval.tables import rows_by_name
 from sppnet.retrieval.vectors import pack_names, unpack_names
-from sppnet.storage import atomic_path, write_tensors
+from sppnet.storage import atomic_path, map_tensors, write_tensors
 
 SETTINGS: Mapping[str, Any] = {"output_stride": 16, "scales": (320,), "levels": (2, 1), "pca": 256}
 """Settings of the embedder that `Index.build` makes unless it is given one (benchmarks/search.py)."""
@@ -289,7 +290,14 @@ class Index:
         return cls(folder, embedder, source, regions, rows)
 
     @classmethod
-    def open(cls, folder: str | Path, *, backbone: str | Path | None = None, device: str = "cpu") -> Index:
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        backbone: str | Path | None = None,
+        device: str = "cpu",
+        mapped: bool = False,
+    ) -> Index:
         """Read an index.
 
         Parameters
@@ -300,6 +308,10 @@ class Index:
             Where the backbone file lies now, if it is not where it was.
         device : str
             ``"cpu"``, or a PyTorch device, on which the backbone of the queries is to run.
+        mapped : bool
+            Whether vectors and rows stay on disk, to come into memory as a search looks at them: for
+            indexes that are larger than memory, and only for searching. Of the vectors' file only the size
+            is checked.
 
         Raises
         ------
@@ -309,15 +321,16 @@ class Index:
         """
         folder = Path(folder)
         about = read_manifest(folder)
-        wrong = damage(folder, about)
+        wrong = damage(folder, about, mapped=mapped)
         if wrong is not None and (newer := read_manifest(folder)) != about:
             # It was saved meanwhile.
-            about, wrong = newer, damage(folder, newer)
+            about, wrong = newer, damage(folder, newer, mapped=mapped)
         if wrong is not None:
             raise SppnetError(f"{wrong}; make the index anew")
         path = folder / about["rows"]
-        content, embedder = load_file(path), Embedder.load(path, backbone=backbone, device=device)
-        vectors = read_neighbours(folder / about["vectors"], embedder.length)
+        content = map_tensors(path) if mapped else load_file(path)
+        embedder = Embedder.load(path, backbone=backbone, device=device)
+        vectors = read_neighbours(folder / about["vectors"], embedder.length, mapped=mapped)
         names = unpack_names(content["names"], np.arange(about["images"]))
         stamps = unpack_names(content["stamps"], content["stamp"])
         images = dict(zip(names, stamps, strict=True))
@@ -488,6 +501,24 @@ class Index:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
         return self._vectors.nearest(vector, count, exact=exact)
 
+    def regions_from(self, start: int, count: int) -> tuple[tuple[str, ...], Boxes, Vectors]:
+        """Return some regions in the order in which they were added, without those that were removed.
+
+        Parameters
+        ----------
+        start, count : int
+            How many are passed over, and how many are returned at most.
+
+        Returns
+        -------
+        tuple of n str, (n, 4) float32, (n, D) float32
+            The images, the boxes in them, and their vectors, as exact as they are kept.
+        """
+        owners, boxes = self._rows()
+        rows = np.flatnonzero(owners >= 0)[start : start + count]
+        vectors = self._vectors.of(rows).astype(np.float32)
+        return tuple(self._names[owner] for owner in owners[rows].tolist()), boxes[rows], vectors
+
     def save(self) -> None:
         """Write the index; what was on disk stays whole until the new one is.
 
@@ -539,7 +570,8 @@ class Index:
         }
 
     def _rows(self) -> tuple[npt.NDArray[np.int64], Boxes]:
-        self._owners, self._boxes = [np.concatenate(self._owners)], [np.concatenate(self._boxes)]
+        if len(self._owners) > 1:
+            self._owners, self._boxes = [np.concatenate(self._owners)], [np.concatenate(self._boxes)]
         return self._owners[0], self._boxes[0]
 
     def _compacted(self) -> tuple[npt.NDArray[np.int64], Boxes]:
@@ -549,6 +581,40 @@ class Index:
         table = np.array([*(places.get(name, -1) for name in self._names), -1])
         self._owners, self._names = [table[owners]], list(self.images)
         return self._owners[0], boxes
+
+
+def open_index(
+    folder: str | Path, *, backbone: str | Path | None = None, device: str = "cpu"
+) -> Index | ShardedIndex:
+    """Open an index, or a folder of indexes that are searched side by side as one.
+
+    Parameters
+    ----------
+    folder : path
+        An index; or a folder with a file that `sppnet.retrieval.sharded.write_shards` wrote, or else with
+        indexes in it. The vectors of these stay on disk.
+    backbone, device
+        See `Index.open`.
+
+    Raises
+    ------
+    SppnetError
+        If there is none, one is damaged (names it), or they do not belong together.
+    """
+    folder = Path(folder)
+    places = [] if (folder / MANIFEST).exists() else shard_folders(folder)
+    if not places:
+        return Index.open(folder, backbone=backbone, device=device)
+    return ShardedIndex(
+        [Index.open(place, backbone=backbone, device=device, mapped=True) for place in places]
+    )
+
+
+def embedder_of(folder: str | Path, *, device: str = "cpu") -> Embedder:
+    """Return the embedder of an index, or of a folder of them: another shard is made with it."""
+    folder = Path(folder)
+    places = [] if (folder / MANIFEST).exists() else shard_folders(folder)
+    return Index.open(places[0] if places else folder, device=device, mapped=True).embedder
 
 
 def _place(folder: Path) -> str:

@@ -17,7 +17,7 @@ from sppnet.arrays import IntArray
 from sppnet.errors import check_extra
 from sppnet.parallel import thread_count
 from sppnet.retrieval.manifest import FORMAT, VERSION
-from sppnet.storage import atomic_path, write_tensors
+from sppnet.storage import atomic_path, map_tensors, write_tensors
 
 MOST_LISTED = 200_000
 """So many vectors are listed at most: with 256 numbers each, one core looks at them in 0.07 seconds."""
@@ -92,6 +92,12 @@ class Listed:
         best = best[np.argsort(-scores[best], kind="stable")][:count]
         return rows[best], scores[best]
 
+    def of(self, rows: IntArray) -> HalfVectors:
+        """Return the vectors of these numbers, which must be there."""
+        known, vectors = self.arrays()
+        # Numbers are given in the order in which vectors come, and so rise.
+        return vectors[np.searchsorted(known, rows)]
+
     def save(self, path: Path) -> None:
         """Write the vectors and their numbers to a safetensors file, whole or not at all."""
         rows, vectors = self.arrays()
@@ -152,9 +158,17 @@ class Graph:
         found = self._graph.search(vector.astype(np.float16), min(count, len(self)), exact=exact)
         return found.keys.astype(np.int64), 1 - found.distances.astype(np.float32)
 
-    def load(self, path: Path) -> None:
-        """Take what `save` wrote, of vectors of the same length."""
-        self._graph.load(str(path))
+    def of(self, rows: IntArray) -> HalfVectors:
+        """Return the vectors of these numbers, which must be there."""
+        found = self._graph.get(rows.astype(np.uint64), dtype="f16")
+        return np.array(found, np.float16).reshape(-1, self.length)
+
+    def load(self, path: Path, *, mapped: bool = False) -> None:
+        """Take what `save` wrote, of vectors of the same length; see `read_neighbours`."""
+        if mapped:
+            self._graph.view(str(path))
+        else:
+            self._graph.load(str(path))
 
     def save(self, path: Path) -> None:
         """Write the graph and its vectors to a file, whole or not at all."""
@@ -168,12 +182,16 @@ class Graph:
             raise OSError(f"{path}: cannot write ({error})") from None
 
 
-def read_neighbours(path: Path, length: int) -> Listed | Graph:
-    """Read a file that `save` of either wrote, of vectors of `length` numbers."""
+def read_neighbours(path: Path, length: int, *, mapped: bool = False) -> Listed | Graph:
+    """Read a file that `save` of either wrote, of vectors of `length` numbers.
+
+    Those that are `mapped` stay on disk and come into memory as they are looked at; a graph of them cannot be
+    changed.
+    """
     if not path.name.endswith(Graph.suffix):
-        return Listed(**load_file(path))
+        return Listed(**(map_tensors(path) if mapped else load_file(path)))
     graph = Graph(length)
-    graph.load(path)
+    graph.load(path, mapped=mapped)
     return graph
 
 
