@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage lint types format docs page wheel backbone imagenet pyramid animals clean
+.PHONY: demo test check coverage lint types types-of-tests types-of-benchmarks format docs page wheel backbone imagenet pyramid animals clean
 
 # Tests run in a process for each core; each process keeps to one core (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
@@ -11,8 +11,12 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
 demo: .venv/run
 	PYTHONDONTWRITEBYTECODE= $(BIN)/sppnet demo --out out
 
-test: .venv/test lint types docs
+# Checks that need nothing of each other go on side by side; what each prints comes as a whole.
+test: .venv/test
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target check
 	$(PYTEST)
+
+check: lint types types-of-tests types-of-benchmarks docs
 
 # The share of lines that the tests run: in all, and of every file below 95 %. Apart from `make test`, which it makes
 # a fifth slower before Python 3.12. Compiled functions do not count: numba runs them, unseen.
@@ -27,8 +31,12 @@ lint: .venv/test
 types: .venv/test
 	$(BIN)/mypy
 	$(BIN)/mypy examples
-	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks
-	$(BIN)/mypy --config-file tests/mypy.ini tests
+
+types-of-tests: .venv/test
+	$(BIN)/mypy --cache-dir .mypy_cache/tests --config-file tests/mypy.ini tests
+
+types-of-benchmarks: .venv/test
+	$(BIN)/mypy --cache-dir .mypy_cache/benchmarks --config-file benchmarks/mypy.ini benchmarks
 
 format: .venv/test
 	$(BIN)/ruff check --fix .

@@ -175,6 +175,7 @@ def label_faces(person, truth, label, least):
     wait_until_read(person)
     name, target = next((name, target) for name, target in truth.items() if boxes_of(target, label))
     person.see(f'.strip button[title="{name}"]').click()
+    person.see(f'.bar .title[title="{name}"]')
     person.photo_shown()
     with person.page.expect_response("**/api/v1/search") as answer:
         person.draw(boxes_of(target, label)[0])

@@ -110,21 +110,14 @@ def test_embed_and_propose_give_the_same_files(machines, photos, tmp_path):
         assert (tmp_path / "here.npz").read_bytes() == (tmp_path / "there.npz").read_bytes()
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_any_number_of_workers_gives_the_same_bits(workers, machines, photos):
+def test_any_number_of_workers_gives_the_same_bits(machines, photos):
     work = Everything(Embedder(**SMALL), Detector.load("animals"))
     paths = [path for path in sorted(photos.iterdir()) if path.stem != "6"][:4]
-    with threadpoolctl.threadpool_limits(1), Cluster(workers=workers) as cluster:
+    with threadpoolctl.threadpool_limits(1), Cluster(workers=3) as cluster:
         look = work.open()
         for path, found in zip(paths, cluster.stream(work, paths), strict=True):
             assert all(map(np.array_equal, found, look(path)))
             assert len(found[1]) > 3
-
-
-def test_a_worker_that_is_killed_changes_nothing(machines, tmp_path):
-    with Cluster(workers=2) as cluster:
-        found = list(cluster.stream(Deadly(tmp_path, (3, 17), 1), range(40)))
-    assert found == [i * i for i in range(40)]
 
 
 def test_a_thing_that_kills_every_worker_is_named(machines, tmp_path):
@@ -150,9 +143,9 @@ def test_a_result_that_cannot_be_sent_is_a_bug():
     assert _opened(worker.answer(pickle.dumps(1))) == 2
 
 
-def test_a_machine_that_is_gone_changes_nothing(machines, tmp_path):
+def test_a_worker_that_is_killed_and_a_machine_that_is_gone_change_nothing(machines, tmp_path):
     with Cluster(workers=4) as cluster:
-        stream = cluster.stream(Deadly(tmp_path, (), 0), range(400))
+        stream = cluster.stream(Deadly(tmp_path, (3, 17), 1), range(400))
         found = [next(stream) for _ in range(50)]
         own = ray.get_runtime_context().get_node_id()
         gone = next(node for node in machines.worker_nodes if node.node_id != own)
@@ -160,7 +153,7 @@ def test_a_machine_that_is_gone_changes_nothing(machines, tmp_path):
         found += list(stream)
     assert found == [i * i for i in range(400)]
     done = [int(line) for line in (tmp_path / "done").read_text().split()]
-    assert len(done) - 400 <= 4 * 3 * 8
+    assert len(done) - 400 <= 6 * 3 * 8
 
 
 def test_what_is_wrong_is_said_before_work(machines, photos, tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_a_fit_is_the_same_by_workers_one_of_which_dies(tmp_path, threads):
     data = trees.samples(paths, targets)
 
     def fit(name, **options):
-        settings = {"levels": (1,), "scales": (160,), "folds": 2}
+        settings = {"levels": (1,), "scales": (160,), "folds": 0}
         model = Detector(**settings).fit(data, windows=windows, cache=tmp_path / name, rounds=1, **options)
         model.save(tmp_path / f"{name}.safetensors")
         return (tmp_path / f"{name}.safetensors").read_bytes()

@@ -291,11 +291,13 @@ def test_two_tabs_lose_no_box(server, visit):
     one.photo_shown()
     other = Person(one.page.context.new_page(), server.url).open("label")
     other.photo_shown()
+    one.page.bring_to_front()  # In the background a browser takes its time.
     one.draw([40, 40, 140, 140])
     one.name("cat")
     one.saved()
     other.see(".item.box")
     for person, x in ((one, 200), (other, 300)):
+        person.page.bring_to_front()
         person.draw([x, 200, x + 80, 300])
     one.saved()
     other.saved()

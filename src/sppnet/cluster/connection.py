@@ -57,6 +57,7 @@ def check_nodes(paths: Sequence[Path]) -> None:
         Of each folder one file will do.
     """
     import ray
+    from ray.exceptions import TaskUnschedulableError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     own = _versions()
@@ -69,6 +70,8 @@ def check_nodes(paths: Sequence[Path]) -> None:
     for name, reference in asked:
         try:
             found, missing = ray.get(reference, timeout=60)
+        except TaskUnschedulableError:
+            continue  # It has gone since it was listed.
         except Exception as error:
             raise SppnetError(f"{name}: found a machine that does not answer ({_line(error)})") from None
         wrong = [f"{what} {found[what]}" for what in own if found[what] != own[what]]

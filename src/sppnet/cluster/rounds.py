@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -129,17 +130,19 @@ class Rounds(Generic[Item, Result]):
         context.max_errored_blocks = deaths
         size = min(self.workers, len(places))
         place = _Place(os.getcwd(), {name: os.environ[name] for name in _KEPT if name in os.environ})
-        return dataset.map_batches(
-            _Worker,
-            batch_size=block,
-            compute=data.ActorPoolStrategy(
-                size=size, max_tasks_in_flight_per_actor=_READY if deaths >= 0 else 1
-            ),
-            num_cpus=1,
-            fn_constructor_args=(_pickled(self.work), place),
-            # Retried by hand: Ray would wait for a core of a machine that is gone, and try for ever.
-            ray_remote_args_fn=lambda: {"max_task_retries": 0},
-        )
+        in_hand = _READY if deaths >= 0 else 1
+        with warnings.catch_warnings():
+            # Ray 2.64 will have another way to say how often a task is tried again.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return dataset.map_batches(
+                _Worker,
+                batch_size=block,
+                compute=data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=in_hand),
+                num_cpus=1,
+                fn_constructor_args=(_pickled(self.work), place),
+                # Retried by hand: Ray would wait for a core of a machine that is gone, and try for ever.
+                ray_remote_args_fn=lambda: {"max_task_retries": 0},
+            )
 
 
 @dataclass(frozen=True)
