@@ -7,6 +7,9 @@ import pytest
 
 DATA = Path(os.environ.get("SPPNET_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
+# Folders whose files, each done by one process, wait for other processes most of the time.
+_LONGEST = ("cluster", "serve")
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One core for each process. The processes that tests start inherit the variables.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -14,6 +17,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no process waits for the last one of them."""
+    items.sort(key=lambda item: item.path.parent.name not in _LONGEST)
 
 
 @pytest.fixture

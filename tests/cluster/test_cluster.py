@@ -7,20 +7,24 @@ import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import threadpoolctl
 
+import trees
 from sppnet.cluster import Cluster, connection
 from sppnet.cluster.rounds import _opened, _Place, _Worker
 from sppnet.detection.detector import Detector
+from sppnet.detection.shards import Mine
 from sppnet.errors import SppnetError
 from sppnet.images import read_image, write_image
 from sppnet.photos import demo_photo
 from sppnet.proposals.writing import propose
 from sppnet.retrieval.embed import embed
 from sppnet.retrieval.embedder import Embedder
+from trees import drawn
 
 ray = pytest.importorskip("ray")
 SMALL = {"scales": (64,), "levels": (2, 1)}
@@ -32,7 +36,8 @@ def machines():
     from ray.cluster_utils import Cluster as Machines
 
     path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(connection.__file__).parents[2])
+    places = Path(connection.__file__).parents[2], Path(trees.__file__).parent
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, places))
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     store = {"num_cpus": 1, "object_store_memory": 100_000_000}
     made = Machines(initialize_head=True, head_node_args={**store, "include_dashboard": False})
@@ -95,6 +100,37 @@ class Deadly:
         return number * number
 
 
+@dataclass(frozen=True)
+class DeadlyRound:
+    """Some work; who first looks for hard windows in the second shard dies of it."""
+
+    work: Any
+    folder: Path
+
+    def open(self):
+        function = self.work.open()
+
+        def careful(item):
+            met = self.folder / "met"
+            if isinstance(self.work.step, Mine) and item.shard.number == 1 and not met.exists():
+                met.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(item)
+
+        return careful
+
+
+@dataclass(frozen=True)
+class Unlucky:
+    """A cluster one of whose workers dies in a round of mining."""
+
+    cluster: Cluster
+    folder: Path
+
+    def stream(self, work, items):
+        return self.cluster.stream(DeadlyRound(work, self.folder), items)
+
+
 def test_embed_and_propose_give_the_same_files(machines, photos, tmp_path):
     embedder = Embedder(**SMALL)
     with Cluster(workers=2) as cluster:
@@ -120,6 +156,26 @@ def test_any_number_of_workers_gives_the_same_bits(machines, photos):
             assert len(found[1]) > 3
 
 
+def test_a_fit_is_the_same_by_workers_one_of_which_dies(machines, tmp_path, threads):
+    images, windows, targets = drawn(range(1, 9))
+    paths = [tmp_path / f"{i}.png" for i in range(8)]
+    for path, image in zip(paths, images, strict=True):
+        trees.save(path, image)
+    data = trees.samples(paths, targets)
+
+    def fit(name, **options):
+        settings = {"levels": (1,), "scales": (160,), "folds": 0}
+        model = Detector(**settings).fit(data, windows=windows, cache=tmp_path / name, rounds=1, **options)
+        model.save(tmp_path / f"{name}.safetensors")
+        return (tmp_path / f"{name}.safetensors").read_bytes()
+
+    here = fit("here", shards=2)
+    with Cluster(workers=2) as cluster:
+        there = fit("there", shards=4, cluster=Unlucky(cluster, tmp_path))
+    assert (tmp_path / "met").exists()
+    assert here == there
+
+
 def test_a_thing_that_kills_every_worker_is_named(machines, tmp_path):
     with Cluster(workers=2) as cluster:
         stream = cluster.stream(Deadly(tmp_path, (9,), 99), range(12))
@@ -143,19 +199,6 @@ def test_a_result_that_cannot_be_sent_is_a_bug():
     assert _opened(worker.answer(pickle.dumps(1))) == 2
 
 
-def test_a_worker_that_is_killed_and_a_machine_that_is_gone_change_nothing(machines, tmp_path):
-    with Cluster(workers=4) as cluster:
-        stream = cluster.stream(Deadly(tmp_path, (3, 17), 1), range(400))
-        found = [next(stream) for _ in range(50)]
-        own = ray.get_runtime_context().get_node_id()
-        gone = next(node for node in machines.worker_nodes if node.node_id != own)
-        machines.remove_node(gone, allow_graceful=False)
-        found += list(stream)
-    assert found == [i * i for i in range(400)]
-    done = [int(line) for line in (tmp_path / "done").read_text().split()]
-    assert len(done) - 400 <= 6 * 3 * 8
-
-
 def test_what_is_wrong_is_said_before_work(machines, photos, tmp_path, monkeypatch):
     work = Deadly(tmp_path, (), 0)
     with pytest.raises(SppnetError, match="found 0 workers"):
@@ -170,6 +213,19 @@ def test_what_is_wrong_is_said_before_work(machines, photos, tmp_path, monkeypat
         with pytest.raises(SppnetError, match=r"found sppnet .*, expected sppnet 9.9 as on this machine"):
             cluster.stream(work, [1])
     assert not (tmp_path / "done").exists()
+
+
+def test_a_worker_that_is_killed_and_a_machine_that_is_gone_change_nothing(machines, tmp_path):
+    with Cluster(workers=4) as cluster:
+        stream = cluster.stream(Deadly(tmp_path, (3, 17), 1), range(400))
+        found = [next(stream) for _ in range(50)]
+        own = ray.get_runtime_context().get_node_id()
+        gone = next(node for node in machines.worker_nodes if node.node_id != own)
+        machines.remove_node(gone, allow_graceful=False)
+        found += list(stream)
+    assert found == [i * i for i in range(400)]
+    done = [int(line) for line in (tmp_path / "done").read_text().split()]
+    assert len(done) - 400 <= 6 * 3 * 8
 
 
 def test_no_cluster_at_the_address():

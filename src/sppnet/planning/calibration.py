@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sppnet import __version__
@@ -96,6 +97,9 @@ def calibrate(photos: Sequence[Path], minutes: float = 1.0, track: Track = no_tr
         elif kind != "together":
             length = {"length": found.get("pooled", 0.0) / 2}
             found |= _measured(kind, asked | length, 1)[0]
+    known = sum(found[name] for name in ("start_embed", "read", "embed"))
+    more = max(_command_seconds(photos[0]) - known, 0.0)
+    found |= {name: found[name] + more for name in ("start_embed", "start_detect")}
     return Calibration(Costs(**found), machine(), __version__)  # type: ignore[arg-type]
 
 
@@ -105,14 +109,32 @@ def _share(alone: Mapping[str, float], others: Sequence[Mapping[str, float]]) ->
     return min(sum(alone[name] for name in _CHAIN) * len(took) / sum(took), 1.0)
 
 
+def _command_seconds(photo: Path) -> float:
+    """Return what a command takes of its core that embeds one photo: its options and progress count, too."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    call = [sys.executable, "-m", "sppnet", "embed", str(photo), "--out"]
+    with TemporaryDirectory(prefix="sppnet-plan-") as folder:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        out = str(Path(folder) / "vectors.safetensors")
+        subprocess.run([*call, out], env=_environment(), capture_output=True, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of processes of one core: with the sppnet that runs here, wherever it lies."""
+    places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(filter(None, places))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
 def _measured(kind: str, asked: Mapping[str, Any], count: int) -> list[dict[str, float]]:
     """Return what some processes measured, all at the same time."""
     call = [sys.executable, "-m", "sppnet.measuring"]
-    # What is measured is the sppnet that runs here, wherever it lies.
-    places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    path = os.pathsep.join(filter(None, places))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    pipe = subprocess.PIPE
+    environment, pipe = _environment(), subprocess.PIPE
     with ExitStack() as stack:
         running = []
         for core in range(count):
