@@ -4,8 +4,10 @@ BIN := .venv/bin
 
 .PHONY: demo test check coverage lint types types-of-tests types-of-benchmarks format docs page wheel backbone imagenet pyramid animals clean
 
-# Tests run in a process for each core; each process keeps to one core (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
+# Tests run in a process for each core, and one more, as some wait for servers; each keeps to one core
+# (tests/conftest.py).
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() + 1, 8))")
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
 # Python keeps the bytecode of what it loads here, whatever the environment says: the installation left it out.
 demo: .venv/run

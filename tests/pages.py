@@ -111,6 +111,13 @@ class Server:
         self.kill()
 
 
+_STILL = """() => new Promise(done => {
+    const place = () => JSON.stringify(document.querySelector(".stage .photo")?.getBoundingClientRect());
+    const before = place();
+    requestAnimationFrame(() => requestAnimationFrame(() => done(before !== undefined && before === place())));
+})"""
+
+
 class Person:
     """Someone at the page: knows places of photos rather than of the screen."""
 
@@ -132,8 +139,10 @@ class Person:
         return found
 
     def photo_shown(self):
+        """Wait until the photo is there, and where it stays."""
         self.see(".stage img.shown")
         self.page.wait_for_timeout(100)
+        self.page.wait_for_function(_STILL)
 
     def place(self, x, y):
         """Return the pixel of the screen at a pixel of the photo."""
