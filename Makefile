@@ -2,12 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check coverage lint types types-of-tests types-of-benchmarks format docs page wheel backbone imagenet pyramid animals clean
+.PHONY: demo test test-long check coverage lint types types-of-tests types-of-benchmarks format docs page wheel backbone imagenet pyramid animals clean
 
-# Tests run in a process for each core, and one more, as some wait for servers; each keeps to one core
-# (tests/conftest.py).
-WORKERS := $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() + 1, 8))")
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+# Tests run in a process for each core; each process keeps to one core (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 # Python keeps the bytecode of what it loads here, whatever the environment says: the installation left it out.
 demo: .venv/run
@@ -17,6 +15,10 @@ demo: .venv/run
 test: .venv/test
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target check
 	$(PYTEST)
+
+# With those tests of a cluster that `make test` leaves out, visibly.
+test-long: .venv/test
+	SPPNET_TEST_LONG=1 $(BIN)/python -m pytest tests/cluster
 
 check: lint types types-of-tests types-of-benchmarks docs
 

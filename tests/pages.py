@@ -114,7 +114,7 @@ class Server:
 _STILL = """() => new Promise(done => {
     const place = () => JSON.stringify(document.querySelector(".stage .photo")?.getBoundingClientRect());
     const before = place();
-    requestAnimationFrame(() => requestAnimationFrame(() => done(before !== undefined && before === place())));
+    requestAnimationFrame(() => requestAnimationFrame(() => done(before && before === place())));
 })"""
 
 

@@ -28,6 +28,9 @@ from trees import drawn
 
 ray = pytest.importorskip("ray")
 SMALL = {"scales": (64,), "levels": (2, 1)}
+long = pytest.mark.skipif(
+    not os.environ.get("SPPNET_TEST_LONG"), reason="starts many processes: make test-long runs it"
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +149,7 @@ def test_embed_and_propose_give_the_same_files(machines, photos, tmp_path):
         assert (tmp_path / "here.npz").read_bytes() == (tmp_path / "there.npz").read_bytes()
 
 
+@long
 def test_any_number_of_workers_gives_the_same_bits(machines, photos):
     work = Everything(Embedder(**SMALL), Detector.load("animals"))
     paths = [path for path in sorted(photos.iterdir()) if path.stem != "6"][:4]
@@ -156,6 +160,7 @@ def test_any_number_of_workers_gives_the_same_bits(machines, photos):
             assert len(found[1]) > 3
 
 
+@long
 def test_a_fit_is_the_same_by_workers_one_of_which_dies(machines, tmp_path, threads):
     images, windows, targets = drawn(range(1, 9))
     paths = [tmp_path / f"{i}.png" for i in range(8)]
@@ -176,6 +181,7 @@ def test_a_fit_is_the_same_by_workers_one_of_which_dies(machines, tmp_path, thre
     assert here == there
 
 
+@long
 def test_a_thing_that_kills_every_worker_is_named(machines, tmp_path):
     with Cluster(workers=2) as cluster:
         stream = cluster.stream(Deadly(tmp_path, (9,), 99), range(12))
