@@ -16,9 +16,9 @@ test: .venv/test
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target check
 	$(PYTEST)
 
-# With those tests of a cluster that `make test` leaves out, visibly.
+# The tests of the server, its page and a cluster, with those that `make test` leaves out, visibly.
 test-long: .venv/test
-	SPPNET_TEST_LONG=1 $(BIN)/python -m pytest tests/cluster
+	SPPNET_TEST_LONG=1 $(PYTEST) tests/cluster tests/serve
 
 check: lint types types-of-tests types-of-benchmarks docs
 

@@ -20,8 +20,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, so that no process waits for the last one of them."""
+    """Begin with the files that take longest; leave out, visibly, the long tests, unless they are asked for.
+
+    So no process waits for the last of these files, and the checks of a change stay within minutes.
+    """
     items.sort(key=lambda item: item.path.parent.name not in _LONGEST)
+    skip = pytest.mark.skip(reason="starts many processes: make test-long runs it")
+    for item in items:
+        if item.get_closest_marker("long") and not os.environ.get("SPPNET_TEST_LONG"):
+            item.add_marker(skip)
 
 
 @pytest.fixture

@@ -28,9 +28,6 @@ from trees import drawn
 
 ray = pytest.importorskip("ray")
 SMALL = {"scales": (64,), "levels": (2, 1)}
-long = pytest.mark.skipif(
-    not os.environ.get("SPPNET_TEST_LONG"), reason="starts many processes: make test-long runs it"
-)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +146,7 @@ def test_embed_and_propose_give_the_same_files(machines, photos, tmp_path):
         assert (tmp_path / "here.npz").read_bytes() == (tmp_path / "there.npz").read_bytes()
 
 
-@long
+@pytest.mark.long
 def test_any_number_of_workers_gives_the_same_bits(machines, photos):
     work = Everything(Embedder(**SMALL), Detector.load("animals"))
     paths = [path for path in sorted(photos.iterdir()) if path.stem != "6"][:4]
@@ -160,7 +157,7 @@ def test_any_number_of_workers_gives_the_same_bits(machines, photos):
             assert len(found[1]) > 3
 
 
-@long
+@pytest.mark.long
 def test_a_fit_is_the_same_by_workers_one_of_which_dies(machines, tmp_path, threads):
     images, windows, targets = drawn(range(1, 9))
     paths = [tmp_path / f"{i}.png" for i in range(8)]
@@ -181,7 +178,7 @@ def test_a_fit_is_the_same_by_workers_one_of_which_dies(machines, tmp_path, thre
     assert here == there
 
 
-@long
+@pytest.mark.long
 def test_a_thing_that_kills_every_worker_is_named(machines, tmp_path):
     with Cluster(workers=2) as cluster:
         stream = cluster.stream(Deadly(tmp_path, (9,), 99), range(12))
@@ -221,6 +218,7 @@ def test_what_is_wrong_is_said_before_work(machines, photos, tmp_path, monkeypat
     assert not (tmp_path / "done").exists()
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_and_a_machine_that_is_gone_change_nothing(machines, tmp_path):
     with Cluster(workers=4) as cluster:
         stream = cluster.stream(Deadly(tmp_path, (3, 17), 1), range(400))

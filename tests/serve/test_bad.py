@@ -23,6 +23,7 @@ from sppnet.errors import SppnetError
 from sppnet.serve import annotations, media
 from sppnet.serve.studio import Opened, Studio
 
+pytestmark = pytest.mark.long
 JPEG = {"Content-Type": "image/jpeg"}
 
 

@@ -143,6 +143,7 @@ def test_finds_what_it_was_shown(fitted, scenes, visit):
     assert person.page.locator(".classes .card").count() == 2
 
 
+@pytest.mark.long
 def test_corrections_are_new_boxes_and_a_new_fit(fitted, visit):
     person = visit(fitted).open("results")
     person.see(".thresholds input")
@@ -168,6 +169,7 @@ def test_corrections_are_new_boxes_and_a_new_fit(fitted, visit):
     person.see("text=Fit by fit")
 
 
+@pytest.mark.long
 def test_a_dragged_detection_becomes_a_corrected_box(fitted, visit):
     person = visit(fitted).open("results")
     person.see(".thresholds input")
@@ -183,6 +185,7 @@ def test_a_dragged_detection_becomes_a_corrected_box(fitted, visit):
     assert any(box["origin"] == "corrected" for boxes in boxes_kept(person).values() for box in boxes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["coco", "voc", "yolo", "csv"])
 def test_exports_read_back(fitted, visit, scenes, tmp_path, form):
     person = visit(fitted).open("export")
@@ -259,7 +262,10 @@ def go_to(person, selector, most=60):
     pytest.fail(f"Tab never came to {selector}")
 
 
-@pytest.mark.parametrize("look", ["light", "dark", "narrow"])
+@pytest.mark.parametrize(
+    "look",
+    ["light", pytest.param("dark", marks=pytest.mark.long), pytest.param("narrow", marks=pytest.mark.long)],
+)
 def test_accessible(fitted, visit, look):
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="no axe-playwright-python"
@@ -275,6 +281,7 @@ def test_accessible(fitted, visit, look):
     assert found == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("screen", SCREENS)
 def test_fits_a_telephone(fitted, visit, screen):
     person = visit(fitted, NARROW, has_touch=True).open(screen)
@@ -308,6 +315,7 @@ def test_two_tabs_lose_no_box(server, visit):
     one.troubles.clear()
 
 
+@pytest.mark.long
 def test_a_killed_server_loses_no_box(server, scenes, visit):
     person = visit(server).open("label")
     person.photo_shown()
@@ -330,6 +338,7 @@ def test_a_killed_server_loses_no_box(server, scenes, visit):
     person.troubles.clear()
 
 
+@pytest.mark.long
 def test_markup_in_names_is_text(serving, tmp_path, visit):
     name = "<img src=x onerror=alert(1)> &amp; <b>cat.jpg"
     folder = tmp_path / "<i>photos"
@@ -345,6 +354,7 @@ def test_markup_in_names_is_text(serving, tmp_path, visit):
     assert person.page.locator("main u, main b, main img[src='x']").count() == 0
 
 
+@pytest.mark.long
 def test_an_empty_folder_says_what_to_do_and_takes_photos(serving, tmp_path, scenes, visit):
     (tmp_path / "empty").mkdir()
     person = visit(serving(tmp_path / "empty")).open()
@@ -355,6 +365,7 @@ def test_an_empty_folder_says_what_to_do_and_takes_photos(serving, tmp_path, sce
     assert len(photos_of(person)) == 2
 
 
+@pytest.mark.long
 def test_ten_thousand_photos_are_a_few_dozen_nodes(server, visit):
     """The list holds what is in sight; a made-up answer stands for the ten thousand."""
     person = visit(server)
@@ -386,6 +397,7 @@ def test_ten_thousand_photos_are_a_few_dozen_nodes(server, visit):
     assert person.page.locator("[data-cell]").count() < 100
 
 
+@pytest.mark.long
 def test_cancel_keeps_everything(server, scenes, visit):
     person = visit(server).open("label")
     person.photo_shown()
@@ -396,6 +408,7 @@ def test_cancel_keeps_everything(server, scenes, visit):
     assert sum(map(len, boxes_kept(person).values())) == 6
 
 
+@pytest.mark.long
 def test_zoom_keeps_boxes_where_they_belong(server, visit):
     person = visit(server).open("label")
     person.photo_shown()
@@ -410,6 +423,7 @@ def test_zoom_keeps_boxes_where_they_belong(server, visit):
     assert box["box"] == pytest.approx(drawn, abs=1)
 
 
+@pytest.mark.long
 def test_draws_by_finger(server, visit):
     """One finger draws; two fingers zoom, and draw nothing."""
     person = visit(server, NARROW, has_touch=True, is_mobile=True).open("label")
@@ -438,6 +452,7 @@ def test_draws_by_finger(server, visit):
     assert box["box"] == pytest.approx(drawn, abs=2)
 
 
+@pytest.mark.long
 def test_labelling_goes_on_while_a_fit_runs(server, scenes, visit):
     person = visit(server).open("label")
     person.photo_shown()
@@ -474,6 +489,7 @@ def test_a_full_disk_is_told_of_and_no_box_is_lost(scenes, tmp_path, visit, monk
         person.troubles.clear()  # The browser notes every answer that is an error.
 
 
+@pytest.mark.long
 def test_a_page_without_its_token_asks_for_it(scenes, serving, tmp_path, visit):
     server = serving(scenes[0], "--project", str(tmp_path / "project"), "--token", "a long secret")
     person = visit(server).open()
@@ -486,6 +502,7 @@ def test_a_page_without_its_token_asks_for_it(scenes, serving, tmp_path, visit):
     person.troubles.clear()
 
 
+@pytest.mark.long
 def test_a_region_is_looked_for_by_keys(server, visit):
     person = visit(server).open("search")
     person.photo_shown()
@@ -503,6 +520,7 @@ def test_a_region_is_looked_for_by_keys(server, visit):
     person.see(".answer li")
 
 
+@pytest.mark.long
 def test_a_photo_far_down_opens_with_its_neighbours(tmp_path, serving, scenes, visit):
     folder = tmp_path / "many"
     folder.mkdir()
