@@ -400,13 +400,13 @@ _WATCH = """() => {
 
 
 def smooth(args: argparse.Namespace) -> list[Row]:
-    """How the page keeps up in Chromium while somebody draws boxes and a fit to 500 photos runs."""
+    """How the page keeps up in Chromium while somebody draws boxes and a fit to 60 photos runs."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with server(500) as client, sync_playwright() as playwright:
-        client.encoded(500)
-        client.label(500)
+    with server(60) as client, sync_playwright() as playwright:
+        client.encoded(60)
+        client.label(60)
         client.fit()
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1440, "height": 900})
@@ -430,7 +430,7 @@ def smooth(args: argparse.Namespace) -> list[Row]:
     shown_frames = f"{100 * (1 - late):.1f} % of {len(frames)} frames in time, {drawn} boxes drawn"
     return [
         (
-            "longest task of the page while a fit to 500 photos runs",
+            "longest task of the page while a fit to 60 photos runs",
             f"{max(tasks, default=0):.0f} ms",
             "100 ms",
         ),
