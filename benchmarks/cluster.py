@@ -27,11 +27,11 @@ from common import commit, machine, table, write_json
 from sppnet.cluster import Cluster
 from sppnet.detection.detector import Detector
 from sppnet.images import write_image
-from sppnet.parallel import Runner, Work
+from sppnet.parallel import Runner, Work, core_count
 from sppnet.proposals.writing import propose
 from sppnet.retrieval.embed import embed
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = core_count()
 
 
 class Stamp(NamedTuple):

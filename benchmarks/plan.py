@@ -25,7 +25,8 @@ from common import commit, machine, table, write_json
 from sppnet import Detector
 from sppnet.datasets import read_dataset
 from sppnet.images import find_images, image_size
-from sppnet.planning.calibration import available_cores, calibrate, read_calibration, write_calibration
+from sppnet.parallel import core_count
+from sppnet.planning.calibration import calibrate, read_calibration, write_calibration
 from sppnet.planning.costs import Machines, Workload
 from sppnet.planning.plan import plan
 
@@ -118,7 +119,7 @@ def draw(costs, path: Path) -> None:
 
 def check(arguments: argparse.Namespace) -> list[dict]:
     """Compare plans with what commands take."""
-    costs, cores = read_calibration(arguments.calibration).costs, available_cores()
+    costs, cores = read_calibration(arguments.calibration).costs, core_count()
     head = ("job", "photos", "processes", "wall s", "planned", "ratio", "core s", "planned", "ratio")
     rows, lines = [], []
     combinations = product(

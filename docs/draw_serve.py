@@ -9,7 +9,7 @@ from playwright.sync_api import Page, sync_playwright
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from pages import Person, Server, browser_path, draw_scenes, label_faces, wait_for_results  # noqa: E402
+from pages import Person, Server, add_dogs_and_fit, browser_path, draw_scenes, label_faces  # noqa: E402
 
 SIZE = {"width": 1280, "height": 800}
 # Until colours have changed and pictures have come.
@@ -26,12 +26,7 @@ def main() -> None:
         person.photo_shown()
         label_faces(person, truth, "cat", 6)
         shoot(person.page, "serve-label")
-        person.see('button:has-text("Add class")').click()
-        person.see('[aria-label="Name of the new class"]').fill("dog")
-        person.page.keyboard.press("Enter")
-        label_faces(person, truth, "dog", 6)
-        person.see("header .fit").click()
-        wait_for_results(person)
+        add_dogs_and_fit(person, truth)
         shoot(person.page, "serve-results")
         browser.close()
         server.stop()

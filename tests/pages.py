@@ -235,3 +235,22 @@ def boxes_kept(person):
 def wait_for_results(person):
     person.page.wait_for_url("**/#/results", timeout=120_000)
     person.see("h1:has-text('found')")
+
+
+def add_dogs_and_fit(person, truth):
+    """Make a second class of the faces of dogs, and fit."""
+    person.see('button:has-text("Add class")').click()
+    person.see('[aria-label="Name of the new class"]').fill("dog")
+    person.page.keyboard.press("Enter")
+    label_faces(person, truth, "dog", 6)
+    person.see("header .fit").click()
+    wait_for_results(person)
+
+
+def open_with_all_found(person):
+    """Lower all thresholds on the screen of results, and open the most doubtful photo."""
+    person.see(".thresholds input")
+    for slider in person.page.locator(".thresholds input").all():
+        slider.fill("0.05")
+    person.see("a.photo").click()
+    person.photo_shown()

@@ -376,6 +376,20 @@ def test_a_given_model_finds_objects_at_once(tmp_path):
         assert served.results(2)["classes"] == ["cat", "cow", "dog", "horse", "person", "sheep"]
 
 
+def test_a_model_file_that_vanishes_leaves_new_photos_to_be_encoded(tmp_path):
+    from sppnet.models import model_path
+
+    draw(tmp_path / "photos", 1)
+    with serving(tmp_path / "photos", tmp_path / "project", model=model_path("animals")) as served:
+        served.results(1)
+        for path in (tmp_path / "project" / "models").iterdir():
+            path.unlink()
+        waiting = "SELECT 1 FROM photos WHERE state = 'waiting'"
+        for number in (1, 2):
+            served.client.post("photos", content=jpeg(noise(number, 96, 128)), headers=JPEG)
+            wait(lambda: served.studio.store.row(waiting) is None)
+
+
 def test_a_project_of_another_version_is_refused(tmp_path):
     with serving(None, tmp_path / "project") as served:
         served.studio.store.rows("PRAGMA user_version = 99")

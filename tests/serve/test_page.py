@@ -17,10 +17,12 @@ from pages import (
     WIDE,
     Person,
     Server,
+    add_dogs_and_fit,
     boxes_kept,
     browser_path,
     draw_scenes,
     label_faces,
+    open_with_all_found,
     photos_of,
     wait_for_results,
     wait_until_read,
@@ -78,7 +80,8 @@ def fitted(scenes, tmp_path_factory, browser):
     context = browser.new_context(viewport=WIDE)
     person = Person(context.new_page(), server.url).open("label")
     person.photo_shown()
-    make_detector(person, truth)
+    label_faces(person, truth, "cat", 6)
+    add_dogs_and_fit(person, truth)
     context.close()
     yield server
     server.stop()
@@ -98,16 +101,6 @@ def visit(browser, serving):
     for context in contexts:
         context.close()
     assert [trouble for person in people for trouble in person.troubles] == []
-
-
-def make_detector(person, truth):
-    label_faces(person, truth, "cat", 6)
-    person.see('button:has-text("Add class")').click()
-    person.see('[aria-label="Name of the new class"]').fill("dog")
-    person.page.keyboard.press("Enter")
-    label_faces(person, truth, "dog", 6)
-    person.see("header .fit").click()
-    wait_for_results(person)
 
 
 def test_the_minute(server, scenes, visit):
@@ -146,11 +139,7 @@ def test_finds_what_it_was_shown(fitted, scenes, visit):
 @pytest.mark.long
 def test_corrections_are_new_boxes_and_a_new_fit(fitted, visit):
     person = visit(fitted).open("results")
-    person.see(".thresholds input")
-    for slider in person.page.locator(".thresholds input").all():
-        slider.fill("0.05")
-    person.see("a.photo").click()
-    person.photo_shown()
+    open_with_all_found(person)
     before = sum(map(len, boxes_kept(person).values()))
     person.see(".found li")
     person.see('.found button[aria-label^="Yes"]').click()
@@ -172,11 +161,7 @@ def test_corrections_are_new_boxes_and_a_new_fit(fitted, visit):
 @pytest.mark.long
 def test_a_dragged_detection_becomes_a_corrected_box(fitted, visit):
     person = visit(fitted).open("results")
-    person.see(".thresholds input")
-    for slider in person.page.locator(".thresholds input").all():
-        slider.fill("0.05")
-    person.see("a.photo").click()
-    person.photo_shown()
+    open_with_all_found(person)
     person.page.keyboard.press("j")
     person.see(".item.found.chosen")
     person.page.keyboard.press("Shift+ArrowDown")

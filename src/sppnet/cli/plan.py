@@ -68,7 +68,7 @@ def plan(
     photos, found = ([], None) if data is None else _counted(data, split)
     known = _calibration(calibration, photos, pixels, minutes)
 
-    from sppnet.planning.calibration import available_cores
+    from sppnet.parallel import core_count
     from sppnet.planning.costs import Machines, Workload
     from sppnet.planning.plan import JOBS
 
@@ -76,7 +76,7 @@ def plan(
     count = len(photos) if images is None else images
     asked = windows or max(round(known.costs.windows), 1)
     work = Workload(count, classes or found or _CLASSES, asked, mean / 1e6, file_bytes)
-    machines = Machines(nodes, cores or available_cores(), None, None if memory is None else memory * 1e9)
+    machines = Machines(nodes, cores or core_count(), None, None if memory is None else memory * 1e9)
     names = tuple(JOBS) if job == "all" else (job,)
     _print_plans(names, known, work, machines, json_file)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from sppnet import __version__
 from sppnet.errors import SppnetError
+from sppnet.parallel import core_count
 from sppnet.planning.costs import Costs
 from sppnet.progress import Track, no_track
 from sppnet.storage import read_json, write_json
@@ -61,13 +62,8 @@ def machine() -> str:
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    cores = available_cores()
+    cores = core_count()
     return f"{name}, {cores} core{'s' * (cores > 1)}"
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def calibrate(photos: Sequence[Path], minutes: float = 1.0, track: Track = no_track) -> Calibration:
@@ -89,7 +85,7 @@ def calibrate(photos: Sequence[Path], minutes: float = 1.0, track: Track = no_tr
     """
     seconds = max((60 * minutes - _STARTS) / 3, 0.0)
     asked: dict[str, Any] = {"photos": [str(photo) for photo in photos], "seconds": seconds}
-    together = min(available_cores(), _TOGETHER)
+    together = min(core_count(), _TOGETHER)
     found: dict[str, float] = {"together": together, "efficiency": 1.0}
     for kind in track(["embed", "detect", "learn", "together"], "Calibrating"):
         if kind == "together" and together > 1:

@@ -70,9 +70,13 @@ class ResultList:
         """The id of the model in use."""
         return self.store.fact(_IN_USE)
 
+    def place(self, model: str) -> Path:
+        """Return where the file of a model lies, or lay before it vanished."""
+        return self.folder / str(self._row(model)["file"])
+
     def file(self, model: str) -> Path:
         """Return the file of a model."""
-        path = self.folder / str(self._row(model)["file"])
+        path = self.place(model)
         if not path.is_file():
             raise Gone("model file", f"{path.name}, which has vanished from the project")
         return path
@@ -122,7 +126,7 @@ class ResultList:
     def keep(self, photo: str, file: Path, found: Sequence[Mapping[str, Any]]) -> None:
         """Keep what the model of a file found in a photo, unless another one is in use by now."""
         model = self.in_use
-        if model is None or self._row(model)["file"] != file.name:
+        if model is None or self.place(model) != file:
             return
         with self.store.change() as connection:
             values = (photo, model, json.dumps(found))

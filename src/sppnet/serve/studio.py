@@ -264,10 +264,10 @@ class Studio:
 
     def _tasks(self, begun: set[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return what is to be done and was not begun: first what the model finds, then what is new."""
-        many, wanted = _AHEAD + 1, []
-        if missing := self.results.missing(many):
-            file = self.results.file(self.results.in_use or "")
-            wanted = [(f"results {file.name}", photo) for photo in missing]
+        model, many, wanted = self.results.in_use, _AHEAD + 1, []
+        if model is not None:
+            name = self.results.place(model).name
+            wanted = [(f"results {name}", photo) for photo in self.results.missing(many)]
         wanted += [("encode", photo) for photo in self.photos.waiting(many)]
         return [task for task in wanted if task not in begun]
 
@@ -290,7 +290,10 @@ class Studio:
             self.tell_photos(photo)
 
     async def _find(self, file: Path, photo: str) -> None:
-        found = await self._later("results", file, self.photos.path(photo))
+        model = self.results.in_use
+        if model is None or self.results.place(model) != file:
+            return  # Another one is in use by now, and is asked.
+        found = await self._later("results", self.results.file(model), self.photos.path(photo))
         await asyncio.to_thread(self.results.keep, photo, file, found)
         self.hub.tell(Change(what="results", photo=photo))
 
