@@ -401,9 +401,12 @@ def test_zoom_keeps_boxes_where_they_belong(server, visit):
     person.page.mouse.wheel(0, -400)
     person.page.wait_for_timeout(100)
     drawn = [80, 80, 160, 150]
+    width = person.page.locator(".stage .photo").bounding_box()["width"]
     person.draw(drawn)
     person.name("cat")
     person.saved()
+    person.page.wait_for_timeout(300)
+    assert person.page.locator(".stage .photo").bounding_box()["width"] == width
     (box,) = boxes_kept(person)["scene-01.jpg"]
     assert box["box"] == pytest.approx(drawn, abs=1)
 
