@@ -32,8 +32,12 @@ import numpy as np
 from PIL import Image
 
 from common import commit, machine, table, write_json
+from sppnet.features.backbone import Backbone
+from sppnet.features.graph import STAGES, STRIDES
+from sppnet.parallel import thread_count
 from sppnet.serve import regions
 from sppnet.serve.demo import scene
+from sppnet.serve.settings import NETWORK, SIDE
 
 JPEG = {"Content-Type": "image/jpeg"}
 Row = tuple[str, str, str]
@@ -189,7 +193,7 @@ def many_regions(args: argparse.Namespace) -> list[Row]:
         for photo in range(count):
             vectors = random.standard_normal((regions.WINDOWS, length)).astype(np.float16)
             boxes = np.sort(random.integers(0, 480, (regions.WINDOWS, 2, 2)), axis=1).reshape(-1, 4)
-            index._append(f"{photo}", "", boxes.astype(np.float32), vectors)
+            index._append(f"{photo}", "", f"{photo}", boxes.astype(np.float32), vectors)
         seconds = []
         for _ in range(6):
             query = random.standard_normal((1, length)).astype(np.float32)
@@ -368,6 +372,29 @@ def mixed(client: Client, photo: dict[str, Any], image: bytes, asked: Counter[st
     asked["requests"] += 8
 
 
+def batches(args: argparse.Namespace) -> list[Row]:
+    """Photos in batches of one size, which requests at one moment might be put in, and one by one."""
+    threads = thread_count()
+    backbone = Backbone(NETWORK, STAGES, max(STRIDES)).for_threads(threads)
+    height, width = SIDE, -(-SIDE * 4 // 3 // backbone.multiple) * backbone.multiple
+    photo = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    paces: dict[int, list[float]] = {count: [] for count in (1, 2, 4, 8)}
+    with ThreadPoolExecutor(threads) as pool:
+        for turn in range(6):
+            for count, seen in paces.items():
+                batch = np.repeat(photo, count, axis=0)
+                calls = threads * 48 // count
+                begun = time.perf_counter()
+                list(pool.map(backbone.maps, [batch] * calls))
+                # The first turn compiles and allocates.
+                seen += [calls * count / (time.perf_counter() - begun)] * (turn > 0)
+    middle = {count: statistics.median(seen) for count, seen in paces.items()}
+    shown = ", ".join(f"{pace:.1f} by {count}" for count, pace in middle.items())
+    return [
+        (f"the network alone, {height} x {width} pixels, {threads} threads, photos/s in batches", shown, "")
+    ]
+
+
 def session(args: argparse.Namespace) -> list[Row]:
     """What the machine takes of the time in which a person makes a detector of two classes from 30 photos."""
     with server(30) as client:
@@ -446,6 +473,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "large": large,
     "detect": detect,
     "uploads": uploads,
+    "batches": batches,
     "session": session,
     "smooth": smooth,
     "traffic": traffic,

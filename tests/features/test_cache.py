@@ -134,3 +134,15 @@ def test_a_failed_encoding_leaves_no_entry(tmp_path, image):
     with pytest.raises(ValueError, match="no maps"):
         MapCache(tmp_path, Failing(), (96,))(image, StageTimer())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_entries_are_kept_than_the_limit(tmp_path):
+    backbone, images = Squares(), [trees.scene(i).image for i in range(3)]
+    cache = MapCache(tmp_path, backbone, (96,), limit=2)
+    given = [cache(image, StageTimer()) for image in images]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert same(cache(images[2], StageTimer()), given[2])
+    assert backbone.calls == 4
+    cache.remove([cache.name(images[0]), "none of that name"])
+    cache(images[2], StageTimer())
+    assert {path.stem for path in tmp_path.iterdir()} == {cache.name(image) for image in images[1:]}

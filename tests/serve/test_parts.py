@@ -13,6 +13,7 @@ from sppnet.boxes import iou
 from sppnet.errors import SppnetError
 from sppnet.images import read_image, write_image
 from sppnet.serve.demo import COUNT, demo_folder, scene
+from sppnet.serve.engine import Engine
 from sppnet.serve.errors import Busy, Refused
 from sppnet.serve.fits import changes
 from sppnet.serve.folders import Folder
@@ -172,7 +173,7 @@ def test_regions_are_found_again_after_a_restart(tmp_path, backbone):
     index = RegionIndex(tmp_path / "regions.sqlite")
     encoded = [backbone.encode(scene(i).pixels, (SIDE,)) for i in range(3)]
     for i, one in enumerate(encoded):
-        index.add(f"photo {i}", "stamp", one)
+        index.add(f"photo {i}", "stamp", f"maps {i}", one)
     box = tuple(scene(0).target.boxes[0].tolist())
     query = index.vector(encoded[0], np.array([box], np.float32))
     found = index.nearest(query, "photo 0", box, 20)
@@ -185,11 +186,36 @@ def test_regions_are_found_again_after_a_restart(tmp_path, backbone):
     assert not RegionIndex(tmp_path / "regions.sqlite").has("photo 1", "stamp")
 
 
+def test_maps_that_no_photo_has_any_more_are_told(tmp_path, backbone):
+    index = RegionIndex(tmp_path / "regions.sqlite")
+    encoded = backbone.encode(scene(0).pixels, (SIDE,))
+    assert index.add("one", "first", "maps of it", encoded) == set()
+    assert index.add("a copy", "first", "maps of it", encoded) == set()
+    assert index.add("one", "saved again", "maps of it", encoded) == set()
+    assert index.add("one", "edited", "others", encoded) == set()
+    again = RegionIndex(tmp_path / "regions.sqlite")
+    assert again.add("one", "edited once more", "third", encoded) == {"others"}
+    assert again.remove(["one", "a copy", "never there"]) == {"third", "maps of it"}
+
+
+def test_a_project_keeps_no_maps_of_photos_that_are_gone(tmp_path):
+    engine, photo = Engine(tmp_path), tmp_path / "photo.png"
+    kept = tmp_path / "maps"
+    write_image(photo, scene(0).pixels)
+    engine.encode("photo", "first", photo)
+    assert len(list(kept.iterdir())) == 1
+    write_image(photo, scene(1).pixels)
+    engine.encode("photo", "second", photo)
+    assert len(list(kept.iterdir())) == 1
+    assert engine.known(["photo"]) == []
+    assert not list(kept.iterdir())
+
+
 def test_the_nearest_regions_are_those_of_a_plain_search(tmp_path, backbone):
     index = RegionIndex(tmp_path / "regions.sqlite")
     encoded = [backbone.encode(scene(i).pixels, (SIDE,)) for i in range(3)]
     for i, one in enumerate(encoded):
-        index.add(str(i), "", one)
+        index.add(str(i), "", str(i), one)
     boxes = [one.windows.boxes[:200] for one in encoded]
     query = index.vector(encoded[0], boxes[0][:1])
     best = index.nearest(query, "nowhere", (0, 0, 1, 1), 1)[0]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,15 +42,20 @@ class MapCache:
         What computes the maps that are not there yet.
     scales : sequence of int
         Shorter sides of the resized image, in pixels.
+    limit : int, optional
+        Most entries; where there are so many, the maps of others are computed whenever they are asked for.
     """
 
-    def __init__(self, folder: Path, backbone: Backbone, scales: Sequence[int]) -> None:
-        self.folder, self.backbone, self.scales = folder, backbone, tuple(scales)
+    def __init__(
+        self, folder: Path, backbone: Backbone, scales: Sequence[int], limit: int | None = None
+    ) -> None:
+        self.folder, self.backbone, self.scales, self.limit = folder, backbone, tuple(scales), limit
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock, self._stored = threading.Lock(), sum(1 for _ in folder.iterdir())
 
     def __call__(self, image: Path | Pixels, timer: StageTimer) -> EncodedImage:
         """Return the maps of an image, rounded to half precision, as float32."""
-        path = self.folder / f"{self._key(image)}.safetensors"
+        path = self._path(self.name(image))
         with timer("maps from cache"):
             cached = self._read(path)
         if cached is not None:
@@ -65,10 +72,22 @@ class MapCache:
                 for maps in encoded.scales
             )
             encoded = replace(encoded, scales=rounded)
-            self._write(path, encoded)
+            if self.limit is None or self._stored < self.limit:
+                self._write(path, encoded)
         return encoded
 
-    def _key(self, image: Path | Pixels) -> str:
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove entries by their names; those that are not there are none."""
+        for path in map(self._path, names):
+            with suppress(FileNotFoundError), self._lock:
+                path.unlink()
+                self._stored -= 1
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def name(self, image: Path | Pixels) -> str:
+        """Return the name of an image's entry, whether it is there or not."""
         key = hashlib.sha256(repr((self.backbone.signature, self.scales)).encode())
         if isinstance(image, Path):
             key.update(image.read_bytes())
@@ -91,6 +110,8 @@ class MapCache:
             tensors |= {f"windows.{name}": value for name, value in encoded.windows._asdict().items()}
         scales = [{"factors": maps.factors, "side": maps.side} for maps in encoded.scales]
         write_tensors(path, tensors, {"encoded": json.dumps({"size": encoded.size, "scales": scales})})
+        with self._lock:
+            self._stored += 1
 
     def _read(self, path: Path) -> EncodedImage | None:
         """Return what an entry holds; None if it is missing or damaged."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sppnet.errors import SppnetError
 from sppnet.features.graph import STRIDES, Graph
 from sppnet.features.timm import create_timm, fix_same_padding
+from sppnet.rpn.layers import FirstLayers, Layers
 
 _RARE = 0.01  # share of cells that lie in an object, which a new network starts from
 
@@ -74,9 +75,9 @@ class PyramidNetwork(nn.Module):
         self.body.eval()
         return self
 
-    def pyramid(self, pictures: Tensor) -> list[Tensor]:
-        """Return the maps (N, width, h, w) of the levels, of standardised (N, 3, H, W) pictures."""
-        maps = [layer(m) for layer, m in zip(self.lateral, self.body(pictures), strict=True)]
+    def pyramid(self, stages: Sequence[Tensor]) -> list[Tensor]:
+        """Return the maps (N, width, h, w) of the levels, of those of the backbone's stages."""
+        maps = [layer(m) for layer, m in zip(self.lateral, stages, strict=True)]
         for level in reversed(range(len(maps) - 1)):
             above = F.interpolate(maps[level + 1], size=maps[level].shape[-2:], mode="nearest")
             maps[level] = self.join[level](maps[level] + above)
@@ -95,12 +96,20 @@ class PyramidNetwork(nn.Module):
         """Return the (N, K, h, w) logits of the classes, level by level."""
         return [head(tell(m)) for head, tell, m in zip(self.kinds, self.tell, maps, strict=True)]
 
-    def forward(self, pictures: Tensor) -> Answers:
-        """Look at standardised (N, 3, H, W) pictures, height and width multiples of 32."""
-        maps = self.pyramid(pictures)
+    def forward(self, first: Sequence[Tensor], count: int = 0) -> Answers:
+        """Answer, from what the backbone's first layers make of pictures.
+
+        Parameters
+        ----------
+        first : sequence of tensor
+            What `first_layers` of that count returns; of none, one tensor: standardised (N, 3, H, W)
+            pictures, height and width multiples of 32.
+        count : int
+        """
+        maps = self.pyramid(Layers.of(self.body).rest(first, count))
         kinds = self.classify(maps)
         found = torch.cat([a.flatten(2) for a in self.propose(maps)], 2).transpose(1, 2).float()
-        centres, strides = _cells([m.shape[-2:] for m in maps], pictures.device)
+        centres, strides = _cells([m.shape[-2:] for m in maps], maps[0].device)
         boxes = torch.cat([centres - found[..., 1:3], centres + found[..., 3:]], -1)
         return Answers(
             found[..., 0],
@@ -113,6 +122,11 @@ class PyramidNetwork(nn.Module):
     def frozen(self) -> nn.Module:
         """Return what `sppnet.features.pyramid.STAGES` names, as a network of its own: maps, then answers."""
         return _Frozen(copy.deepcopy(self)).eval().requires_grad_(False)
+
+    def first_layers(self, stages: int) -> FirstLayers:
+        """Return the backbone's layers that `learn` leaves as they are; their `count` is how many."""
+        layers = Layers.of(self.body)
+        return layers.first(layers.before(_first_layers(self.body, stages)))
 
     def learn(self, stages: int) -> list[list[nn.Parameter]]:
         """Let all learn but the first stages of the backbone; return its parameters, and the others."""
@@ -164,7 +178,7 @@ class _Frozen(nn.Module):
         self.network = network
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        maps = self.network.pyramid(pictures)
+        maps = self.network.pyramid(self.network.body(pictures))
         pairs = zip(self.network.propose(maps), self.network.classify(maps), strict=True)
         return (*maps, *(torch.cat([a, F.log_softmax(kinds, 1)], 1) for a, kinds in pairs))
 

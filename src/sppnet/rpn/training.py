@@ -12,15 +12,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sppnet.errors import SppnetError
 from sppnet.features.graph import Graph
 from sppnet.progress import Track, no_track
+from sppnet.rpn.frozen import run_first
 from sppnet.rpn.losses import Truth, losses
 from sppnet.rpn.making import graph_of
 from sppnet.rpn.network import PyramidNetwork
-from sppnet.rpn.pictures import Photo, Pictures, standardised
+from sppnet.rpn.pictures import Photo, Pictures
 from sppnet.rpn.settings import Joint
 
 # The learning rate rises over this share of a training, and over no more steps than so many.
@@ -109,16 +110,19 @@ class Trainer:
         self.network.load_state_dict(self.mean.state_dict())
         network = self.network.train().to(memory_format=torch.channels_last)
         optimizer = _optimizer(network, settings)
-        mean = copy.deepcopy(network).eval()
+        mean = _Mean(network)
         recent: list[list[float]] = []
         rng = np.random.default_rng([self.seed, self._stretches])
         self._stretches += 1
-        pictures = Pictures(photos, side, settings)
-        with _drawn(pictures, self.start, rng, clock) as batches, suppress(KeyboardInterrupt):
+        pictures, layers = Pictures(photos, side, settings), network.first_layers(settings.frozen)
+        first = run_first(layers, self.start.facts)
+        with _drawn(pictures, rng, clock) as batches, suppress(KeyboardInterrupt):
             for _ in _until(clock, track, f"Training at {pictures.canvas} x {pictures.canvas} pixels"):
-                values, truths = next(batches)
+                drawn = next(batches)
                 _set_rates(optimizer, clock, settings)
-                found = losses(network(values), truths)
+                # Not where they are drawn: threads of two libraries on the same cores are slow.
+                values = first([one.pixels for one in drawn])
+                found = losses(network(values, layers.count), [_truth(one) for one in drawn])
                 if not math.isfinite(loss := found.total.item()):
                     raise SppnetError(
                         f"found a loss of {loss} in training, expected a number: lr is too high"
@@ -128,9 +132,9 @@ class Trainer:
                 nn.utils.clip_grad_norm_(network.parameters(), _LARGEST_GRADIENT)
                 optimizer.step()
                 clock.tick()
-                _follow(mean, network, clock.taken)
+                mean.follow(clock.taken)
                 recent = [*recent[-49:], [value.item() for value in found]]
-        self.mean = mean
+        self.mean = mean.network
         return dict(zip(found._fields, np.mean(recent, axis=0).tolist(), strict=True)) if recent else {}
 
     def graph(self, name: str) -> Graph:
@@ -147,7 +151,7 @@ def _optimizer(network: PyramidNetwork, settings: Joint) -> torch.optim.AdamW:
             (0.0, [p for p in parameters if p.ndim <= 1]),
         ):
             groups.append({"params": chosen, "lr": rate, "highest": rate, "weight_decay": decay})
-    return torch.optim.AdamW(groups, betas=_BETAS)
+    return torch.optim.AdamW(groups, betas=_BETAS, fused=True)
 
 
 def _set_rates(optimizer: torch.optim.AdamW, clock: Clock, settings: Joint) -> None:
@@ -159,15 +163,21 @@ def _set_rates(optimizer: torch.optim.AdamW, clock: Clock, settings: Joint) -> N
         group["lr"] = group["highest"] * rate
 
 
-@torch.no_grad()
-def _follow(mean: nn.Module, network: nn.Module, taken: int) -> None:
-    """Move the mean of the weights towards what they are now: over more steps the longer training goes on."""
-    share = 1 - min(0.998, taken / (taken + 9))
-    for one, other in zip(mean.state_dict().values(), network.state_dict().values(), strict=True):
-        if one.dtype.is_floating_point:
-            one.lerp_(other, share)
-        else:
-            one.copy_(other)
+class _Mean:
+    """The mean of a network's weights over its last steps, over more of them the longer training goes on."""
+
+    def __init__(self, network: PyramidNetwork) -> None:
+        self.network = copy.deepcopy(network).eval()
+        learned = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+        stay = {name for name, _ in network.named_parameters()} - learned
+        mine, others = self.network.state_dict(), network.state_dict()
+        names = [n for n in mine if n not in stay and mine[n].dtype.is_floating_point]
+        self.pairs = [mine[n] for n in names], [others[n] for n in names]
+
+    @torch.no_grad()
+    def follow(self, taken: int) -> None:
+        """Move towards what the weights are now, after so many steps."""
+        torch._foreach_lerp_(*self.pairs, 1 - min(0.998, taken / (taken + 9)))
 
 
 def _until(clock: Clock, track: Track, description: str) -> Iterator[None]:
@@ -180,27 +190,24 @@ def _until(clock: Clock, track: Track, description: str) -> Iterator[None]:
 class _drawn:
     """Draws batches ahead in a thread of its own, while it is entered."""
 
-    def __init__(self, pictures: Pictures, start: Graph, rng: np.random.Generator, clock: Clock) -> None:
+    def __init__(self, pictures: Pictures, rng: np.random.Generator, clock: Clock) -> None:
         self.pictures, self.rng, self.clock = pictures, rng, clock
-        self.mean, self.std = ([255 * v for v in values] for values in (start.facts.mean, start.facts.std))
 
-    def __enter__(self) -> Iterator[tuple[Tensor, list[Truth]]]:
+    def __enter__(self) -> Iterator[list[Photo]]:
         self.pool = ThreadPoolExecutor(1)
         return self._batches()
 
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def _batches(self) -> Iterator[tuple[Tensor, list[Truth]]]:
+    def _batches(self) -> Iterator[list[Photo]]:
         waiting = [self.pool.submit(self._draw, True) for _ in range(_AHEAD)]
         while True:
             yield waiting.pop(0).result()
             waiting.append(self.pool.submit(self._draw, self.clock.done < 1 - self.pictures.settings.close))
 
-    def _draw(self, mosaics: bool) -> tuple[Tensor, list[Truth]]:
-        drawn = [self.pictures.draw(self.rng, mosaics) for _ in range(self.pictures.settings.batch)]
-        values = torch.from_numpy(standardised([d.pixels for d in drawn], self.mean, self.std))
-        return values, [_truth(d) for d in drawn]
+    def _draw(self, mosaics: bool) -> list[Photo]:
+        return [self.pictures.draw(self.rng, mosaics) for _ in range(self.pictures.settings.batch)]
 
 
 def _truth(picture: Photo) -> Truth:

@@ -51,9 +51,8 @@ class Engine:
         self.backbone = Backbone.shared(NETWORK, STAGES, max(STRIDES)).for_threads(self.threads)
         self.backbone.compile()
         load_kernels()
-        self.maps = MapCache(folder / "maps", self.backbone, (SIDE,))
+        self.maps = MapCache(folder / "maps", self.backbone, (SIDE,), _MOST_MAPS)
         self.regions = RegionIndex(folder / "regions.sqlite")
-        self._stored = sum(1 for _ in (folder / "maps").iterdir())
         self._recent: OrderedDict[Path, tuple[int, EncodedImage]] = OrderedDict()
         self._models: OrderedDict[Path, Detector] = OrderedDict()
         self._lock = threading.Lock()
@@ -63,12 +62,12 @@ class Engine:
         if self.regions.has(photo, stamp):
             return image_size(path)
         encoded = self._encoded(path)
-        self.regions.add(photo, stamp, encoded)
+        self.maps.remove(self.regions.add(photo, stamp, self.maps.name(path), encoded))
         return encoded.size
 
     def known(self, gone: list[str]) -> list[str]:
-        """Drop the regions of photos that are not there any more; return whose are known."""
-        self.regions.remove(gone)
+        """Drop the regions and maps of photos that are not there any more; return whose are known."""
+        self.maps.remove(self.regions.remove(gone))
         return self.regions.photos()
 
     def search(self, photo: str, path: Path, box: tuple[float, ...], limit: int) -> dict[str, Any]:
@@ -192,10 +191,8 @@ class Engine:
             if known is not None and known[0] == stamp:
                 self._recent.move_to_end(path)
                 return known[1]
-        full = self._stored >= _MOST_MAPS
-        encoded = self.backbone.encode(path, (SIDE,)) if full else self.maps(path, StageTimer())
+        encoded = self.maps(path, StageTimer())
         with self._lock:
-            self._stored += not full
             self._recent[path] = stamp, encoded
             while len(self._recent) > _KEPT:
                 self._recent.popitem(last=False)

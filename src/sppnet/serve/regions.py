@@ -31,7 +31,7 @@ _OVERLAP = 0.3
 _PART = 65536
 _MORE = 1.1
 _POOLING = WindowPooling((SIDE,), (3, 2, 1))
-_VERSION = 2
+_VERSION = 3
 
 
 class RegionIndex:
@@ -51,6 +51,7 @@ class RegionIndex:
         self._photos: list[str] = []
         self._number: dict[str, int] = {}
         self._stamps: dict[str, str] = {}
+        self._maps: dict[str, str] = {}
         self._owner = np.zeros(0, np.int32)
         self._boxes = np.zeros((0, 4), np.float32)
         self._vectors = np.zeros((0, LENGTH), np.float16)
@@ -67,15 +68,16 @@ class RegionIndex:
         if version != _VERSION:
             self._connection.executescript(
                 "DROP TABLE IF EXISTS regions; CREATE TABLE regions (photo TEXT PRIMARY KEY, stamp TEXT"
-                " NOT NULL, boxes BLOB NOT NULL, vectors BLOB NOT NULL) STRICT;"
+                " NOT NULL, maps TEXT NOT NULL, boxes BLOB NOT NULL, vectors BLOB NOT NULL) STRICT;"
                 f" PRAGMA user_version = {_VERSION};"
             )
 
     def _load(self) -> None:
-        for photo, stamp, boxes, vectors in self._connection.execute("SELECT * FROM regions"):
+        for photo, stamp, maps, boxes, vectors in self._connection.execute("SELECT * FROM regions"):
             self._append(
                 photo,
                 stamp,
+                maps,
                 np.frombuffer(boxes, np.float32).reshape(-1, 4),
                 np.frombuffer(vectors, np.float16).reshape(-1, LENGTH),
             )
@@ -89,30 +91,36 @@ class RegionIndex:
         with self._lock:
             return list(self._stamps)
 
-    def add(self, photo: str, stamp: str, encoded: EncodedImage) -> None:
-        """Take in the regions of a photo."""
+    def add(self, photo: str, stamp: str, maps: str, encoded: EncodedImage) -> set[str]:
+        """Take in the regions of a photo whose maps have that name; return those that nobody needs now."""
         assert encoded.windows is not None
         boxes = encoded.windows.boxes[:WINDOWS]
         vectors = self._project(encoded, boxes).astype(np.float16)
         with self._lock:
-            self.remove([photo])
+            left = self.remove([photo])
             self._connection.execute(
-                "INSERT OR REPLACE INTO regions VALUES (?, ?, ?, ?)",
-                (photo, stamp, boxes.tobytes(), vectors.tobytes()),
+                "INSERT OR REPLACE INTO regions VALUES (?, ?, ?, ?, ?)",
+                (photo, stamp, maps, boxes.tobytes(), vectors.tobytes()),
             )
-            self._append(photo, stamp, boxes, vectors)
+            self._append(photo, stamp, maps, boxes, vectors)
+            return left - {maps}
 
-    def remove(self, photos: list[str]) -> None:
-        """Drop the regions of photos."""
+    def remove(self, photos: list[str]) -> set[str]:
+        """Drop the regions of photos; return the names of the maps that no other photo has."""
+        left = set()
         with self._lock:
             for photo in photos:
                 number = self._number.pop(photo, None)
                 if number is not None:
                     del self._stamps[photo]
+                    left.add(self._maps.pop(photo))
                     self._owner[: self._used][self._owner[: self._used] == number] = -1
                     self._connection.execute("DELETE FROM regions WHERE photo = ?", (photo,))
+            return left.difference(self._maps.values()) if left else left
 
-    def _append(self, photo: str, stamp: str, boxes: Boxes, vectors: npt.NDArray[np.float16]) -> None:
+    def _append(
+        self, photo: str, stamp: str, maps: str, boxes: Boxes, vectors: npt.NDArray[np.float16]
+    ) -> None:
         end = self._used + len(boxes)
         if end > len(self._owner):
             room = max(4096, 2 * end)
@@ -122,7 +130,7 @@ class RegionIndex:
             )
         self._owner[self._used : end] = self._number[photo] = len(self._photos)
         self._photos.append(photo)
-        self._stamps[photo] = stamp
+        self._stamps[photo], self._maps[photo] = stamp, maps
         self._boxes[self._used : end], self._vectors[self._used : end] = boxes, vectors
         self._used = end
 
