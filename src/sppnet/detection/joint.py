@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sppnet.arrays import FloatArray, Image, IntArray
+from sppnet.boxes import nms
 from sppnet.detection.fit import FitSettings, Fitted, Work, fit, fit_without, folds_of, scores_learned
 from sppnet.detection.folds import assign_folds, shown_classes
 from sppnet.detection.quality import Learned
@@ -147,6 +148,7 @@ class JointFit:
         """Fit as well as the time allows; an interruption from the keyboard ends the training early."""
         # Compiled once for a machine: what a fit takes is measured without it.
         load_kernels()
+        nms(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         first = self._first()
         if self.joint is None:
             assert first is not None
