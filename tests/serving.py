@@ -7,18 +7,23 @@ import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
 from sppnet.serve.app import make_app
 from sppnet.serve.demo import scene
+from sppnet.serve.errors import Busy
 from sppnet.serve.running import server_of
 from sppnet.serve.security import Rules
 from sppnet.serve.studio import Opened, Studio
+from sppnet.serve.workers import URGENT, _plain
 
 # A process of the server's takes so many seconds to start where others run beside it.
 PATIENCE = 120
@@ -80,14 +85,73 @@ class Served(NamedTuple):
         return self.get("results")
 
 
+class Here:
+    """A worker without a process of its own, which starts at once: it answers in threads of this one."""
+
+    alive = True
+
+    def __init__(self, kind, told=lambda event: None):
+        self.kind, self.told, self.ready = kind, told, False
+        self.lock, self.making, self.load, self.handler = threading.Lock(), threading.Lock(), 0, None
+        self.pool = ThreadPoolExecutor(kind.threads)
+
+    def start(self):
+        self.pool.submit(self.made)
+
+    def made(self):
+        with self.making:
+            if self.handler is None:
+                module, name = self.kind.make.split(":")
+                self.handler = getattr(import_module(module), name)(*self.kind.arguments)
+                self.handler.tell = self.told
+                self.ready = True
+            return self.handler
+
+    def ask(self, method, *arguments, rank=URGENT, limit=None):
+        if rank == URGENT and self.load >= self.kind.capacity:
+            raise Busy(self.load)
+        self.count(rank == URGENT)
+        answer = self.pool.submit(self.answered, method, arguments)
+        answer.add_done_callback(lambda _: self.count(-(rank == URGENT)))
+        return answer
+
+    def count(self, more):
+        with self.lock:
+            self.load += more
+
+    def answered(self, method, arguments):
+        try:
+            return getattr(self.made(), method)(*arguments)
+        except Exception as error:
+            raise _plain(error) from None
+
+    def kill(self):
+        self.pool.shutdown(cancel_futures=True)
+        self.pool = ThreadPoolExecutor(self.kind.threads)
+
+    def close(self):
+        self.pool.shutdown(cancel_futures=True)
+
+
 @contextlib.contextmanager
-def serving(folder, project, rules=None, **more):
-    """Lend a server of a folder."""
+def serving(folder, project, rules=None, *, processes=False, **more):
+    """Lend a server of a folder; with processes of its own, as people have it, if asked."""
+    if not processes:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sppnet.serve.studio.Worker", Here)
+            studio = Studio(Opened(folder, project, **more))
+    else:
+        studio = Studio(Opened(folder, project, **more))
+    with running(studio, rules or Rules()) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def running(studio, rules):
+    """Lend the server of a project."""
     place = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     place.bind(("127.0.0.1", 0))
     place.listen(1024)
-    studio = Studio(Opened(folder, project, **more))
-    rules = rules or Rules()
     server = server_of(make_app(studio, rules), studio.hub.end)
     thread = threading.Thread(target=server.run, args=([place],))
     thread.start()

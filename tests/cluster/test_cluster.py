@@ -5,6 +5,7 @@ import pickle
 import signal
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import threadpoolctl
 
 import trees
-from sppnet.cluster import Cluster, connection
+from sppnet.cluster import Cluster, connection, rounds
 from sppnet.cluster.rounds import _opened, _Place, _Worker
 from sppnet.detection.detector import Detector
 from sppnet.detection.shards import Mine
@@ -230,6 +231,18 @@ def test_a_worker_that_is_killed_and_a_machine_that_is_gone_change_nothing(machi
     assert found == [i * i for i in range(400)]
     done = [int(line) for line in (tmp_path / "done").read_text().split()]
     assert len(done) - 400 <= 6 * 3 * 8
+
+
+def test_a_cluster_without_a_core_says_that_it_waits(monkeypatch):
+    left, said = [2, 2, 0], []
+    monkeypatch.setattr(rounds, "_LOOK", 0.01)
+    monkeypatch.setattr(rounds, "cores", lambda: left.pop(0))
+    monkeypatch.setattr(rounds.warnings, "warn", lambda text, stacklevel: said.append(text))
+    with rounds._watched():
+        while left:
+            time.sleep(0.01)
+    assert len(said) == 1
+    assert said[0].startswith("found no core left in the cluster: waiting")
 
 
 def test_no_cluster_at_the_address():

@@ -7,6 +7,7 @@ from sppnet.rpn.frozen import run_first
 from sppnet.rpn.layers import Layers
 from sppnet.rpn.network import PyramidNetwork
 
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -27,7 +27,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(scenes, tmp_path_factory):
-    with serving(scenes[0], tmp_path_factory.mktemp("project")) as found:
+    with serving(scenes[0], tmp_path_factory.mktemp("project"), processes=True) as found:
         found.encoded()
         yield found
 

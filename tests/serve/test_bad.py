@@ -213,7 +213,7 @@ def test_a_photo_that_cannot_be_read_is_marked(tmp_path):
 def test_an_engine_that_cannot_start_is_told_of_and_boxes_are_saved(tmp_path, monkeypatch):
     draw(tmp_path / "photos", 1)
     monkeypatch.setattr("sppnet.serve.studio.ENGINE", "sppnet.serve.engine:Nothing")
-    with serving(tmp_path / "photos", tmp_path / "project") as served:
+    with serving(tmp_path / "photos", tmp_path / "project", processes=True) as served:
         (note,) = served.wait(lambda project: project["notes"])["notes"]
         assert "nothing can be computed" in note
         photo = served.ids()["00.jpg"]
@@ -284,7 +284,7 @@ def test_annotations_beside_photos_are_taken_in_once(tmp_path):
 
 def test_what_is_computed_may_be_removed(tmp_path):
     draw(tmp_path / "photos", 2)
-    with serving(tmp_path / "photos", tmp_path / "project") as served:
+    with serving(tmp_path / "photos", tmp_path / "project", processes=True) as served:
         served.encoded()
     for path in tmp_path.glob("project/regions.sqlite*"):
         path.unlink()
@@ -446,7 +446,7 @@ def test_who_sends_nothing_is_not_waited_for(tmp_path, monkeypatch):
 
 def test_one_fit_goes_on_at_a_time_and_can_be_ended(tmp_path):
     targets = draw(tmp_path / "photos", 12)
-    with serving(tmp_path / "photos", tmp_path / "project") as served:
+    with serving(tmp_path / "photos", tmp_path / "project", processes=True) as served:
         served.encoded()
         label_all(served, targets)
         fit = served.client.post("fits", json={}).json()["id"]
@@ -460,7 +460,7 @@ def test_one_fit_goes_on_at_a_time_and_can_be_ended(tmp_path):
 
 def test_labelling_and_search_go_on_while_a_fit_runs(tmp_path):
     targets = draw(tmp_path / "photos", 12)
-    with serving(tmp_path / "photos", tmp_path / "project") as served:
+    with serving(tmp_path / "photos", tmp_path / "project", processes=True) as served:
         served.encoded()
         label_all(served, targets)
         photo = served.ids()["00.jpg"]

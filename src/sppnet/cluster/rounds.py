@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic
 
 import numpy as np
 import numpy.typing as npt
 
+from sppnet.cluster.connection import cores
 from sppnet.errors import SppnetError
 from sppnet.parallel import Item, Result, Work
 
@@ -28,6 +30,8 @@ _DEATHS = 2
 _AHEAD = 1024
 # Deaths in a round, for each worker, after which it is looked into.
 _PATIENCE = 8
+# Seconds between two looks at what is left of the cluster.
+_LOOK = 5.0
 # What of this process' environment counts in a worker, too.
 _KEPT = ("SPPNET_MAX_PIXELS", "XDG_CACHE_HOME")
 
@@ -60,6 +64,10 @@ class Rounds(Generic[Item, Result]):
         ------
         Whatever the work raises in a worker.
         """
+        with _watched():
+            yield from self._results()
+
+    def _results(self) -> Iterator[Result]:
         known: dict[int, Result] = {}
         left, place, dead = list(range(len(self.items))), 0, None
         while left and dead is None:
@@ -143,6 +151,30 @@ class Rounds(Generic[Item, Result]):
                 # Retried by hand: Ray would wait for a core of a machine that is gone, and try for ever.
                 ray_remote_args_fn=lambda: {"max_task_retries": 0},
             )
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Say while work goes on if the cluster has lost its last core: Ray waits for another without a word."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(_LOOK):
+            if cores() == 0:
+                warnings.warn(
+                    "found no core left in the cluster: waiting for a machine to join it; "
+                    "Ctrl-C ends the command, and what is done is kept",
+                    stacklevel=2,
+                )
+                return
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ scores, measured worse.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +18,10 @@ from sppnet.arrays import Boxes, FloatArray, Image, IntArray, Pixels
 from sppnet.boxes import Detections, flip, iou
 from sppnet.datasets.records import Sample
 from sppnet.detection.calibration import Scores
-from sppnet.detection.stream import Asked, detect_each, measure
+from sppnet.detection.stream import Predictor
 from sppnet.errors import SppnetError
-from sppnet.evaluation.detection import DetectionReport
 from sppnet.images import pixels_of
-from sppnet.parallel import Runner
-from sppnet.progress import StageTimer, Track, no_track
+from sppnet.progress import StageTimer
 from sppnet.proposals.maps import MAPS
 from sppnet.proposals.odds import SLOPE
 
@@ -37,7 +35,7 @@ FUSED_IOU = 0.55
 """Boxes of two looks are of one object if they overlap by more."""
 
 
-class Augmented:
+class Augmented(Predictor):
     """A detector that looks at each image four times: as ever, a quarter larger, and each flipped, too.
 
     It can find more, and takes some four times as long. `predict`, `stream` and `evaluate` are as those of
@@ -130,38 +128,6 @@ class Augmented:
             found = fused(looks, self.detector.limit)
             likely = self.thresholds_ if threshold is None else threshold
             return self.detector.fitted_.calibration.applied(found, self.classes_, likely, scores)
-
-    def stream(
-        self,
-        images: Iterable[Image],
-        *,
-        proposals: str | None = None,
-        regress: bool = True,
-        threshold: float | None = None,
-        scores: Scores = "probability",
-        timer: StageTimer | None = None,
-        cluster: Runner | None = None,
-    ) -> Iterator[tuple[Pixels, Detections] | Exception]:
-        """Detect in many images; all is as in `sppnet.detection.detector.Detector.stream`."""
-        self.proposer(proposals)
-        options = {"regress": regress, "threshold": threshold, "scores": scores}
-        return detect_each(self, images, Asked(None, options, timer or StageTimer()), cluster)
-
-    def evaluate(
-        self,
-        data: Sequence[Sample],
-        *,
-        proposals: str | None = None,
-        regress: bool = True,
-        max_bad: float = 0.01,
-        track: Track = no_track,
-        timer: StageTimer | None = None,
-        cluster: Runner | None = None,
-    ) -> DetectionReport:
-        """Measure it on annotated images; all is as in `sppnet.detection.detector.Detector.evaluate`."""
-        self.proposer(proposals)
-        asked = Asked(None, {"regress": regress}, timer or StageTimer())
-        return measure(self, data, asked, track, max_bad, cluster)
 
 
 def views(image: Pixels, side: int) -> Iterator[tuple[Pixels, int, bool]]:

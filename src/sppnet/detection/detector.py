@@ -11,7 +11,7 @@ import copy
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,19 +34,17 @@ from sppnet.detection.quality import Learned, learn_scores
 from sppnet.detection.rounds import ROUNDS, Sharding, Source, fit_in_rounds
 from sppnet.detection.sampling import Examples, SamplingRules
 from sppnet.detection.stored import fitted_of, state_of
-from sppnet.detection.stream import Asked, check_bad, check_data, detect_each, look, measure, tell_bad
+from sppnet.detection.stream import Asked, Predictor, check_bad, check_data, look, tell_bad
 from sppnet.detection.svm import MiningSettings
 from sppnet.detection.tuning import Tuning
 from sppnet.errors import SppnetError, check_choice, check_extra
 from sppnet.estimator import Estimator
-from sppnet.evaluation.detection import DetectionReport
 from sppnet.features.backbone import DEFAULT, Backbone, backbone_path
 from sppnet.features.encoded import EncodedImage
 from sppnet.features.graph import STAGES, STRIDES, read_graph
 from sppnet.features.windows import WindowPooling
 from sppnet.images import photo_keys, pixels_of
 from sppnet.models import model_path
-from sppnet.parallel import Runner
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.cache import cache_folder, propose_each
 from sppnet.proposals.choosing import parse
@@ -70,7 +68,7 @@ PROPOSALS = "selective-search+edge-boxes"
 BLOCK, SMALLEST_BLOCK = 2000, 16
 
 
-class Detector(Estimator):
+class Detector(Estimator, Predictor):
     """An object detector: linear SVMs and ridge box regressions over windows pooled from feature maps.
 
     Parameters
@@ -720,40 +718,6 @@ class Detector(Estimator):
         with timer("scoring"):
             return self.fitted_.score(pooled, windows, self.layer, regress, encoded.windows)
 
-    def stream(
-        self,
-        images: Iterable[Image],
-        *,
-        proposals: str | None = None,
-        regress: bool = True,
-        threshold: float | None = None,
-        scores: Scores = "probability",
-        timer: StageTimer | None = None,
-        cluster: Runner | None = None,
-    ) -> Iterator[tuple[Pixels, Detections] | Exception]:
-        """Detect in many images; the next one is read, and its windows proposed, while one is looked at.
-
-        Parameters
-        ----------
-        images : iterable of whatever `predict` takes
-            The images.
-        proposals : str, optional
-            Other candidate windows than the detector's own.
-        regress, threshold, scores, timer
-            See `predict`; of a cluster, the seconds by stage stay with its workers.
-        cluster : Runner, optional
-            Whose workers look at them, see `sppnet.cluster.Cluster`; by default this process.
-
-        Yields
-        ------
-        (pixels, Detections), or the SppnetError or OSError that an image gave
-            In the order of the images.
-        """
-        self._check_fitted()
-        options = {"regress": regress, "threshold": threshold, "scores": scores}
-        asked = Asked(self.proposer(proposals), options, timer or StageTimer())
-        return detect_each(self, images, asked, cluster)
-
     def proposer(self, proposals: str | None = None) -> Proposer | None:
         """Return what proposes windows from pixels, by another method if asked; None where the maps do.
 
@@ -762,6 +726,7 @@ class Detector(Estimator):
         SppnetError
             If there is no such method, or the maps are to propose and no objectness was fitted.
         """
+        self._check_fitted()
         if self.fitted_.side is not None and proposals in (None, MAPS):
             return None
         name = proposals or self.proposals
@@ -773,46 +738,6 @@ class Detector(Estimator):
                 f"{self.proposals}"
             )
         return None
-
-    def evaluate(
-        self,
-        data: Sequence[Sample],
-        *,
-        proposals: str | None = None,
-        regress: bool = True,
-        max_bad: float = 0.01,
-        track: Track = no_track,
-        timer: StageTimer | None = None,
-        cluster: Runner | None = None,
-    ) -> DetectionReport:
-        """Measure the detector on annotated images.
-
-        Parameters
-        ----------
-        data : sequence of Sample
-            The annotated images, such as `sppnet.read_dataset` reads: others than those of the fit, or the
-            figures say little.
-        proposals, regress, timer, cluster
-            See `stream`.
-        max_bad : float
-            Share of the photos that may be unreadable; these are left out, with a warning.
-        track : callable
-            ``track(items, description)`` yields the items and may draw progress.
-
-        Returns
-        -------
-        DetectionReport
-            Of all that scores -1.5 or more. Its ``seen`` tells how many of the images the detector was fitted
-            on, its ``left_out`` which could not be read.
-
-        Raises
-        ------
-        SppnetError
-            If more photos than `max_bad` allows cannot be read.
-        """
-        self._check_fitted()
-        asked = Asked(self.proposer(proposals), {"regress": regress}, timer or StageTimer())
-        return measure(self, data, asked, track, max_bad, cluster)
 
     def seen(self, data: Sequence[Sample]) -> int:
         """Return how many of some images are among those that the detector was fitted on."""

@@ -6,24 +6,22 @@ in what was fitted on one backbone gained nothing there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from sppnet.arrays import Boxes, FloatArray, Image, Pixels
+from sppnet.arrays import Boxes, FloatArray, Image
 from sppnet.boxes import Detections
 from sppnet.datasets.records import Sample
 from sppnet.detection.calibration import Scores, shown, sigmoid
 from sppnet.detection.postprocess import postprocess
-from sppnet.detection.stream import Asked, detect_each, measure
+from sppnet.detection.stream import Predictor
 from sppnet.errors import NotFittedError, SppnetError
-from sppnet.evaluation.detection import DetectionReport
 from sppnet.images import photo_keys, pixels_of
-from sppnet.parallel import Runner
-from sppnet.progress import StageTimer, Track, no_track
+from sppnet.progress import StageTimer
 from sppnet.proposals.method import Proposer
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 NO_ODDS = -1e30
 
 
-class Ensemble:
+class Ensemble(Predictor):
     """Detectors of the same classes, each on its own backbone, that detect together (paper section 4.4).
 
     Each one scores every window and moves its box. A window's log-odds are the mean of those that its scores
@@ -138,37 +136,6 @@ class Ensemble:
             kinds = np.array([self.classes_.index(label) for label in found.labels], np.int64)
             chances = sigmoid(found.scores)
             return shown(found, kinds, chances, least, chances)
-
-    def stream(
-        self,
-        images: Iterable[Image],
-        *,
-        proposals: str | None = None,
-        regress: bool = True,
-        threshold: float | None = None,
-        scores: Scores = "probability",
-        timer: StageTimer | None = None,
-        cluster: Runner | None = None,
-    ) -> Iterator[tuple[Pixels, Detections] | Exception]:
-        """Detect in many images; all is as in `Detector.stream`."""
-        options = {"regress": regress, "threshold": threshold, "scores": scores}
-        asked = Asked(self.proposer(proposals), options, timer or StageTimer())
-        return detect_each(self, images, asked, cluster)
-
-    def evaluate(
-        self,
-        data: Sequence[Sample],
-        *,
-        proposals: str | None = None,
-        regress: bool = True,
-        max_bad: float = 0.01,
-        track: Track = no_track,
-        timer: StageTimer | None = None,
-        cluster: Runner | None = None,
-    ) -> DetectionReport:
-        """Measure the ensemble on annotated images; all is as in `Detector.evaluate`."""
-        asked = Asked(self.proposer(proposals), {"regress": regress}, timer or StageTimer())
-        return measure(self, data, asked, track, max_bad, cluster)
 
     def seen(self, data: Sequence[Sample]) -> int:
         """Return how many of some images are among those that any of the detectors was fitted on."""

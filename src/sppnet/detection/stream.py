@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,43 +17,17 @@ import numpy.typing as npt
 from sppnet.arrays import Boxes, Image, Pixels
 from sppnet.boxes import Detections
 from sppnet.datasets.records import Sample
+from sppnet.detection.calibration import Scores
 from sppnet.errors import SppnetError
 from sppnet.evaluation.detection import DetectionReport, evaluate_detections
 from sppnet.images import pixels_of
 from sppnet.parallel import Runner, Staged, Threads
 from sppnet.pooling.regions import load_kernels
-from sppnet.progress import StageTimer, Track
+from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import MAPS
 from sppnet.proposals.method import Proposer
 
 _Prepared = tuple[Pixels, Boxes | None] | Exception
-
-
-class Predictor(Protocol):
-    """What a detector and an ensemble of detectors have in common."""
-
-    @property
-    def classes_(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        ...
-
-    @property
-    def thresholds_(self) -> npt.NDArray[np.float32]:
-        """Least probability of a detection of each class, unless another is asked for."""
-        ...
-
-    def prepare(self) -> None:
-        """Do now what the first image would wait for."""
-        ...
-
-    @property
-    def predict(self) -> Callable[..., Detections]:
-        """Detect objects in one image."""
-        ...
-
-    def seen(self, data: Sequence[Sample]) -> int:
-        """Return how many of some images are among those that it was fitted on."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -72,6 +47,110 @@ class Asked:
     method: Proposer | None
     options: Mapping[str, Any] = field(default_factory=dict)
     timer: StageTimer = field(default_factory=StageTimer)
+
+
+class Predictor(ABC):
+    """What detects: a detector, several of them, or one that looks several times."""
+
+    @property
+    @abstractmethod
+    def classes_(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    @abstractmethod
+    def thresholds_(self) -> npt.NDArray[np.float32]:
+        """Least probability of a detection of each class, unless another is asked for."""
+
+    @property
+    @abstractmethod
+    def predict(self) -> Callable[..., Detections]:
+        """Detect objects in one image."""
+
+    @abstractmethod
+    def proposer(self, proposals: str | None = None) -> Proposer | None:
+        """Return what proposes windows from pixels, by another method if asked; None where the maps do."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Do now what the first image would wait for."""
+
+    @abstractmethod
+    def seen(self, data: Sequence[Sample]) -> int:
+        """Return how many of some images are among those that it was fitted on."""
+
+    def stream(
+        self,
+        images: Iterable[Image],
+        *,
+        proposals: str | None = None,
+        regress: bool = True,
+        threshold: float | None = None,
+        scores: Scores = "probability",
+        timer: StageTimer | None = None,
+        cluster: Runner | None = None,
+    ) -> Iterator[tuple[Pixels, Detections] | Exception]:
+        """Detect in many images; the next one is read, and its windows proposed, while one is looked at.
+
+        Parameters
+        ----------
+        images : iterable of whatever `predict` takes
+            The images.
+        proposals : str, optional
+            Other candidate windows than its own.
+        regress, threshold, scores, timer
+            See `predict`; of a cluster, the seconds by stage stay with its workers.
+        cluster : Runner, optional
+            Whose workers look at them, see `sppnet.cluster.Cluster`; by default this process.
+
+        Yields
+        ------
+        (pixels, Detections), or the SppnetError or OSError that an image gave
+            In the order of the images.
+        """
+        options = {"regress": regress, "threshold": threshold, "scores": scores}
+        asked = Asked(self.proposer(proposals), options, timer or StageTimer())
+        return detect_each(self, images, asked, cluster)
+
+    def evaluate(
+        self,
+        data: Sequence[Sample],
+        *,
+        proposals: str | None = None,
+        regress: bool = True,
+        max_bad: float = 0.01,
+        track: Track = no_track,
+        timer: StageTimer | None = None,
+        cluster: Runner | None = None,
+    ) -> DetectionReport:
+        """Measure it on annotated images.
+
+        Parameters
+        ----------
+        data : sequence of Sample
+            The annotated images, such as `sppnet.read_dataset` reads: others than those of the fit, or the
+            figures say little.
+        proposals, regress, timer, cluster
+            See `stream`.
+        max_bad : float
+            Share of the photos that may be unreadable; these are left out, with a warning.
+        track : callable
+            ``track(items, description)`` yields the items and may draw progress.
+
+        Returns
+        -------
+        DetectionReport
+            Of all that scores at least what a detection scores at all: -1.5 for SVMs on windows of another
+            source. Its ``seen`` tells how many of the images it was fitted on, its ``left_out`` which could
+            not be read.
+
+        Raises
+        ------
+        SppnetError
+            If more photos than `max_bad` allows cannot be read.
+        """
+        asked = Asked(self.proposer(proposals), {"regress": regress}, timer or StageTimer())
+        return measure(self, data, asked, track, max_bad, cluster)
 
 
 def detect_each(

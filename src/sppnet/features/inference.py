@@ -133,6 +133,8 @@ def _compiled(network: Any, streams: int) -> Any:
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": thread_count(),
         "NUM_STREAMS": streams,
+        # Else the threads of several processes are all bound to the same first cores.
+        "ENABLE_CPU_PINNING": False,
     }
     try:
         folder = str(_cache_folder())
