@@ -113,8 +113,10 @@ def draw_photos(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def jobs(paths: Sequence[Path], place: Path) -> dict[str, Callable[[Runner | None], None]]:
-    """Return what is done with photos, by its command's name."""
+def jobs(
+    paths: Sequence[Path], place: Path, asked: Sequence[str] = ()
+) -> dict[str, Callable[[Runner | None], None]]:
+    """Return what is done with photos, by its command's name; all, or what is asked for."""
     detector = Detector.load("animals")
 
     def run_embed(cluster: Runner | None) -> None:
@@ -128,7 +130,8 @@ def jobs(paths: Sequence[Path], place: Path) -> dict[str, Callable[[Runner | Non
         for _ in detector.stream(paths, cluster=cluster):
             pass
 
-    return {"embed": run_embed, "propose": run_propose, "detect run": run_detect}
+    every = {"embed": run_embed, "propose": run_propose, "detect run": run_detect}
+    return {name: every[name] for name in asked or every}
 
 
 def seconds(job: Callable[[Runner | None], None], runner: Runner | None) -> float:
@@ -137,10 +140,12 @@ def seconds(job: Callable[[Runner | None], None], runner: Runner | None) -> floa
     return time.perf_counter() - start
 
 
-def compare_workers(paths: Sequence[Path], place: Path, rounds: int) -> list[dict[str, Any]]:
+def compare_workers(
+    paths: Sequence[Path], place: Path, rounds: int, asked: Sequence[str]
+) -> list[dict[str, Any]]:
     """Measure two workers against one, in turns."""
     found: list[dict[str, Any]] = []
-    for name, job in jobs(paths, place).items():
+    for name, job in jobs(paths, place, asked).items():
         measured: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
         for _ in range(rounds):
             for workers, known in measured.items():
@@ -155,11 +160,13 @@ def compare_workers(paths: Sequence[Path], place: Path, rounds: int) -> list[dic
     return found
 
 
-def compare_plain(paths: Sequence[Path], place: Path, rounds: int) -> list[dict[str, Any]]:
+def compare_plain(
+    paths: Sequence[Path], place: Path, rounds: int, asked: Sequence[str]
+) -> list[dict[str, Any]]:
     """Measure workers on all cores against this process, in turns."""
     found: list[dict[str, Any]] = []
     warm = jobs(paths[:8], place)
-    for name, job in jobs(paths, place).items():
+    for name, job in jobs(paths, place, asked).items():
         warm[name](None)
         plain, whole, start = [], [], []
         for _ in range(rounds):
@@ -221,6 +228,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--claim", choices=("workers", "overhead", "machine"))
     parser.add_argument(
+        "--job", action="append", default=[], choices=("embed", "propose", "detect run"), help="default: all"
+    )
+    parser.add_argument(
         "--rounds", type=int, default=3, help="times that each is measured; medians are shown"
     )
     parser.add_argument(
@@ -241,9 +251,9 @@ def main() -> None:
                 facts["cluster start"] = time.perf_counter() - start
                 print(f"a local cluster begins in {facts['cluster start']:.1f} s", flush=True)
                 if "workers" in wanted:
-                    facts["workers"] = compare_workers(paths, place, options.rounds)
+                    facts["workers"] = compare_workers(paths, place, options.rounds, options.job)
                 if "overhead" in wanted:
-                    facts["overhead"] = compare_plain(paths, place, options.rounds)
+                    facts["overhead"] = compare_plain(paths, place, options.rounds, options.job)
         if "machine" in wanted:
             facts["machine lost"] = lose_machine(paths, place, options.per_shard)
             print(", ".join(f"{name}: {value}" for name, value in facts["machine lost"].items()))

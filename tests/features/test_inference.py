@@ -125,3 +125,9 @@ for thread in threads:
     path = backbone_file("test_efficientnet")
     for _ in range(6):
         without_pytorch(code, path, patience=60)
+
+
+def test_threads_are_not_bound_to_cores():
+    # Else several processes at once, such as the workers of a cluster, all have the same one.
+    backbone = Backbone("pyramid-lite0", ("p3",), 32).for_threads(2)
+    assert backbone._run._compiled.get_property("ENABLE_CPU_PINNING") is False

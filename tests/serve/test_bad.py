@@ -23,7 +23,6 @@ from sppnet.errors import SppnetError
 from sppnet.serve import annotations, media
 from sppnet.serve.studio import Opened, Studio
 
-pytestmark = pytest.mark.long
 JPEG = {"Content-Type": "image/jpeg"}
 
 
@@ -458,6 +457,7 @@ def test_one_fit_goes_on_at_a_time_and_can_be_ended(tmp_path):
         assert served.client.delete("fits/unknown").status_code == 404
 
 
+@pytest.mark.long
 def test_labelling_and_search_go_on_while_a_fit_runs(tmp_path):
     targets = draw(tmp_path / "photos", 12)
     with serving(tmp_path / "photos", tmp_path / "project", processes=True) as served:

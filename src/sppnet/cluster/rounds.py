@@ -20,8 +20,9 @@ from sppnet.cluster.connection import cores
 from sppnet.errors import SppnetError
 from sppnet.parallel import Item, Result, Work
 
-# Things that a worker takes at a time: few, so that little is done twice where one dies.
-_BLOCK = 8
+# Things that a worker takes at a time, at most: each time costs some milliseconds, and what it has in hand
+# is done again where it dies. It takes fewer where there are few, so that all end at about the same time.
+_BLOCK, _SHARES = 32, 4
 # Blocks that a worker has in hand: one in work, and the next.
 _READY = 2
 # A thing is given up when so many workers that had nothing else in hand died, one after the other.
@@ -99,7 +100,7 @@ class Rounds(Generic[Item, Result]):
         return lost[0] if lost else None
 
     def _block(self, count: int) -> int:
-        return max(1, min(_BLOCK, count // (2 * self.workers)))
+        return max(1, min(_BLOCK, count // (_SHARES * self.workers)))
 
     def _round(self, places: Sequence[int], block: int, deaths: int) -> Iterator[tuple[int, Result]]:
         """Yield place and result of things as they are done; of those that dead workers had in hand, none.
