@@ -1052,7 +1052,9 @@ def test_every_way_to_give_an_image_gives_the_same(detector, tmp_path):
         detector.predict(image[..., 0])
 
 
-def test_a_stream_reads_ahead_and_names_what_fails(detector, tmp_path):
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_stream_reads_ahead_and_names_what_fails(detector, tmp_path, threads, count):
+    threads(count)
     image = trees.scene(7).image
     trees.save(tmp_path / "good.png", image)
     (tmp_path / "bad.png").write_bytes(b"no image")
@@ -1066,6 +1068,8 @@ def test_a_stream_reads_ahead_and_names_what_fails(detector, tmp_path):
     assert str(paths[1]) in str(bad)
     assert isinstance(missing, FileNotFoundError)
     assert list(detector.stream([])) == []
+    whole = detector.stream((path for path in paths[:1] * 9), proposals="dense", threshold=0)
+    assert all(np.array_equal(found.boxes, expected.boxes) for _, found in whole)
 
 
 def test_an_evaluation_measures_and_tells_what_was_learned_from(detector, training):

@@ -66,7 +66,7 @@ class Augmented(Predictor):
                 "found a detector with windows of another source, expected one whose network proposes them, "
                 "to look again: one that was fitted by time, or animals"
             )
-        self.detector, self.side = detector, detector.fitted_.side
+        self.detector, self.side, self.device = detector, detector.fitted_.side, detector.device
 
     @property
     def classes_(self) -> tuple[str, ...]:
@@ -88,6 +88,10 @@ class Augmented(Predictor):
         """
         if proposals not in (None, MAPS):
             raise SppnetError(f"found the proposals {proposals!r}, expected the network's own, to look again")
+
+    def for_threads(self, count: int) -> Augmented:
+        """Return the same for `count` threads at once; see `Detector.for_threads`."""
+        return Augmented(self.detector.for_threads(count))
 
     def prepare(self) -> None:
         """Do now what the first image would wait for."""

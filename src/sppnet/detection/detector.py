@@ -635,6 +635,14 @@ class Detector(Estimator, Predictor):
             likely = self.thresholds_ if threshold is None else threshold
             return self.fitted_.calibration.applied(found, self.classes_, likely, scores)
 
+    def for_threads(self, count: int) -> Detector:
+        """Return the same detector for `count` threads at once, on the CPU each with its share of the cores.
+
+        Many images take less time so, and a single one more.
+        """
+        self._check_fitted()
+        return self._with(backbone=self.fitted_.backbone.for_threads(count))
+
     def prepare(self) -> None:
         """Do now what the first image would wait for: compile the network."""
         self._check_fitted()

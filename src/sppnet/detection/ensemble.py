@@ -64,7 +64,7 @@ class Ensemble(Predictor):
 
     def __init__(self, detectors: Sequence[Detector]) -> None:
         _check(detectors)
-        self.detectors = tuple(detectors)
+        self.detectors, self.device = tuple(detectors), detectors[0].device
 
     def proposer(self, proposals: str | None = None) -> Proposer | None:
         """Return what proposes windows for all; all is as in `Detector.proposer`."""
@@ -84,6 +84,10 @@ class Ensemble(Predictor):
 
     def _columns(self, detector: Detector) -> list[int]:
         return [detector.classes_.index(name) for name in self.classes_]
+
+    def for_threads(self, count: int) -> Ensemble:
+        """Return the same for `count` threads at once; see `Detector.for_threads`."""
+        return Ensemble([detector.for_threads(count) for detector in self.detectors])
 
     def prepare(self) -> None:
         """Do now what the first image would wait for; see `Detector.prepare`."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,14 @@ from sppnet.detection.calibration import Scores
 from sppnet.errors import SppnetError
 from sppnet.evaluation.detection import DetectionReport, evaluate_detections
 from sppnet.images import pixels_of
-from sppnet.parallel import Runner, Staged, Threads
+from sppnet.parallel import Runner, Staged, Threads, thread_count
 from sppnet.pooling.regions import load_kernels
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import MAPS
 from sppnet.proposals.method import Proposer
 
+# Images at once, at most: more take memory, and several cores do one image well together.
+_AT_ONCE = 4
 _Prepared = tuple[Pixels, Boxes | None] | Exception
 
 
@@ -50,7 +52,15 @@ class Asked:
 
 
 class Predictor(ABC):
-    """What detects: a detector, several of them, or one that looks several times."""
+    """What detects: a detector, several of them, or one that looks several times.
+
+    Attributes
+    ----------
+    device : str
+        Where maps are computed: ``cpu``, or a PyTorch device.
+    """
+
+    device: str
 
     @property
     @abstractmethod
@@ -72,6 +82,10 @@ class Predictor(ABC):
         """Return what proposes windows from pixels, by another method if asked; None where the maps do."""
 
     @abstractmethod
+    def for_threads(self, count: int) -> Self:
+        """Return the same for `count` threads at once, on the CPU each with its share of the cores."""
+
+    @abstractmethod
     def prepare(self) -> None:
         """Do now what the first image would wait for."""
 
@@ -90,12 +104,12 @@ class Predictor(ABC):
         timer: StageTimer | None = None,
         cluster: Runner | None = None,
     ) -> Iterator[tuple[Pixels, Detections] | Exception]:
-        """Detect in many images; the next one is read, and its windows proposed, while one is looked at.
+        """Detect in many images: on the CPU as many at once as there are cores, at most four.
 
         Parameters
         ----------
         images : iterable of whatever `predict` takes
-            The images.
+            The images; twice as many are in memory as are looked at.
         proposals : str, optional
             Other candidate windows than its own.
         regress, threshold, scores, timer
@@ -156,7 +170,7 @@ class Predictor(ABC):
 def detect_each(
     predictor: Predictor, images: Iterable[Image], asked: Asked, cluster: Runner | None = None
 ) -> Iterator[tuple[Pixels, Detections] | Exception]:
-    """Detect in many images; the next one is read, and its windows proposed, while one is looked at.
+    """Detect in many images: as many at once as there are cores, at most four.
 
     Parameters
     ----------
@@ -174,56 +188,68 @@ def detect_each(
     (pixels, Detections), or the SppnetError or OSError that an image gave
         In the order of the images.
     """
-    return (cluster or Threads(1)).stream(_Detecting(predictor, asked), images)
+    return _run(_Detecting(predictor, asked), images, cluster)
 
 
 @dataclass(frozen=True)
-class _Detecting:
-    """The work of detecting in an image."""
+class _Finding:
+    """The work of detecting in an image whose pixels nobody needs afterwards.
+
+    Attributes
+    ----------
+    predictor : Predictor
+    asked : Asked
+    threads : int
+        How many do it at once, each from reading to detections; 1: the next image is read meanwhile.
+    """
 
     predictor: Predictor
     asked: Asked
+    threads: int = 1
 
-    def open(self) -> Staged[Image, _Prepared, tuple[Pixels, Detections] | Exception]:
-        """Return what reads an image and proposes windows, and then detects; get ready meanwhile."""
+    def open(self) -> Callable[[Image], Any]:
+        """Return what detects in an image; get ready meanwhile."""
+        predictor = self.predictor.for_threads(self.threads) if self.threads > 1 else self.predictor
         pool = ThreadPoolExecutor(1)
         # While the first image is read and its windows are proposed; and while its maps are computed.
-        ready = pool.submit(self.predictor.prepare)
+        ready = pool.submit(predictor.prepare)
         pool.submit(load_kernels)
         pool.shutdown(wait=False)
-        return Staged(partial(_prepare, self.asked), partial(self._detect, ready))
+        stages = Staged(partial(_prepare, self.asked), partial(self._detect, predictor, ready))
+        return stages if self.threads == 1 else stages.__call__
 
-    def _detect(self, ready: Future[None], prepared: _Prepared) -> tuple[Pixels, Detections] | Exception:
+    def _detect(self, predictor: Predictor, ready: Future[None], prepared: _Prepared) -> Any:
         if isinstance(prepared, Exception):
             return prepared
         ready.result()
         pixels, windows = prepared
-        found = self.predictor.predict(
+        found = predictor.predict(
             pixels,
             windows,
             proposals=MAPS if windows is None else None,
             timer=self.asked.timer,
             **self.asked.options,
         )
+        return self._result(pixels, found)
+
+    def _result(self, pixels: Pixels, found: Detections) -> Any:
+        return found
+
+
+class _Detecting(_Finding):
+    """The work of detecting in an image, whose pixels come back, too."""
+
+    def _result(self, pixels: Pixels, found: Detections) -> Any:
         return pixels, found
 
 
-@dataclass(frozen=True)
-class _Finding:
-    """The work of detecting in an image whose pixels nobody needs afterwards."""
-
-    predictor: Predictor
-    asked: Asked
-
-    def open(self) -> Staged[Image, _Prepared, Detections | Exception]:
-        """Return what reads an image and proposes windows, and then detects."""
-        both = _Detecting(self.predictor, self.asked).open()
-
-        def found(prepared: _Prepared) -> Detections | Exception:
-            result = both.second(prepared)
-            return result if isinstance(result, Exception) else result[1]
-
-        return Staged(both.first, found)
+def _run(work: _Finding, images: Iterable[Image], cluster: Runner | None) -> Iterator[Any]:
+    """Do work by the workers of a cluster, or else by threads, where there are images for them."""
+    if cluster is not None:
+        return cluster.stream(work, images)
+    count = min(len(images), _AT_ONCE) if isinstance(images, Sized) else _AT_ONCE
+    threads = max(1, min(count, thread_count())) if work.predictor.device == "cpu" else 1
+    return Threads(threads).stream(replace(work, threads=threads), images)
 
 
 def _prepare(asked: Asked, image: Image) -> _Prepared:
@@ -274,8 +300,7 @@ def look(
         If more than the share `max_bad` of the images cannot be read.
     """
     looked, errors = Looked([], [], []), []
-    work, images = _Finding(predictor, asked), [sample.image for sample in data]
-    stream = (cluster or Threads(1)).stream(work, images)
+    stream = _run(_Finding(predictor, asked), [sample.image for sample in data], cluster)
     for i in track(range(len(data)), "Detecting"):
         result = next(stream)
         if isinstance(result, Exception):
