@@ -147,7 +147,6 @@ def test_embed_and_propose_give_the_same_files(machines, photos, tmp_path):
         assert (tmp_path / "here.npz").read_bytes() == (tmp_path / "there.npz").read_bytes()
 
 
-@pytest.mark.long
 def test_any_number_of_workers_gives_the_same_bits(machines, photos):
     work = Everything(Embedder(**SMALL), Detector.load("animals"))
     paths = [path for path in sorted(photos.iterdir()) if path.stem != "6"][:4]
@@ -179,7 +178,6 @@ def test_a_fit_is_the_same_by_workers_one_of_which_dies(machines, tmp_path, thre
     assert here == there
 
 
-@pytest.mark.long
 def test_a_thing_that_kills_every_worker_is_named(machines, tmp_path):
     with Cluster(workers=2) as cluster:
         stream = cluster.stream(Deadly(tmp_path, (9,), 99), range(12))
@@ -219,7 +217,6 @@ def test_what_is_wrong_is_said_before_work(machines, photos, tmp_path, monkeypat
     assert not (tmp_path / "done").exists()
 
 
-@pytest.mark.long
 def test_a_worker_that_is_killed_and_a_machine_that_is_gone_change_nothing(machines, tmp_path):
     with Cluster(workers=4) as cluster:
         stream = cluster.stream(Deadly(tmp_path, (3, 17), 1), range(400))

@@ -136,7 +136,6 @@ def test_finds_what_it_was_shown(fitted, scenes, visit):
     assert person.page.locator(".classes .card").count() == 2
 
 
-@pytest.mark.long
 def test_corrections_are_new_boxes_and_a_new_fit(fitted, visit):
     person = visit(fitted).open("results")
     open_with_all_found(person)
@@ -158,7 +157,6 @@ def test_corrections_are_new_boxes_and_a_new_fit(fitted, visit):
     person.see("text=Fit by fit")
 
 
-@pytest.mark.long
 def test_a_dragged_detection_becomes_a_corrected_box(fitted, visit):
     person = visit(fitted).open("results")
     open_with_all_found(person)
@@ -170,7 +168,6 @@ def test_a_dragged_detection_becomes_a_corrected_box(fitted, visit):
     assert any(box["origin"] == "corrected" for boxes in boxes_kept(person).values() for box in boxes)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("form", ["coco", "voc", "yolo", "csv"])
 def test_exports_read_back(fitted, visit, scenes, tmp_path, form):
     person = visit(fitted).open("export")
@@ -215,10 +212,12 @@ def test_keys_alone(server, scenes, visit):
     (box,) = boxes_kept(person)["scene-01.jpg"]
     middle = (box["box"][0] + box["box"][2]) / 2, (box["box"][1] + box["box"][3]) / 2
     assert middle == pytest.approx((320 + 10 + 5, 240 + 1), abs=1.5)
-    person.see(".right .yes")
-    for _ in range(5):
+    for _ in range(20):  # a key that comes before the next region is shown says nothing
+        person.see(".right .yes")
         keys.press("y")
-    person.saved()
+        person.saved()
+        if sum(map(len, boxes_kept(person).values())) == 6:
+            break
     assert sum(map(len, boxes_kept(person).values())) == 6
     keys.press("Escape")
     keys.press("g")
@@ -249,7 +248,7 @@ def go_to(person, selector, most=60):
 
 @pytest.mark.parametrize(
     "look",
-    ["light", pytest.param("dark", marks=pytest.mark.long), pytest.param("narrow", marks=pytest.mark.long)],
+    ["light", "dark", "narrow"],
 )
 def test_accessible(fitted, visit, look):
     axe = pytest.importorskip(
@@ -266,7 +265,6 @@ def test_accessible(fitted, visit, look):
     assert found == {}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("screen", SCREENS)
 def test_fits_a_telephone(fitted, visit, screen):
     person = visit(fitted, NARROW, has_touch=True).open(screen)
@@ -300,7 +298,6 @@ def test_two_tabs_lose_no_box(server, visit):
     one.troubles.clear()
 
 
-@pytest.mark.long
 def test_a_killed_server_loses_no_box(server, scenes, visit):
     person = visit(server).open("label")
     person.photo_shown()
@@ -323,7 +320,6 @@ def test_a_killed_server_loses_no_box(server, scenes, visit):
     person.troubles.clear()
 
 
-@pytest.mark.long
 def test_markup_in_names_is_text(serving, tmp_path, visit):
     name = "<img src=x onerror=alert(1)> &amp; <b>cat.jpg"
     folder = tmp_path / "<i>photos"
@@ -339,7 +335,6 @@ def test_markup_in_names_is_text(serving, tmp_path, visit):
     assert person.page.locator("main u, main b, main img[src='x']").count() == 0
 
 
-@pytest.mark.long
 def test_an_empty_folder_says_what_to_do_and_takes_photos(serving, tmp_path, scenes, visit):
     (tmp_path / "empty").mkdir()
     person = visit(serving(tmp_path / "empty")).open()
@@ -350,7 +345,6 @@ def test_an_empty_folder_says_what_to_do_and_takes_photos(serving, tmp_path, sce
     assert len(photos_of(person)) == 2
 
 
-@pytest.mark.long
 def test_ten_thousand_photos_are_a_few_dozen_nodes(server, visit):
     """The list holds what is in sight; a made-up answer stands for the ten thousand."""
     person = visit(server)
@@ -382,7 +376,6 @@ def test_ten_thousand_photos_are_a_few_dozen_nodes(server, visit):
     assert person.page.locator("[data-cell]").count() < 100
 
 
-@pytest.mark.long
 def test_cancel_keeps_everything(server, scenes, visit):
     person = visit(server).open("label")
     person.photo_shown()
@@ -393,7 +386,6 @@ def test_cancel_keeps_everything(server, scenes, visit):
     assert sum(map(len, boxes_kept(person).values())) == 6
 
 
-@pytest.mark.long
 def test_zoom_keeps_boxes_where_they_belong(server, visit):
     person = visit(server).open("label")
     person.photo_shown()
@@ -411,7 +403,6 @@ def test_zoom_keeps_boxes_where_they_belong(server, visit):
     assert box["box"] == pytest.approx(drawn, abs=1)
 
 
-@pytest.mark.long
 def test_draws_by_finger(server, visit):
     """One finger draws; two fingers zoom, and draw nothing."""
     person = visit(server, NARROW, has_touch=True, is_mobile=True).open("label")
@@ -477,7 +468,6 @@ def test_a_full_disk_is_told_of_and_no_box_is_lost(scenes, tmp_path, visit, monk
         person.troubles.clear()  # The browser notes every answer that is an error.
 
 
-@pytest.mark.long
 def test_a_page_without_its_token_asks_for_it(scenes, serving, tmp_path, visit):
     server = serving(scenes[0], "--project", str(tmp_path / "project"), "--token", "a long secret")
     person = visit(server).open()
@@ -490,7 +480,6 @@ def test_a_page_without_its_token_asks_for_it(scenes, serving, tmp_path, visit):
     person.troubles.clear()
 
 
-@pytest.mark.long
 def test_a_region_is_looked_for_by_keys(server, visit):
     person = visit(server).open("search")
     person.photo_shown()
@@ -508,7 +497,6 @@ def test_a_region_is_looked_for_by_keys(server, visit):
     person.see(".answer li")
 
 
-@pytest.mark.long
 def test_a_photo_far_down_opens_with_its_neighbours(tmp_path, serving, scenes, visit):
     folder = tmp_path / "many"
     folder.mkdir()
