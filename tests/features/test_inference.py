@@ -1,5 +1,6 @@
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,4 +131,5 @@ for thread in threads:
 def test_threads_are_not_bound_to_cores():
     # Else several processes at once, such as the workers of a cluster, all have the same one.
     backbone = Backbone("pyramid-lite0", ("p3",), 32).for_threads(2)
-    assert backbone._run._compiled.get_property("ENABLE_CPU_PINNING") is False
+    run: Any = backbone._run
+    assert run._compiled.get_property("ENABLE_CPU_PINNING") is False
