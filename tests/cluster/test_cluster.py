@@ -15,6 +15,8 @@ import pytest
 import threadpoolctl
 
 import trees
+from sppnet import Classifier, Index, read_image_folder
+from sppnet.boxes import Target
 from sppnet.cluster import Cluster, connection, rounds
 from sppnet.cluster.rounds import _opened, _Place, _Worker
 from sppnet.detection.detector import Detector
@@ -155,6 +157,31 @@ def test_any_number_of_workers_gives_the_same_bits(machines, photos):
         for path, found in zip(paths, cluster.stream(work, paths), strict=True):
             assert all(map(np.array_equal, found, look(path)))
             assert len(found[1]) > 3
+
+
+def test_measures_and_an_index_are_the_same(machines, photos, tmp_path):
+    paths = [path for path in sorted(photos.iterdir()) if path.stem != "6"]
+    detector, classifier = Detector.load("animals"), Classifier.load("imagenet")
+    annotated = trees.samples(paths, [Target.of([[5, 5, 40, 40]], ["cow"])] * len(paths))
+    for number, path in enumerate(paths):
+        place = tmp_path / "labelled" / classifier.classes_[number % 2] / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes())
+    labelled = read_image_folder(tmp_path / "labelled")
+    with threadpoolctl.threadpool_limits(1), Cluster(workers=2) as cluster:
+        here, there = (detector.evaluate(annotated, cluster=c) for c in (None, cluster))
+        for one, other in zip(here.detections, there.detections, strict=True):
+            assert np.array_equal(one.boxes, other.boxes)
+            assert np.array_equal(one.scores, other.scores)
+        here, there = (classifier.evaluate(labelled, cluster=c) for c in (None, cluster))
+        assert here.facts() == there.facts()
+        settings = {"embedder": Embedder(**SMALL), "windows": 4}
+        for name, c in (("here", None), ("there", cluster)):
+            Index.build(photos, tmp_path / name, cluster=c, **settings)
+    files = {path.name for path in (tmp_path / "here").iterdir()}
+    assert files == {path.name for path in (tmp_path / "there").iterdir()}
+    hits = [Index.open(tmp_path / name).search(paths[0]) for name in ("here", "there")]
+    assert [(h.image, h.score) for h in hits[0]] == [(h.image, h.score) for h in hits[1]]
 
 
 @pytest.mark.long
