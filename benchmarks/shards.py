@@ -243,9 +243,9 @@ def mined(count: int) -> dict[str, Any]:
             scoring += time.perf_counter() - begun - reader.seconds
             reader.seconds = 0.0
             training.mark(hard.places[~hard.fresh], hard.negative[~hard.fresh])
-            training.add(
-                hard.features, -hard.negative[hard.fresh].astype(np.int8), -1, hard.places[hard.fresh]
-            )
+            if hard.fresh.any():
+                signs = -hard.negative[hard.fresh].astype(np.int8)
+                training.add(hard.features, signs, -1, hard.places[hard.fresh])
     begun = time.perf_counter()
     training.fit()
     return {
