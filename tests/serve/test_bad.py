@@ -111,7 +111,7 @@ def test_a_server_ends_at_once_though_a_page_listens(tmp_path):
         process.send_signal(signal.SIGINT)
         assert list(events.iter_lines()) is not None
         said, _ = process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT)
+    assert "interrupted" in said
     assert "Traceback" not in said
     assert "ERROR" not in said
 

@@ -216,6 +216,7 @@ class _Finding:
         pool.submit(load_kernels)
         pool.shutdown(wait=False)
         stages = Staged(partial(_prepare, self.asked), partial(self._detect, predictor, ready))
+        # A plain function is done whole by each thread.
         return stages if self.threads == 1 else stages.__call__
 
     def _detect(self, predictor: Predictor, ready: Future[None], prepared: _Prepared) -> Any:

@@ -51,7 +51,9 @@ class MapCache:
     ) -> None:
         self.folder, self.backbone, self.scales, self.limit = folder, backbone, tuple(scales), limit
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock, self._stored = threading.Lock(), sum(1 for _ in folder.iterdir())
+        self._lock = threading.Lock()
+        # Counted where that matters alone: fits open large folders time and again.
+        self._stored = 0 if limit is None else sum(1 for _ in folder.iterdir())
 
     def __call__(self, image: Path | Pixels, timer: StageTimer) -> EncodedImage:
         """Return the maps of an image, rounded to half precision, as float32."""

@@ -1,4 +1,4 @@
-"""The layers that stay as they are while others learn, run without PyTorch: in less than half of the time."""
+"""The layers that stay as they are while others learn, run without PyTorch, which takes longer over them."""
 
 from __future__ import annotations
 
