@@ -2,8 +2,9 @@
 
     python benchmarks/cluster.py --images 1000 --json cluster.json
 
-Three claims, ``--claim`` runs one of them. ``workers``: two workers of one core each against one, photos in
-a second once all have started, and the seconds until then. ``overhead``: as many workers as cores against
+Three claims, ``--claim`` runs one of them. ``workers``: two workers on two cores against one on one core, each
+time with Ray and the process that takes the results on the same cores, and against one that leaves these the
+second core: photos in a second once all have started, and the seconds until then. ``overhead``: as many workers as cores against
 the threads of one process. ``machine``: four machines of one core, played by this one, of which one is
 removed when a quarter of the shards is made: are the files those of a plain run, and how many were begun
 twice?
@@ -16,6 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -140,23 +142,45 @@ def seconds(job: Callable[[Runner | None], None], runner: Runner | None) -> floa
     return time.perf_counter() - start
 
 
+@contextmanager
+def confined(count: int) -> Iterator[None]:
+    """Keep this process, and all that it begins meanwhile, on so many cores."""
+    whole = sorted(os.sched_getaffinity(0))
+    try:
+        _move(whole[:count])
+        yield
+    finally:
+        _move(whole)
+
+
+def _move(cores: Sequence[int]) -> None:
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
+
+
 def compare_workers(
     paths: Sequence[Path], place: Path, rounds: int, asked: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Measure two workers against one, in turns."""
+    """Measure two workers against one, in turns, each time in a cluster of its own."""
+    settings = {"one": (1, 1), "one, two cores": (1, 2), "two": (2, 2)}
     found: list[dict[str, Any]] = []
     for name, job in jobs(paths, place, asked).items():
-        measured: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+        measured: dict[str, list[tuple[float, float]]] = {each: [] for each in settings}
         for _ in range(rounds):
-            for workers, known in measured.items():
-                watched = Watched(Cluster(workers=workers))
-                job(watched)
-                known.append((watched.speed, watched.start_up))
-        (one, start_one), (two, start_two) = (np.median(measured[w], axis=0).tolist() for w in (1, 2))
-        start = [start_one, start_two]
-        found.append({"job": name, "one": one, "two": two, "ratio": two / one, "start": start})
-        cells = (name, f"{one:.2f}", f"{two:.2f}", f"{two / one:.2f}", f"{start_one:.1f} and {start_two:.1f}")
-        print(table(("job", "1 worker", "2 workers", "ratio", "start-up, s"), [cells]), flush=True)
+            for each, (workers, cores) in settings.items():
+                with confined(cores), Cluster("local", workers=workers) as cluster:
+                    watched = Watched(cluster)
+                    job(watched)
+                    measured[each].append((watched.speed, watched.start_up))
+        medians = {each: np.median(values, axis=0).tolist() for each, values in measured.items()}
+        row: dict[str, Any] = {"job": name} | {each: speed for each, (speed, _) in medians.items()}
+        row["ratio"], row["ratio, two cores"] = (row["two"] / row[e] for e in ("one", "one, two cores"))
+        row["start"] = [start for _, start in medians.values()]
+        found.append(row)
+        cells = [f"{row[key]:.2f}" for key in (*settings, "ratio", "ratio, two cores")]
+        cells.append(", ".join(f"{start:.1f}" for start in row["start"]))
+        head = ["job", "1 worker on 1 core", "1 worker, 2 cores", "2 workers", "ratio", "to that with 2 cores"]
+        print(table((*head, "start-up, s"), [(name, *cells)]), flush=True)
     return found
 
 
@@ -245,15 +269,14 @@ def main() -> None:
         (place / "photos").mkdir()
         paths = draw_photos(place / "photos", options.images)
         wanted = (options.claim,) if options.claim else ("workers", "overhead", "machine")
-        if {"workers", "overhead"} & set(wanted):
+        if "workers" in wanted:
+            facts["workers"] = compare_workers(paths, place, options.rounds, options.job)
+        if "overhead" in wanted:
             start = time.perf_counter()
             with Cluster("local", workers=CORES):
                 facts["cluster start"] = time.perf_counter() - start
                 print(f"a local cluster begins in {facts['cluster start']:.1f} s", flush=True)
-                if "workers" in wanted:
-                    facts["workers"] = compare_workers(paths, place, options.rounds, options.job)
-                if "overhead" in wanted:
-                    facts["overhead"] = compare_plain(paths, place, options.rounds, options.job)
+                facts["overhead"] = compare_plain(paths, place, options.rounds, options.job)
         if "machine" in wanted:
             facts["machine lost"] = lose_machine(paths, place, options.per_shard)
             print(", ".join(f"{name}: {value}" for name, value in facts["machine lost"].items()))
