@@ -2,12 +2,12 @@
 
     python benchmarks/cluster.py --images 1000 --json cluster.json
 
-Three claims, ``--claim`` runs one of them. ``workers``: two workers on two cores against one on one core, each
-time with Ray and the process that takes the results on the same cores, and against one that leaves these the
-second core: photos in a second once all have started, and the seconds until then. ``overhead``: as many workers as cores against
-the threads of one process. ``machine``: four machines of one core, played by this one, of which one is
-removed when a quarter of the shards is made: are the files those of a plain run, and how many were begun
-twice?
+Three claims, ``--claim`` runs one of them. ``workers``: two workers on two cores against one on one core,
+each time with Ray and the process that takes the results on the same cores, and against one that leaves these
+the second core: photos in a second once all have started, and the seconds until then. ``overhead``: as many
+workers as cores against the threads of one process. ``machine``: four machines of one core, played by this
+one, of which one is removed when a quarter of the shards is made: are the files those of a plain run, and how
+many were begun twice?
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def compare_workers(
         found.append(row)
         cells = [f"{row[key]:.2f}" for key in (*settings, "ratio", "ratio, two cores")]
         cells.append(", ".join(f"{start:.1f}" for start in row["start"]))
-        head = ["job", "1 worker on 1 core", "1 worker, 2 cores", "2 workers", "ratio", "to that with 2 cores"]
+        head = ["job", "1 worker, 1 core", "1 worker, 2 cores", "2 workers", "ratio", "ratio, 2 cores"]
         print(table((*head, "start-up, s"), [(name, *cells)]), flush=True)
     return found
 

@@ -18,7 +18,7 @@ import trees
 from sppnet import Classifier, Index, read_image_folder
 from sppnet.boxes import Target
 from sppnet.cluster import Cluster, connection, rounds
-from sppnet.cluster.rounds import _opened, _Place, _Worker
+from sppnet.cluster.rounds import _opened, _Place, _Worker, dealt
 from sppnet.detection.detector import Detector
 from sppnet.detection.shards import Mine
 from sppnet.errors import SppnetError
@@ -132,6 +132,17 @@ class Unlucky:
 
     def stream(self, work, items):
         return self.cluster.stream(DeadlyRound(work, self.folder), items)
+
+
+@pytest.mark.parametrize(("count", "workers", "most"), [(0, 2, 32), (1, 3, 32), (300, 2, 32), (999, 7, 5)])
+def test_blocks_hold_each_thing_once_and_shrink_to_the_end(count, workers, most):
+    blocks = list(dealt(range(count), workers, most))
+    assert [i for block in blocks for i in block] == list(range(count))
+    sizes = list(map(len, blocks))
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes, default=1) <= most
+    # When the last block is begun, no other worker has more than one thing left.
+    assert sizes[-workers:] == [1] * min(workers, count)
 
 
 def test_embed_and_propose_give_the_same_files(machines, photos, tmp_path):

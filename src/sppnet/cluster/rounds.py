@@ -21,8 +21,8 @@ from sppnet.errors import SppnetError
 from sppnet.parallel import Item, Result, Work
 
 # Things that a worker takes at a time, at most: each time costs some milliseconds, and what it has in hand
-# is done again where it dies. It takes fewer where there are few, so that all end at about the same time.
-_BLOCK, _SHARES = 32, 4
+# is done again where it dies. It takes fewer the fewer are left, so that all end at about the same time.
+_BLOCK, _SHARES = 32, 2
 # Blocks that a worker has in hand: one in work, and the next.
 _READY = 2
 # A thing is given up when so many workers that had nothing else in hand died, one after the other.
@@ -73,7 +73,7 @@ class Rounds(Generic[Item, Result]):
         left, place, dead = list(range(len(self.items))), 0, None
         while left and dead is None:
             last = -1
-            for i, result in self._round(left, self._block(len(left)), _PATIENCE * self.workers):
+            for i, result in self._round(left, _BLOCK, _PATIENCE * self.workers):
                 known[i], last = result, max(last, i)
                 while place in known:
                     yield known.pop(place)
@@ -81,7 +81,7 @@ class Rounds(Generic[Item, Result]):
                 if len(known) > _AHEAD:
                     break
             left = [i for i in left if i >= place and i not in known]
-            dead = self._retry([i for i in left if i < last] or left[: self._block(len(left))], known)
+            dead = self._retry([i for i in left if i < last] or left[: share(len(left), self.workers)], known)
             while place in known:
                 yield known.pop(place)
                 place += 1
@@ -99,19 +99,17 @@ class Rounds(Generic[Item, Result]):
             lost = [i for i in lost if i not in known]
         return lost[0] if lost else None
 
-    def _block(self, count: int) -> int:
-        return max(1, min(_BLOCK, count // (_SHARES * self.workers)))
-
-    def _round(self, places: Sequence[int], block: int, deaths: int) -> Iterator[tuple[int, Result]]:
+    def _round(self, places: Sequence[int], most: int, deaths: int) -> Iterator[tuple[int, Result]]:
         """Yield place and result of things as they are done; of those that dead workers had in hand, none.
 
-        `deaths` is how many blocks may be lost before the round ends, -1 for any number.
+        `most` is how many a worker takes at a time, at most, and `deaths` how many blocks may be lost before
+        the round ends, -1 for any number.
         """
         if not places:
             return
         from ray.exceptions import RayError
 
-        dataset = self._dataset(places, block, deaths)
+        dataset = self._dataset(places, most, deaths)
         batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0))
         while True:
             try:
@@ -125,15 +123,19 @@ class Rounds(Generic[Item, Result]):
                 ) from error
             if batch is None:
                 return
-            for place, content in zip(batch["place"].tolist(), batch["content"], strict=True):
-                yield place, _opened(content)
+            for answers in batch["block"]:
+                for place, content in pickle.loads(answers):
+                    yield place, _opened(content)
 
-    def _dataset(self, places: Sequence[int], block: int, deaths: int) -> Any:
+    def _dataset(self, places: Sequence[int], most: int, deaths: int) -> Any:
         from ray import data
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        rows = [{"place": i, "content": _pickled(self.items[i])} for i in places]
-        dataset = data.from_items(rows, override_num_blocks=-(-len(rows) // block))
+        blocks = [
+            {"block": _pickled([(i, _pickled(self.items[i])) for i in block])}
+            for block in dealt(places, self.workers, most)
+        ]
+        dataset = data.from_items(blocks, override_num_blocks=len(blocks))
         context = dataset.context
         context.enable_progress_bars = context.print_on_execution_start = False
         context.max_errored_blocks = deaths
@@ -145,13 +147,27 @@ class Rounds(Generic[Item, Result]):
             warnings.simplefilter("ignore", DeprecationWarning)
             return dataset.map_batches(
                 _Worker,
-                batch_size=block,
+                batch_size=1,
                 compute=data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=in_hand),
                 num_cpus=1,
                 fn_constructor_args=(_pickled(self.work), place),
                 # Retried by hand: Ray would wait for a core of a machine that is gone, and try for ever.
                 ray_remote_args_fn=lambda: {"max_task_retries": 0},
             )
+
+
+def share(left: int, workers: int, most: int = _BLOCK) -> int:
+    """Return how many things a worker takes at a time while so many are left, `most` at most."""
+    return max(1, min(most, left // (_SHARES * workers)))
+
+
+def dealt(places: Sequence[int], workers: int, most: int = _BLOCK) -> Iterator[Sequence[int]]:
+    """Yield the blocks that workers take, in order: smaller ones to the end, where others would wait."""
+    start = 0
+    while start < len(places):
+        end = start + share(len(places) - start, workers, most)
+        yield places[start:end]
+        start = end
 
 
 @contextmanager
@@ -213,11 +229,13 @@ class _Worker:
         self.work, self.place = work, place
         self.function: Callable[[Any], Any] | None = None
 
-    def __call__(self, block: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        contents = np.empty(len(block["content"]), object)
-        for i, content in enumerate(block["content"]):
-            contents[i] = self.answer(content)
-        return {"place": block["place"], "content": contents}
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        answers = np.empty(len(batch["block"]), object)
+        for i, block in enumerate(batch["block"]):
+            answers[i] = pickle.dumps(
+                [(place, self.answer(content)) for place, content in pickle.loads(block)]
+            )
+        return {"block": answers}
 
     def answer(self, content: bytes) -> bytes:
         """Return, pickled, whether all went well, and the result of a thing or else what was raised."""
