@@ -59,7 +59,7 @@ def train(
     negatives: Annotated[Literal["all", "released", "paper"], opt.windows(help=_NEGATIVES)] = "all",
     projection: Annotated[Rule, opt.windows(help="Whose rule says what a window covers.")] = "released",
     scale_rule: Annotated[Rule, opt.windows(help="Whose rule says which scale suits a window.")] = "paper",
-    backbone: opt.BackboneName = opt.BACKBONE,
+    backbone: opt.LearnedBackbone = None,
     stages: opt.Stages = opt.STAGES,
     stride: opt.Stride = 16,
     scales: opt.Scales = "240,336,480,672",

@@ -45,12 +45,12 @@ def fit_best(
     best, figures = detectors[0], []
     for detector in detectors:
         detector.fit(data, keep=keep if detector is best else None, **options)
-        figures.append(f"{detector.backbone} {100 * detector.fitted_.quality.mean_ap:.1f}")
+        figures.append(f"{detector.fitted_.backbone.name} {100 * detector.fitted_.quality.mean_ap:.1f}")
         if detector.fitted_.quality.mean_ap > best.fitted_.quality.mean_ap:
             best = detector
         if detector is best:
             keep(best)
     if len(figures) > 1:
         listed = ", ".join(figures)
-        tell(f"average precision on photos not learned from: {listed}; {best.backbone} is kept")
+        tell(f"average precision on photos not learned from: {listed}; {best.fitted_.backbone.name} is kept")
     return best

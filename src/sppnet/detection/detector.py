@@ -73,9 +73,10 @@ class Detector(Estimator, Predictor):
 
     Parameters
     ----------
-    backbone : str
+    backbone : str, optional
         Where the features come from: ``"efficientnet-lite0"`` or ``"pyramid-lite0"``, which come with sppnet,
-        a file that ``sppnet backbone make`` wrote, or that of a detector, whose network goes on learning.
+        a file that ``sppnet backbone make`` wrote, or that of a detector, whose network goes on learning. By
+        default the second where the network is trained, which comes with all that this takes, else the first.
     stages : tuple of str
         Which of the backbone's maps are pooled; see `sppnet.features.backbone.Backbone`.
     output_stride : int
@@ -153,7 +154,7 @@ class Detector(Estimator, Predictor):
 
     def __init__(
         self,
-        backbone: str = DEFAULT,
+        backbone: str | None = None,
         *,
         stages: tuple[str, ...] = ("head",),
         output_stride: int = 16,
@@ -409,7 +410,7 @@ class Detector(Estimator, Predictor):
 
     def _seen_before(self, data: Sequence[Sample]) -> Fitted | None:
         """Return what goes on learning, if it has seen some of the photos: these say nothing of new ones."""
-        if Path(self.backbone).suffix != ".safetensors":
+        if self.backbone is None or Path(self.backbone).suffix != ".safetensors":
             return None
         other = Detector.load(self.backbone)
         seen = other.seen(data)
@@ -438,8 +439,8 @@ class Detector(Estimator, Predictor):
     def _backbone(self, settings: FitSettings) -> Backbone:
         """Return where the features come from, or where the network starts from."""
         name, stages, stride = self.backbone, self.stages, self.output_stride
-        if settings.joint is not None and name == DEFAULT:
-            name = PYRAMID
+        if name is None:
+            name = DEFAULT if settings.joint is None else PYRAMID
         if Path(name).suffix == ".safetensors":
             return self._backbone_of(name, stages, stride)
         if read_graph(backbone_path(name)).facts.proposes:

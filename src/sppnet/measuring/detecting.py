@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sppnet.detection.detector import PROPOSALS, Detector
 from sppnet.detection.postprocess import LEAST_SCORE, postprocess
 from sppnet.detection.svm import LinearSVMs, MiningSettings, TrainingSet
-from sppnet.features.backbone import Backbone
+from sppnet.features.backbone import DEFAULT, Backbone
 from sppnet.features.cache import MapCache
 from sppnet.images import pixels_of
 from sppnet.measuring.process import Share, Units, line, memory, photos, ready
@@ -65,7 +65,7 @@ class _Looks:
 def detect(asked: Mapping[str, Any]) -> Units:
     """Look at photos as the default detector does."""
     like = Detector()
-    backbone = Backbone.shared(like.backbone, like.stages, like.output_stride)
+    backbone = Backbone.shared(DEFAULT, like.stages, like.output_stride)
     with TemporaryDirectory(prefix="sppnet-plan-") as folder:
         looks = _Looks(like, MapCache(Path(folder), backbone, like.scales))
         looks(Path(asked["photos"][0]))
