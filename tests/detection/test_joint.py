@@ -238,6 +238,20 @@ def test_what_cannot_be_asked_for_is_said_at_once(tiny, options, settings, messa
         Detector(tiny, **settings).fit(shapes(4), **options)
 
 
+@pytest.mark.parametrize(
+    ("named", "minutes", "expected"),
+    [
+        (None, None, "efficientnet-lite0"),
+        (None, 1, "pyramid-lite0"),
+        ("efficientnet-lite0", 1, "efficientnet-lite0"),
+        ("pyramid-lite0", None, "pyramid-lite0"),
+    ],
+)
+def test_the_network_that_is_named_is_taken_and_else_the_one_that_suits(named, minutes, expected):
+    detector = Detector(named)
+    assert detector._backbone(detector._asked(minutes, None)).name == expected
+
+
 def test_svms_learn_from_as_many_photos_as_there_is_time_for(tiny, monkeypatch):
     monkeypatch.setattr(joint, "_FEWEST", 5)
     monkeypatch.setattr(joint, "_PASSES", 1e4)
