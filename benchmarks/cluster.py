@@ -29,7 +29,7 @@ from common import commit, machine, table, write_json
 from sppnet.cluster import Cluster
 from sppnet.detection.detector import Detector
 from sppnet.images import write_image
-from sppnet.parallel import Runner, Work, core_count
+from sppnet.parallel import TOGETHER, Runner, Work, core_count
 from sppnet.proposals.writing import propose
 from sppnet.retrieval.embed import embed
 
@@ -78,9 +78,9 @@ class Watched:
         self.stamps: list[Stamp] = []
         self.asked = 0.0
 
-    def stream(self, work: Work[Any, Any], items: Iterable[Any]) -> Iterator[Any]:
+    def stream(self, work: Work[Any, Any], items: Iterable[Any], together: int = TOGETHER) -> Iterator[Any]:
         self.stamps, self.asked = [], time.monotonic()
-        for stamp, result in self.runner.stream(Stamped(work, self.log), items):
+        for stamp, result in self.runner.stream(Stamped(work, self.log), items, together):
             self.stamps.append(stamp)
             if self.met is not None:
                 self.met(len(self.stamps))

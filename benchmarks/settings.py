@@ -38,6 +38,7 @@ def settings(text: str) -> dict:
         "projection": str,
         "scale_rule": str,
         "negatives": str,
+        "moves": int,
     }
     found = {name: read.get(name, float)(value) for name, value in values.items()}
     return found | ({"mining": MiningSettings(C=found.pop("C"))} if "C" in found else {})
@@ -50,12 +51,13 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--train", type=int, default=300)
     parser.add_argument("--held", type=int, default=200)
-    parser.add_argument("--classes", required=True)
+    parser.add_argument("--classes", help="default: all")
     parser.add_argument("--variant", action="append", required=True)
     parser.add_argument("--proposals", default="selective-search+edge-boxes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    data, names = read_dataset(args.data, "train"), args.classes.split(",")
+    data = read_dataset(args.data, "train")
+    names = args.classes.split(",") if args.classes else list(data.classes)
     order = np.random.default_rng(args.seed).permutation(len(data))
     chosen = [data[i] for i in order[: args.train + args.held]]
     stream = propose_all([s.path for s in chosen], parse(args.proposals), cache_folder())
@@ -74,7 +76,7 @@ def main() -> None:
             store, means = MapCache(Path(folder), detector.fitted_.backbone, detector.scales), []
             for regress in (False, True):
                 found = [
-                    detector.predict(store(sample.path, StageTimer()), boxes, regress=regress)
+                    detector.predict(store(sample.path, StageTimer()), boxes, regress=regress, threshold=0)
                     for sample, boxes in zip(chosen[held], windows[held], strict=True)
                 ]
                 means.append(100 * mean_average_precision(voc_detection(found, targets[held], names)))

@@ -284,9 +284,9 @@ def iou(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def clip(boxes: FloatArray, width: int, height: int) -> Boxes:
-    """Return a copy of (R, 4) boxes cut off at the borders of a `width` x `height` image."""
+    """Return a copy of (..., 4) boxes cut off at the borders of a `width` x `height` image."""
     limits = np.array([width, height, width, height], dtype=np.float32)
-    return np.clip(boxes, 0, limits).astype(np.float32)
+    return np.clip(boxes, 0, limits).astype(np.float32, copy=False)
 
 
 def flip(boxes: Corners, width: int) -> Corners:

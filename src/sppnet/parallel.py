@@ -25,6 +25,10 @@ _Item = TypeVar("_Item", contravariant=True)
 _Result = TypeVar("_Result", covariant=True)
 
 
+TOGETHER = 32
+"""How many things a worker elsewhere takes at a time, at most, unless they or their results are large."""
+
+
 class Work(Protocol[_Item, _Result]):
     """What is done with each of many things: a value that can be pickled."""
 
@@ -56,8 +60,10 @@ class Staged(Generic[Item, Ready, Result]):
 class Runner(Protocol):
     """Who does work."""
 
-    def stream(self, work: Work[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Yield the result of each item, in their order."""
+    def stream(
+        self, work: Work[Item, Result], items: Iterable[Item], together: int = TOGETHER
+    ) -> Iterator[Result]:
+        """Yield the result of each item, in their order; workers elsewhere take some `together`, at most."""
         ...
 
 
@@ -81,7 +87,9 @@ class Threads:
 
     count: int
 
-    def stream(self, work: Work[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+    def stream(
+        self, work: Work[Item, Result], items: Iterable[Item], together: int = TOGETHER
+    ) -> Iterator[Result]:
         """Yield the result of each item, in their order, a few of them ahead; as `in_order` does."""
         function = work.open()
         if isinstance(function, Staged):

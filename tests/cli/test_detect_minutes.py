@@ -63,7 +63,7 @@ def test_without_options_the_better_of_two_networks_as_they_are_is_kept(data):
     told = re.search(r"learned from: pyramid-lite0 (\S+), efficientnet-lite0 (\S+); (\S+) is kept", said.err)
     pyramid, other = map(float, told.groups()[:2])
     assert told[3] == ("pyramid-lite0" if pyramid >= other else "efficientnet-lite0")
-    assert Detector.load("m.safetensors").backbone == told[3]
+    assert Detector.load("m.safetensors").fitted_.backbone.name == told[3]
 
 
 def test_options_of_windows_and_scales_go_without_minutes(data):

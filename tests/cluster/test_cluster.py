@@ -23,6 +23,7 @@ from sppnet.detection.detector import Detector
 from sppnet.detection.shards import Mine
 from sppnet.errors import SppnetError
 from sppnet.images import read_image, write_image
+from sppnet.parallel import TOGETHER
 from sppnet.photos import demo_photo
 from sppnet.proposals.writing import propose
 from sppnet.retrieval.embed import embed
@@ -130,8 +131,8 @@ class Unlucky:
     cluster: Cluster
     folder: Path
 
-    def stream(self, work, items):
-        return self.cluster.stream(DeadlyRound(work, self.folder), items)
+    def stream(self, work, items, together=TOGETHER):
+        return self.cluster.stream(DeadlyRound(work, self.folder), items, together)
 
 
 @pytest.mark.parametrize(("count", "workers", "most"), [(0, 2, 32), (1, 3, 32), (300, 2, 32), (999, 7, 5)])

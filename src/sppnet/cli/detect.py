@@ -25,6 +25,9 @@ _MINUTES = (
     "Train the network, too, as well as the time allows; 0: SVMs on the network as it is. Default: until it "
     "no longer gains, at most 10; 0 without PyTorch, or where an option asks for scales, windows or layers."
 )
+_MOVES = (
+    "How often the best windows are moved, scored and pooled again; 2 finds more small objects, in more time."
+)
 _LAYER = "What the SVMs stand on: pooled maps, or a fully connected layer above them."
 _TUNED = "The backbone's layers behind this stage learn, too."
 _FOLDS = "Folds of photos, each scored by what the others taught; less than 2: nothing is measured."
@@ -34,7 +37,17 @@ _PRECISION = "Take the least thresholds at which so many percent of what is show
 # Options of a fit in rounds over shards.
 _SHARDED = ("shards", "memory", "rounds", "cluster")
 # Options of a network that stays as it is.
-_FROZEN = ("proposals", "scales", "stages", "stride", "layer", "tune_after", "negatives", "projection")
+_FROZEN = (
+    "moves",
+    "proposals",
+    "scales",
+    "stages",
+    "stride",
+    "layer",
+    "tune_after",
+    "negatives",
+    "projection",
+)
 # A mean average precision of less is as good as nothing.
 _NOTHING = 0.02
 _DOUBTS = (
@@ -56,6 +69,7 @@ def train(
     classes: opt.Classes = None,
     minutes: Annotated[float | None, typer.Option(min=0, help=_MINUTES)] = None,
     proposals: opt.LearnedProposals = opt.PROPOSALS,
+    moves: Annotated[int, opt.windows(min=1, help=_MOVES)] = 1,
     negatives: Annotated[Literal["all", "released", "paper"], opt.windows(help=_NEGATIVES)] = "all",
     projection: Annotated[Rule, opt.windows(help="Whose rule says what a window covers.")] = "released",
     scale_rule: Annotated[Rule, opt.windows(help="Whose rule says which scale suits a window.")] = "paper",

@@ -10,7 +10,7 @@ from types import TracebackType
 from sppnet.cluster.connection import LOCAL, check_nodes, connect, cores
 from sppnet.cluster.rounds import Rounds
 from sppnet.errors import SppnetError
-from sppnet.parallel import Item, Result, Work
+from sppnet.parallel import TOGETHER, Item, Result, Work
 from sppnet.remote import address_of
 
 
@@ -69,7 +69,9 @@ class Cluster:
             ray.shutdown()
             self._leave = False
 
-    def stream(self, work: Work[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+    def stream(
+        self, work: Work[Item, Result], items: Iterable[Item], together: int = TOGETHER
+    ) -> Iterator[Result]:
         """Yield the result of each item, in their order, as `sppnet.parallel.Runner` says.
 
         Parameters
@@ -79,6 +81,8 @@ class Cluster:
         items : iterable
             All are taken at once. A `Path`, a tuple that begins with one, or those in the attribute ``files``
             of an item must be seen by all machines.
+        together : int
+            How many a worker takes at a time, at most.
 
         Raises
         ------
@@ -92,7 +96,7 @@ class Cluster:
         check_nodes(_samples(given))
         if len(given) < self.workers:
             warnings.warn(f"found {self.workers} workers for {len(given)} images: as many work", stacklevel=2)
-        return Rounds(work, given, self.workers).results()
+        return Rounds(work, given, self.workers, together).results()
 
 
 def _samples(items: Iterable[object]) -> list[Path]:

@@ -16,6 +16,8 @@ from sppnet.errors import SppnetError, check_extra
 LOCAL = "local"
 """Address of a cluster of this machine alone, which lasts as long as the work."""
 
+# Bytes of results on their way in a cluster that is begun here; Ray would take a third of the memory.
+_STORE = 300_000_000
 # Seconds in which a cluster must answer.
 _ANSWER = 5.0
 _HOW = "expected one that `ray start --head` began, as HOST:PORT or auto, or local"
@@ -38,7 +40,7 @@ def connect(address: str, workers: int | None) -> bool:
         return False
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == LOCAL:
-        ray.init(LOCAL, num_cpus=workers, include_dashboard=False, **quiet)
+        ray.init(LOCAL, num_cpus=workers, include_dashboard=False, object_store_memory=_STORE, **quiet)
         return True
     _check_answer(address)
     try:

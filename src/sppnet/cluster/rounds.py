@@ -20,9 +20,11 @@ from sppnet.cluster.connection import cores
 from sppnet.errors import SppnetError
 from sppnet.parallel import Item, Result, Work
 
-# Things that a worker takes at a time, at most: each time costs some milliseconds, and what it has in hand
-# is done again where it dies. It takes fewer the fewer are left, so that all end at about the same time.
-_BLOCK, _SHARES = 32, 2
+# The fewer things are left, the fewer a worker takes at a time: all of them in so many turns of all workers.
+# So all end at about the same time.
+_SHARES = 2
+# Bytes of results that are sent together, about: what is large goes on its way at once.
+_LARGE = 4_000_000
 # Blocks that a worker has in hand: one in work, and the next.
 _READY = 2
 # A thing is given up when so many workers that had nothing else in hand died, one after the other.
@@ -49,11 +51,15 @@ class Rounds(Generic[Item, Result]):
         The things.
     workers : int
         How many do it at once, each with a core.
+    together : int
+        How many things a worker takes at a time, at most: each time costs some milliseconds, and what it has
+        in hand is done again where it dies.
     """
 
     work: Work[Item, Result]
     items: Sequence[Item]
     workers: int
+    together: int
 
     def results(self) -> Iterator[Result]:
         """Yield the result of each thing, in their order.
@@ -73,7 +79,7 @@ class Rounds(Generic[Item, Result]):
         left, place, dead = list(range(len(self.items))), 0, None
         while left and dead is None:
             last = -1
-            for i, result in self._round(left, _BLOCK, _PATIENCE * self.workers):
+            for i, result in self._round(left, self.together, _PATIENCE * self.workers):
                 known[i], last = result, max(last, i)
                 while place in known:
                     yield known.pop(place)
@@ -81,7 +87,9 @@ class Rounds(Generic[Item, Result]):
                 if len(known) > _AHEAD:
                     break
             left = [i for i in left if i >= place and i not in known]
-            dead = self._retry([i for i in left if i < last] or left[: share(len(left), self.workers)], known)
+            dead = self._retry(
+                [i for i in left if i < last] or left[: share(len(left), self.workers, self.together)], known
+            )
             while place in known:
                 yield known.pop(place)
                 place += 1
@@ -123,9 +131,8 @@ class Rounds(Generic[Item, Result]):
                 ) from error
             if batch is None:
                 return
-            for answers in batch["block"]:
-                for place, content in pickle.loads(answers):
-                    yield place, _opened(content)
+            for place, content in zip(batch["place"].tolist(), batch["content"], strict=True):
+                yield place, _opened(content)
 
     def _dataset(self, places: Sequence[int], most: int, deaths: int) -> Any:
         from ray import data
@@ -138,7 +145,7 @@ class Rounds(Generic[Item, Result]):
         dataset = data.from_items(blocks, override_num_blocks=len(blocks))
         context = dataset.context
         context.enable_progress_bars = context.print_on_execution_start = False
-        context.max_errored_blocks = deaths
+        context.max_errored_blocks, context.target_max_block_size = deaths, _LARGE
         size = min(self.workers, len(places))
         place = _Place(os.getcwd(), {name: os.environ[name] for name in _KEPT if name in os.environ})
         in_hand = _READY if deaths >= 0 else 1
@@ -156,12 +163,12 @@ class Rounds(Generic[Item, Result]):
             )
 
 
-def share(left: int, workers: int, most: int = _BLOCK) -> int:
+def share(left: int, workers: int, most: int) -> int:
     """Return how many things a worker takes at a time while so many are left, `most` at most."""
     return max(1, min(most, left // (_SHARES * workers)))
 
 
-def dealt(places: Sequence[int], workers: int, most: int = _BLOCK) -> Iterator[Sequence[int]]:
+def dealt(places: Sequence[int], workers: int, most: int) -> Iterator[Sequence[int]]:
     """Yield the blocks that workers take, in order: smaller ones to the end, where others would wait."""
     start = 0
     while start < len(places):
@@ -229,13 +236,17 @@ class _Worker:
         self.work, self.place = work, place
         self.function: Callable[[Any], Any] | None = None
 
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        answers = np.empty(len(batch["block"]), object)
-        for i, block in enumerate(batch["block"]):
-            answers[i] = pickle.dumps(
-                [(place, self.answer(content)) for place, content in pickle.loads(block)]
-            )
-        return {"block": answers}
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        places: list[int] = []
+        answers: list[bytes] = []
+        for place, content in (pair for block in batch["block"] for pair in pickle.loads(block)):
+            places.append(place)
+            answers.append(self.answer(content))
+            if sum(map(len, answers)) >= _LARGE:
+                yield _rows(places, answers)
+                places, answers = [], []
+        if places:
+            yield _rows(places, answers)
 
     def answer(self, content: bytes) -> bytes:
         """Return, pickled, whether all went well, and the result of a thing or else what was raised."""
@@ -248,6 +259,12 @@ class _Worker:
             if not isinstance(error, SppnetError | OSError):
                 error.add_note(f"in a worker:\n{traceback.format_exc()}")
             return _pickled((False, error))
+
+
+def _rows(places: Sequence[int], answers: Sequence[bytes]) -> dict[str, npt.NDArray[Any]]:
+    contents = np.empty(len(answers), object)
+    contents[:] = answers
+    return {"place": np.array(places), "content": contents}
 
 
 def _opened(content: bytes) -> Any:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Unpack
@@ -29,6 +30,7 @@ from sppnet.detection.calibration import Scores
 from sppnet.detection.file import read_facts, write_detector
 from sppnet.detection.fit import FitSettings, Fitted, Work, WorkOptions, fit, fit_more, fit_objectness
 from sppnet.detection.head import LAYERS
+from sppnet.detection.moving import Scored, moved_again
 from sppnet.detection.postprocess import postprocess
 from sppnet.detection.quality import Learned, learn_scores
 from sppnet.detection.rounds import ROUNDS, Sharding, Source, fit_in_rounds
@@ -124,6 +126,10 @@ class Detector(Estimator, Predictor):
         At most so many windows, drawn at random, teach each class's box regression.
     ridge : float
         Penalty of the box regression (released code: 4000).
+    moves : int
+        How often box regression moves windows: at 2 the best are pooled again where they were moved to,
+        scored and moved once more, and the mean of both scores counts. No regression is left where the
+        network was trained, so that nothing moves there.
     nms_iou : float, optional
         Detections of a class that overlap a better one by more are dropped; by default 0.3 as in the paper,
         or 0.5 of a network that proposes windows, whose boxes are closer.
@@ -175,6 +181,7 @@ class Detector(Estimator, Predictor):
         regression_iou: float = 0.5,
         regression_windows: int = 4000,
         ridge: float = 1000.0,
+        moves: int = 1,
         nms_iou: float | None = None,
         limit: int = 100,
         folds: int = 8,
@@ -188,7 +195,7 @@ class Detector(Estimator, Predictor):
         self.joint = joint
         self.negative_iou, self.negatives, self.nms_iou = negative_iou, negatives, nms_iou
         self.regression_iou, self.regression_windows, self.ridge = regression_iou, regression_windows, ridge
-        self.limit, self.folds, self.seed = limit, folds, seed
+        self.limit, self.folds, self.seed, self.moves = limit, folds, seed, moves
 
     @property
     def pooling(self) -> WindowPooling:
@@ -219,6 +226,8 @@ class Detector(Estimator, Predictor):
             If a setting is none of its kind, or there is a layer without tuning.
         """
         check_choice("layer", self.layer, LAYERS)
+        if self.moves < 1:
+            raise SppnetError(f"found {self.moves} moves of windows, expected at least 1")
         if self.layer != "pool" and self.tuning is None:
             raise SppnetError(
                 f"found the layer {self.layer} without tuning, expected tuning, which trains it"
@@ -236,7 +245,8 @@ class Detector(Estimator, Predictor):
             self.limit,
             self.folds,
             self.proposals == MAPS,
-            joint=self.joint,
+            self.moves,
+            self.joint,
         )
 
     @property
@@ -696,8 +706,13 @@ class Detector(Estimator, Predictor):
             Scores of the SVMs.
         """
         self._check_fitted()
-        timer = timer or StageTimer()
-        places = np.asarray(windows, dtype=np.float32).reshape(-1, 4)
+        scored = partial(self._scored, encoded, regress=regress, timer=timer or StageTimer())
+        found = scored(np.asarray(windows, dtype=np.float32).reshape(-1, 4))
+        times = self.moves - 1 if regress and self.fitted_.regression.moves.any() else 0
+        return moved_again(scored, found, encoded.size, self.fitted_.least_score, times)
+
+    def _scored(self, encoded: EncodedImage, places: Boxes, *, regress: bool, timer: StageTimer) -> Scored:
+        """Score windows and move them once, in blocks that the memory holds."""
         boxes, scores = [], []
         start, size = 0, BLOCK
         while start < max(len(places), 1):

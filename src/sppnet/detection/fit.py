@@ -67,8 +67,8 @@ class FitSettings:
         Number of folds of photos to measure on; less than 2: nothing is measured.
     maps : bool
         Whether the windows that the maps propose are all that is scored afterwards.
-    moves : bool
-        Whether box regressions are fitted; windows stay where they are without.
+    moves : int
+        How often windows are moved; at 0 no box regressions are fitted, and windows stay where they are.
     joint : Joint or None
         How the network is trained to propose windows; see `sppnet.detection.joint`, which does that.
     """
@@ -85,7 +85,7 @@ class FitSettings:
     limit: int = 100
     folds: int = 8
     maps: bool = False
-    moves: bool = True
+    moves: int = 1
     joint: Joint | None = None
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from sppnet.arrays import Boxes, IntArray, to_numpy
 from sppnet.boxes import Detections
+from sppnet.detection.moving import Scored, moved_again
 from sppnet.detection.postprocess import postprocess
 from sppnet.regression import encode_deltas
 
@@ -82,7 +83,10 @@ def find(model: Fitted, encoded: EncodedImage, windows: Boxes, settings: FitSett
     windows = np.asarray(windows, np.float32).reshape(-1, 4)
     if encoded.windows is not None:
         windows = encoded.windows.boxes
-    pooled = settings.pooling(encoded, windows)
-    boxes, scores = model.score(pooled, windows, settings.layer, own=encoded.windows)
+
+    def look(places: Boxes) -> Scored:
+        return model.score(settings.pooling(encoded, places), places, settings.layer, own=encoded.windows)
+
+    found = moved_again(look, look(windows), encoded.size, model.least_score, settings.moves - 1)
     nms_iou, limit = settings.nms_iou, settings.limit
-    return postprocess(boxes, scores, model.classes, encoded.size, nms_iou, model.least_score, limit)
+    return postprocess(*found, model.classes, encoded.size, nms_iou, model.least_score, limit)

@@ -214,7 +214,7 @@ class JointFit:
 
         Its windows fit them closely, so that box regressions would learn to leave others where they are.
         """
-        return replace(self.settings, moves=False)
+        return replace(self.settings, moves=0)
 
     def _share(self) -> float:
         """Return how many seconds to train without the photos that are held out."""

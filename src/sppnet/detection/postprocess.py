@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sppnet.arrays import FloatArray
-from sppnet.boxes import Detections, batched_nms
+from sppnet.boxes import Detections, batched_nms, clip
 
 LEAST_SCORE = -1.5
 """Windows whose SVM gives less are no detections, as in the released code; at 0 it is undecided."""
@@ -43,7 +43,7 @@ def postprocess(
         Most detections of a class.
     """
     height, width = shape
-    inside = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    inside = clip(boxes, width, height)
     real = (inside[..., 2:] > inside[..., :2]).all(axis=-1)
     kinds, rows = np.nonzero(((scores >= threshold) & real).T)
     found, points = inside[rows, kinds], scores[rows, kinds]

@@ -242,7 +242,7 @@ class _Passes:
     def over(self, step: Pass, items: Sequence[Any], doing: str, *, here: bool = False) -> Iterator[Any]:
         """Yield what a pass makes of each item, in their order; it may be little enough to do it here."""
         runner = Threads(1) if here else self.runner
-        results = iter(runner.stream(ShardWork(self.recipe, step), items))
+        results = iter(runner.stream(ShardWork(self.recipe, step), items, together=1))
         for _ in self.work.track(range(len(items)), doing):
             yield next(results)
 

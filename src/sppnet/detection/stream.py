@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from sppnet.detection.calibration import Scores
 from sppnet.errors import SppnetError
 from sppnet.evaluation.detection import DetectionReport, evaluate_detections
 from sppnet.images import pixels_of
-from sppnet.parallel import Runner, Staged, Threads, thread_count
+from sppnet.parallel import TOGETHER, Runner, Staged, Threads, thread_count
 from sppnet.pooling.regions import load_kernels
 from sppnet.progress import StageTimer, Track, no_track
 from sppnet.proposals.maps import MAPS
@@ -206,6 +206,7 @@ class _Finding:
     predictor: Predictor
     asked: Asked
     threads: int = 1
+    together: ClassVar[int] = TOGETHER
 
     def open(self) -> Callable[[Image], Any]:
         """Return what detects in an image; get ready meanwhile."""
@@ -240,6 +241,8 @@ class _Finding:
 class _Detecting(_Finding):
     """The work of detecting in an image, whose pixels come back, too."""
 
+    together: ClassVar[int] = 8
+
     def _result(self, pixels: Pixels, found: Detections) -> Any:
         return pixels, found
 
@@ -247,7 +250,7 @@ class _Detecting(_Finding):
 def _run(work: _Finding, images: Iterable[Image], cluster: Runner | None) -> Iterator[Any]:
     """Do work by the workers of a cluster, or else by threads, where there are images for them."""
     if cluster is not None:
-        return cluster.stream(work, images)
+        return cluster.stream(work, images, work.together)
     count = min(len(images), _AT_ONCE) if isinstance(images, Sized) else _AT_ONCE
     threads = max(1, min(count, thread_count())) if work.predictor.device == "cpu" else 1
     return Threads(threads).stream(replace(work, threads=threads), images)

@@ -168,11 +168,15 @@ def export_detector(
     NotFittedError
         If the detector is not fitted.
     SppnetError
-        If `path` does not end in ``.onnx``.
+        If `path` does not end in ``.onnx``, or the detector moves windows several times.
     OSError
         If the file cannot be written.
     """
     classes, fitted = detector.classes_, detector.fitted_
+    if detector.moves > 1 and fitted.regression.moves.any():
+        raise SppnetError(
+            f"found a detector that moves windows {detector.moves} times, expected once, as a graph does"
+        )
     objectness, grid = fitted.objectness, DenseWindows()
     chosen = detector.thresholds_ if threshold is None else threshold
     least = np.broadcast_to(np.float32(chosen), len(classes)).copy()

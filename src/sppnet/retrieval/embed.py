@@ -164,7 +164,7 @@ def _embed_shards(
     done = [shards.written(shard) for shard in every]
     waiting = [shard for shard, found in zip(every, done, strict=True) if found is None]
     start = time.perf_counter()
-    stream = (cluster or Threads(1)).stream(work, waiting)
+    stream = (cluster or Threads(1)).stream(work, waiting, together=1)
     made = [found for _, found in zip(track(waiting, "Embedding shards"), stream, strict=True)]
     seconds = time.perf_counter() - start
     there = [*filter(None, done), *made]
