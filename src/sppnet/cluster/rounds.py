@@ -24,7 +24,7 @@ from sppnet.parallel import Item, Result, Work
 # So all end at about the same time.
 _SHARES = 2
 # Bytes of results that are sent together, about: what is large goes on its way at once.
-_LARGE = 4_000_000
+_LARGE = 16_000_000
 # Blocks that a worker has in hand: one in work, and the next.
 _READY = 2
 # A thing is given up when so many workers that had nothing else in hand died, one after the other.
@@ -87,9 +87,8 @@ class Rounds(Generic[Item, Result]):
                 if len(known) > _AHEAD:
                     break
             left = [i for i in left if i >= place and i not in known]
-            dead = self._retry(
-                [i for i in left if i < last] or left[: share(len(left), self.workers, self.together)], known
-            )
+            next_ones = left[: share(len(left), self.workers, self.together)]
+            dead = self._retry([i for i in left if i < last] or next_ones, known)
             while place in known:
                 yield known.pop(place)
                 place += 1

@@ -241,7 +241,7 @@ class _Finding:
 class _Detecting(_Finding):
     """The work of detecting in an image, whose pixels come back, too."""
 
-    together: ClassVar[int] = 8
+    together: ClassVar[int] = 16
 
     def _result(self, pixels: Pixels, found: Detections) -> Any:
         return pixels, found
