@@ -75,7 +75,7 @@ def measured(
     passed = time.perf_counter() - begun
     backbone = Backbone(trainer.graph("trained"), STAGES, max(STRIDES))
     settings = FitSettings(
-        WindowPooling((side,)), mining=MiningSettings(C=OWN_C), folds=0, moves=False, nms_iou=OWN_NMS_IOU
+        WindowPooling((side,)), mining=MiningSettings(C=OWN_C), folds=0, moves=0, nms_iou=OWN_NMS_IOU
     )
     none = [np.zeros((0, 4), np.float32)] * len(data)
     with TemporaryDirectory() as folder:

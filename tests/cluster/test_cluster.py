@@ -240,6 +240,21 @@ def test_a_result_that_cannot_be_sent_is_a_bug():
     assert _opened(worker.answer(pickle.dumps(1))) == 2
 
 
+@pytest.mark.parametrize(("large", "sizes"), [(10**9, [5]), (3000, [2, 2, 1]), (1, [1] * 5)])
+def test_what_is_large_goes_on_its_way_at_once(large, sizes, monkeypatch):
+    monkeypatch.setattr(rounds, "_LARGE", large)
+    worker = _Worker(b"", _Place(".", {}))
+    worker.function = lambda number: bytes(1500 + number)
+    blocks = np.empty(2, object)
+    blocks[:] = [pickle.dumps([(i, pickle.dumps(i)) for i in part]) for part in ((7, 8, 9), (3, 4))]
+    found = list(worker({"block": blocks}))
+    assert [len(rows["place"]) for rows in found] == sizes
+    places = [int(place) for rows in found for place in rows["place"]]
+    assert places == [7, 8, 9, 3, 4]
+    contents = [_opened(content) for rows in found for content in rows["content"]]
+    assert list(map(len, contents)) == [1500 + place for place in places]
+
+
 def test_what_is_wrong_is_said_before_work(machines, photos, tmp_path, monkeypatch):
     work = Deadly(tmp_path, (), 0)
     with pytest.raises(SppnetError, match="found 0 workers"):

@@ -1,6 +1,7 @@
 """Windows that are pooled again where they were moved to: against a slow oracle, and through a whole fit."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sppnet.detection.gathering import find
 from sppnet.detection.moving import moved_again
 from sppnet.errors import SppnetError
 from sppnet.onnx.export import export_detector
+from sppnet.regression import BoxRegression
 from trees import drawn
 
 SETTINGS = {"levels": (2, 1), "scales": (160, 320), "reference": 160, "folds": 2}
@@ -26,49 +28,55 @@ def shifted(places):
     return np.stack([first, second], axis=1), scores.astype(np.float32)
 
 
-def slowly(found, times):
+def model(*moves):
+    """What moves, or does not, windows of as many classes."""
+    weights = np.array(moves, np.float32).reshape(-1, 1, 1) * np.ones((1, 4, 3), np.float32)
+    return SimpleNamespace(
+        regression=BoxRegression(weights, np.zeros(weights.shape[:2], np.float32)), least_score=-0.2
+    )
+
+
+def slowly(found, times, moves):
     boxes, scores = found[0].copy(), found[1].copy()
-    for _ in range(times):
+    for before in range(1, times + 1):
         for row in range(len(boxes)):
-            for kind in range(2):
+            for kind in np.flatnonzero(moves):
                 x1, y1, x2, y2 = boxes[row, kind].tolist()
-                place = [
-                    max(0.0, min(x1, 80)),
-                    max(0.0, min(y1, 60)),
-                    max(0.0, min(x2, 80)),
-                    max(0.0, min(y2, 60)),
-                ]
+                place = max(0, min(x1, 80)), max(0, min(y1, 60)), max(0, min(x2, 80)), max(0, min(y2, 60))
                 if scores[row, kind] < -0.2 or place[2] <= place[0] + 1 or place[3] <= place[1] + 1:
                     continue
                 again, value = shifted(np.array([place], np.float32))
                 boxes[row, kind] = again[0, kind]
-                scores[row, kind] = (scores[row, kind] + value[0, kind]) / 2
+                scores[row, kind] = (before * scores[row, kind] + value[0, kind]) / (before + 1)
     return boxes, scores
 
 
+@pytest.mark.parametrize("moves", [(1, 1), (0, 1), (0, 0)])
 @pytest.mark.parametrize("count", [0, 1, 40])
-@pytest.mark.parametrize("times", [0, 1, 2])
-def test_the_best_are_moved_and_scored_again(count, times):
+@pytest.mark.parametrize("times", [-1, 0, 1, 2])
+def test_the_best_are_moved_and_scored_again(moves, count, times):
     rng = np.random.default_rng(count)
     corner = rng.uniform(-10, 70, (count, 2))
     windows = np.concatenate([corner, corner + rng.uniform(0, 30, (count, 2))], axis=1).astype(np.float32)
     found = shifted(windows)
     given = found[0].copy(), found[1].copy()
-    moved, expected = moved_again(shifted, found, SIZE, -0.2, times), slowly(found, times)
-    for a, b, before, after in zip(moved, expected, given, found, strict=True):
+    moved = moved_again(shifted, found, SIZE, model(*moves), times)
+    for a, b, before, after in zip(moved, slowly(found, times, moves), given, found, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
         np.testing.assert_array_equal(before, after)
         assert a.dtype == np.float32
 
 
-def test_only_the_best_are_looked_at_again(monkeypatch):
+def test_only_the_best_of_each_class_are_looked_at_again(monkeypatch):
     monkeypatch.setattr(moving, "_MOST", 3)
-    windows = np.array([[x, 0, x + 20, 20] for x in range(0, 50, 10)], np.float32)
+    windows = np.array([[x, 0, x + 20, 20] for x in range(30, 60, 5)], np.float32)
     found = shifted(windows)
-    boxes, _ = moved_again(shifted, found, SIZE, -9, 1)
+    boxes, _ = moved_again(shifted, found, SIZE, model(1, 1), 1)
     changed = (boxes != found[0]).any(axis=-1)
-    assert changed.sum() == 3
-    assert found[1][changed].min() >= found[1][~changed].max()
+    assert changed.sum(axis=0).tolist() == [3, 3]
+    for kind in range(2):
+        scores, again = found[1][:, kind], changed[:, kind]
+        assert scores[again].min() >= scores[~again].max()
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +99,7 @@ def test_a_detector_moves_windows_as_often_as_it_is_set(twice, data):
     once = Detector(**SETTINGS)
     once.fitted_ = twice.fitted_
     found = once.score(encoded, windows)
-    expected = moved_again(
-        lambda w: once.score(encoded, w), found, encoded.size, twice.fitted_.least_score, 1
-    )
+    expected = moved_again(lambda w: once.score(encoded, w), found, encoded.size, twice.fitted_, 1)
     for a, b in zip(twice.score(encoded, windows), expected, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(twice.score(encoded, windows)[1], found[1])
@@ -119,8 +125,22 @@ def test_the_file_keeps_how_often(twice, tmp_path):
     assert Detector.load(tmp_path / "m.safetensors").moves == 2
 
 
+def test_a_class_that_is_added_leaves_the_others_as_they_are(data):
+    images, windows, targets = data
+    detector = Detector(**SETTINGS, moves=2)
+    detector.fit(trees.samples(images, targets), windows=windows, classes=["disc", "square"])
+    before = [detector.score(detector.encode(i), w) for i, w in zip(images[:3], windows, strict=False)]
+    detector.add_class(["triangle"], trees.samples(images, targets), windows=windows)
+    for image, boxes, (places, scores) in zip(images[:3], windows, before, strict=False):
+        after = detector.score(detector.encode(image), boxes)
+        np.testing.assert_array_equal(after[0][:, :2], places)
+        np.testing.assert_allclose(after[1][:, :2], scores, atol=1e-6)
+
+
 def test_what_it_cannot_do_is_said(twice, data, tmp_path):
     with pytest.raises(SppnetError, match="found 0 moves of windows, expected at least 1"):
         Detector(moves=0).fit(trees.samples(data[0], data[2]))
-    with pytest.raises(SppnetError, match="found a detector that moves windows 2 times, expected once"):
+    with pytest.raises(SppnetError, match="found 2 moves of windows for a network that is trained"):
+        Detector(moves=2).fit(trees.samples(data[0], data[2]), minutes=1)
+    with pytest.raises(SppnetError, match="found a detector that moves windows 2 times, expected one that"):
         export_detector(twice, tmp_path / "m.onnx")

@@ -20,7 +20,7 @@ from sppnet.evaluation.detection import mean_average_precision, voc_detection
 from sppnet.features.backbone import Backbone
 from sppnet.features.cache import MapCache
 from sppnet.features.windows import WindowPooling
-from sppnet.parallel import Staged, Threads
+from sppnet.parallel import TOGETHER, Staged, Threads
 from sppnet.progress import StageTimer
 from sppnet.regression import encode_deltas
 from trees import drawn
@@ -71,7 +71,7 @@ def same(a, b):
 class Elsewhere:
     """A runner that does the last item first, in what could be other processes: all goes through pickles."""
 
-    def stream(self, work, items):
+    def stream(self, work, items, together=TOGETHER):
         functions = [pickle.loads(pickle.dumps(work)).open() for _ in range(2)]
         results = [
             pickle.dumps(functions[i % 2](pickle.loads(pickle.dumps(item))))

@@ -26,7 +26,7 @@ _MINUTES = (
     "no longer gains, at most 10; 0 without PyTorch, or where an option asks for scales, windows or layers."
 )
 _MOVES = (
-    "How often the best windows are moved, scored and pooled again; 2 finds more small objects, in more time."
+    "How often the best windows are moved, scored and pooled; 2 finds more small ones; no network is trained."
 )
 _LAYER = "What the SVMs stand on: pooled maps, or a fully connected layer above them."
 _TUNED = "The backbone's layers behind this stage learn, too."

@@ -83,7 +83,10 @@ OtherProposals = Annotated[str | None, windows("--proposals", help=_OTHERS, auto
 
 _BACKBONE = "efficientnet-lite0, pyramid-lite0, a file of sppnet backbone make, or a detector to go on from."
 BackboneName = Annotated[str, network("--backbone", help=_BACKBONE)]
-_OF_FIT = f"{_BACKBONE} Default: pyramid-lite0 to train the network, else the better of the first two."
+_OF_FIT = (
+    f"{_BACKBONE} Default: pyramid-lite0 to train the network; else, without other options, the better "
+    "of the first two."
+)
 LearnedBackbone = Annotated[str | None, network("--backbone", help=_OF_FIT)]
 Stages = Annotated[str, network(help="Stages that feed the pyramid, between commas: 1 to 5, head.")]
 Stride = Annotated[int, network(help="Largest stride of the backbone: 32, or 16 for finer maps.")]

@@ -12,12 +12,13 @@ from typing import Any
 
 from sppnet import __version__
 from sppnet.errors import SppnetError, check_extra
+from sppnet.parallel import core_count
 
 LOCAL = "local"
 """Address of a cluster of this machine alone, which lasts as long as the work."""
 
-# Bytes of results on their way in a cluster that is begun here; Ray would take a third of the memory.
-_STORE = 300_000_000
+# Bytes on their way, for each worker of a cluster that is begun here; Ray would take a third of the memory.
+_STORE = 150_000_000
 # Seconds in which a cluster must answer.
 _ANSWER = 5.0
 _HOW = "expected one that `ray start --head` began, as HOST:PORT or auto, or local"
@@ -40,7 +41,8 @@ def connect(address: str, workers: int | None) -> bool:
         return False
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == LOCAL:
-        ray.init(LOCAL, num_cpus=workers, include_dashboard=False, object_store_memory=_STORE, **quiet)
+        store = _STORE * (workers or core_count())
+        ray.init(LOCAL, num_cpus=workers, include_dashboard=False, object_store_memory=store, **quiet)
         return True
     _check_answer(address)
     try:

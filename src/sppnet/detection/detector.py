@@ -127,9 +127,9 @@ class Detector(Estimator, Predictor):
     ridge : float
         Penalty of the box regression (released code: 4000).
     moves : int
-        How often box regression moves windows: at 2 the best are pooled again where they were moved to,
-        scored and moved once more, and the mean of both scores counts. No regression is left where the
-        network was trained, so that nothing moves there.
+        How often box regression moves windows: at 2 the 100 best of each class are pooled again where they
+        were moved to, scored and moved once more, and the mean of both scores counts. Nothing moves where
+        the network is trained.
     nms_iou : float, optional
         Detections of a class that overlap a better one by more are dropped; by default 0.3 as in the paper,
         or 0.5 of a network that proposes windows, whose boxes are closer.
@@ -708,8 +708,7 @@ class Detector(Estimator, Predictor):
         self._check_fitted()
         scored = partial(self._scored, encoded, regress=regress, timer=timer or StageTimer())
         found = scored(np.asarray(windows, dtype=np.float32).reshape(-1, 4))
-        times = self.moves - 1 if regress and self.fitted_.regression.moves.any() else 0
-        return moved_again(scored, found, encoded.size, self.fitted_.least_score, times)
+        return moved_again(scored, found, encoded.size, self.fitted_, self.moves - 1 if regress else 0)
 
     def _scored(self, encoded: EncodedImage, places: Boxes, *, regress: bool, timer: StageTimer) -> Scored:
         """Score windows and move them once, in blocks that the memory holds."""
@@ -950,6 +949,10 @@ def _check_joint(settings: FitSettings, minutes: float | None, windows: object) 
         return
     if minutes is not None and not minutes > 0:
         raise SppnetError(f"found {minutes:g} minutes, expected more than 0")
+    if settings.moves > 1:
+        raise SppnetError(
+            f"found {settings.moves} moves of windows for a network that is trained, expected 1: its own fit"
+        )
     if windows is not None:
         raise SppnetError("found windows for a network that is trained to propose its own, expected none")
     if settings.tuning is not None or settings.objectness is not None:

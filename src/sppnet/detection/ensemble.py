@@ -193,7 +193,7 @@ def _check(detectors: Sequence[Detector]) -> None:
 
 def _same(one: Detector, other: Detector) -> bool:
     """Return whether two detectors give every window the same scores."""
-    settings = [(d.fitted_.backbone.signature, d.pooling, d.layer) for d in (one, other)]
+    settings = [(d.fitted_.backbone.signature, d.pooling, d.layer, d.moves) for d in (one, other)]
     heads = [{} if d.fitted_.head is None else d.fitted_.head.state() for d in (one, other)]
     return (
         settings[0] == settings[1]

@@ -87,6 +87,6 @@ def find(model: Fitted, encoded: EncodedImage, windows: Boxes, settings: FitSett
     def look(places: Boxes) -> Scored:
         return model.score(settings.pooling(encoded, places), places, settings.layer, own=encoded.windows)
 
-    found = moved_again(look, look(windows), encoded.size, model.least_score, settings.moves - 1)
+    found = moved_again(look, look(windows), encoded.size, model, settings.moves - 1)
     nms_iou, limit = settings.nms_iou, settings.limit
     return postprocess(*found, model.classes, encoded.size, nms_iou, model.least_score, limit)

@@ -175,7 +175,8 @@ def export_detector(
     classes, fitted = detector.classes_, detector.fitted_
     if detector.moves > 1 and fitted.regression.moves.any():
         raise SppnetError(
-            f"found a detector that moves windows {detector.moves} times, expected once, as a graph does"
+            f"found a detector that moves windows {detector.moves} times, expected one that moves them once, "
+            "as a graph does: set its moves to 1"
         )
     objectness, grid = fitted.objectness, DenseWindows()
     chosen = detector.thresholds_ if threshold is None else threshold
