@@ -89,6 +89,13 @@ class TestTrain:
         settings = read_facts("m.safetensors")["settings"]
         assert {name: settings[name] for name in rules} == rules
 
+    def test_moved_twice(self, data):
+        succeeds("detect", "train", data, "--moves", 2, "--out", "m.safetensors", *QUICK)
+        assert Detector.load("m.safetensors").moves == 2
+        assert "moved 2 times" in succeeds("info", "m.safetensors").out
+        says = ["found --moves beside --minutes"]
+        fails("detect", "train", data, "--moves", 2, "--minutes", 1, "--out", "m.safetensors", says=says)
+
     @pytest.mark.parametrize("option", ["--projection", "--scale-rule", "--negatives"])
     def test_unknown_rule(self, data, option, monkeypatch):
         monkeypatch.setattr("sppnet.detection.detector.propose_each", None)  # it is said before the long work

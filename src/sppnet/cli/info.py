@@ -100,6 +100,7 @@ def _detector_facts(path: Path, place: Mapping[str, Any]) -> tuple[dict[str, Any
             **{name: _known(getattr(counts, name)) for name in ("precision", "recall", "f1")},
             "false_alarms": counts.false_alarms,
         }
+    windows = console.windows_of(detector) + (", or maps" if fitted.objectness is not None else "")
     facts = {
         "kind": "detector",
         **place,
@@ -108,7 +109,7 @@ def _detector_facts(path: Path, place: Mapping[str, Any]) -> tuple[dict[str, Any
         "scores": "probabilities that a detection is right",
         "backbone": origin["name"] + (", trained" if _was_trained(detector) else ""),
         "layer": detector.layer,
-        "windows": console.windows_of(detector) + (", or maps" if fitted.objectness is not None else ""),
+        "windows": windows + (f", moved {detector.moves} times" if detector.moves > 1 else ""),
         "scales": list(detector.pooling.scales),
         "levels": list(detector.levels),
         "licence": origin["licence"],
