@@ -596,7 +596,7 @@ def test_a_file_describes_itself(saved):
     facts = read_facts(saved)
     assert facts["classes"] == ["disc", "square", "triangle"]
     assert facts["settings"]["proposals"] == "selective-search+edge-boxes"
-    assert facts["settings"]["backbone"] == "efficientnet-lite0"
+    assert facts["backbone"]["name"] == "efficientnet-lite0"
     assert facts["settings"]["scales"] == list(SCALES)
     assert "device" not in facts["settings"], "a detector is not of the machine that it was fitted on"
 
