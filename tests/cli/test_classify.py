@@ -169,6 +169,7 @@ class TestTrain:
         assert all(np.array_equal(found[name], value) for name, value in expected.items())
         assert not Path("killed.safetensors.checkpoint").exists()
 
+    @pytest.mark.long
     def test_two_processes_write_one_network(self, data):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += ["--no-python", sys.executable, "-m", "sppnet", "classify", "train", str(data)]

@@ -171,6 +171,7 @@ def test_any_number_of_workers_gives_the_same_bits(machines, photos):
             assert len(found[1]) > 3
 
 
+@pytest.mark.long
 def test_measures_and_an_index_are_the_same(machines, photos, tmp_path):
     paths = [path for path in sorted(photos.iterdir()) if path.stem != "6"]
     detector, classifier = Detector.load("animals"), Classifier.load("imagenet")
