@@ -87,8 +87,8 @@ class Rounds(Generic[Item, Result]):
                 if len(known) > _AHEAD:
                     break
             left = [i for i in left if i >= place and i not in known]
-            next_ones = left[: share(len(left), self.workers, self.together)]
-            dead = self._retry([i for i in left if i < last] or next_ones, known)
+            following = next(dealt(left, self.workers, self.together), ())
+            dead = self._retry([i for i in left if i < last] or following, known)
             while place in known:
                 yield known.pop(place)
                 place += 1
@@ -162,16 +162,11 @@ class Rounds(Generic[Item, Result]):
             )
 
 
-def share(left: int, workers: int, most: int) -> int:
-    """Return how many things a worker takes at a time while so many are left, `most` at most."""
-    return max(1, min(most, left // (_SHARES * workers)))
-
-
 def dealt(places: Sequence[int], workers: int, most: int) -> Iterator[Sequence[int]]:
-    """Yield the blocks that workers take, in order: smaller ones to the end, where others would wait."""
+    """Yield the blocks that workers take, in order and of `most` at most: smaller ones to the end."""
     start = 0
     while start < len(places):
-        end = start + share(len(places) - start, workers, most)
+        end = start + max(1, min(most, (len(places) - start) // (_SHARES * workers)))
         yield places[start:end]
         start = end
 

@@ -951,7 +951,7 @@ def _check_joint(settings: FitSettings, minutes: float | None, windows: object) 
         raise SppnetError(f"found {minutes:g} minutes, expected more than 0")
     if settings.moves > 1:
         raise SppnetError(
-            f"found {settings.moves} moves of windows for a network that is trained, expected 1: its own fit"
+            f"found {settings.moves} moves of windows for a network that is trained, expected 1: its own stay"
         )
     if windows is not None:
         raise SppnetError("found windows for a network that is trained to propose its own, expected none")

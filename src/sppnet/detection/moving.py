@@ -44,7 +44,7 @@ def moved_again(
         How often; at 0 or less all stays as it is found.
     """
     boxes, scores = found
-    for before in range(1, times + 1) if model.regression.moves.any() else ():
+    for before in range(1, times + 1):
         places = clip(boxes, size[1], size[0])
         real = (places[..., 2:] > places[..., :2] + 1).all(axis=-1) & (scores >= model.least_score)
         rows, kinds = _best(np.where(real & model.regression.moves, scores, -np.inf))
