@@ -7,7 +7,8 @@ The first fits the default detector to the same photos of the split train in sev
 of its own, from maps and windows that were computed before (a first run makes them), and measures on photos
 of the split val: mean average precision of VOC 2007, seconds, and the most memory of the process.
 ``--workers`` adds fits whose shards go to so many processes of a cluster on this machine; their memory is
-measured, too.
+measured, too. Of the process' memory what is its own is told apart: without pages of library files and of the
+cluster's store, which other processes share.
 
 The second mines random vectors that stand around a centre for each class, in shards, as the fit does: what
 time and memory grow with.
@@ -23,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +109,7 @@ def fits(args: argparse.Namespace) -> list[dict[str, Any]]:
         "s in all",
         "s mining",
         "GB of the process",
+        "GB of its own",
         "GB of a worker",
     )
     rows = [
@@ -118,6 +120,7 @@ def fits(args: argparse.Namespace) -> list[dict[str, Any]]:
             f"{row['seconds']:.0f}",
             f"{row['stages']['SVMs']:.0f}",
             f"{row['peak']:.2f}",
+            f"{row['own']:.2f}",
             f"{row['worker']:.2f}" if row["worker"] else "",
         )
         for row in found
@@ -137,14 +140,13 @@ def one(args: argparse.Namespace, way: dict[str, Any]) -> dict[str, Any]:
     train, val = some(args.data, "train", args.photos), some(args.data, "val", args.val)
     timer = StageTimer()
     options: dict[str, Any] = {name: way[name] for name in ("rounds", "memory") if name in way}
-    workers: dict[str, float] = {}
     cluster = None
     if "workers" in way:
         from sppnet.cluster import Cluster
 
         cluster = options["cluster"] = Cluster("local", workers=way["workers"])
     begun = time.perf_counter()
-    with watched(workers) if cluster else nullcontext():
+    with watched() as most:
         detector = Detector(args.backbone, seed=way.get("seed", 0)).fit(
             train, classes=ANIMALS, cache=args.cache, timer=timer, **options
         )
@@ -158,7 +160,8 @@ def one(args: argparse.Namespace, way: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "stages": timer.seconds,
         "peak": peak,
-        "worker": max(workers.values(), default=None),
+        "own": most.pop(str(os.getpid())),
+        "worker": max(most.values(), default=None),
     }
 
 
@@ -176,24 +179,36 @@ def measured(detector: Detector, data: list[Sample], cache: Path) -> float:
 
 
 @contextmanager
-def watched(most: dict[str, float]) -> Iterator[None]:
-    """Note the most GB that each worker of this process' cluster holds, by its number."""
+def watched() -> Iterator[dict[str, float]]:
+    """Note the most GB of memory of this process' own, and that each worker of its cluster holds, by number.
+
+    Own is what is no page of a file, such as a library, nor of the cluster's store: other processes share
+    these.
+    """
+    most: dict[str, float] = {str(os.getpid()): 0.0}
     ended = threading.Event()
 
     def look() -> None:
+        here = Path("/proc/self")
         while not ended.wait(0.1):
+            most[str(os.getpid())] = max(most[str(os.getpid())], gigabytes(status_of(here), "RssAnon"))
             for folder in Path("/proc").glob("[0-9]*"):
                 status = status_of(folder)
                 if status.get("Name", "").startswith("ray::") and below(folder):
-                    most[folder.name] = int(status.get("VmHWM", "0 kB").split()[0]) * 1024 / 1e9
+                    most[folder.name] = gigabytes(status, "VmHWM")
 
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        yield
+        yield most
     finally:
         ended.set()
         thread.join()
+
+
+def gigabytes(status: dict[str, str], name: str) -> float:
+    """Return one of a process' amounts of memory; 0 of one that has ended."""
+    return int(status.get(name, "0 kB").split()[0]) * 1024 / 1e9
 
 
 def status_of(folder: Path) -> dict[str, str]:

@@ -117,7 +117,9 @@ class Rounds(Generic[Item, Result]):
         from ray.exceptions import RayError
 
         dataset = self._dataset(places, most, deaths)
-        batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0))
+        # As they lie in the cluster's store: NumPy arrays of bytes would be copies of all results.
+        tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        batches = iter(tables)
         while True:
             try:
                 batch = next(batches, None)
@@ -130,8 +132,8 @@ class Rounds(Generic[Item, Result]):
                 ) from error
             if batch is None:
                 return
-            for place, content in zip(batch["place"].tolist(), batch["content"], strict=True):
-                yield place, _opened(content)
+            for place, content in zip(batch["place"].to_pylist(), batch["content"], strict=True):
+                yield place, _opened(content.as_buffer())
 
     def _dataset(self, places: Sequence[int], most: int, deaths: int) -> Any:
         from ray import data
@@ -230,7 +232,7 @@ class _Worker:
         self.work, self.place = work, place
         self.function: Callable[[Any], Any] | None = None
 
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> Iterator[Any]:
         places: list[int] = []
         answers: list[bytes] = []
         for place, content in (pair for block in batch["block"] for pair in pickle.loads(block)):
@@ -255,13 +257,14 @@ class _Worker:
             return _pickled((False, error))
 
 
-def _rows(places: Sequence[int], answers: Sequence[bytes]) -> dict[str, npt.NDArray[Any]]:
-    contents = np.empty(len(answers), object)
-    contents[:] = answers
-    return {"place": np.array(places), "content": contents}
+def _rows(places: Sequence[int], answers: Sequence[bytes]) -> Any:
+    import pyarrow
+
+    contents = pyarrow.array(answers, pyarrow.large_binary())
+    return pyarrow.table({"place": list(places), "content": contents})
 
 
-def _opened(content: bytes) -> Any:
+def _opened(content: Any) -> Any:
     well, value = pickle.loads(content)
     if not well:
         raise value
