@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=200)
     parser.add_argument("--cache", type=Path, default=Path("maps"))
     parser.add_argument("--backbone", default="efficientnet-lite0")
-    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rounds", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--memory", type=float, nargs="+", default=[1.0], help="GB of a process")
     parser.add_argument("--workers", type=int, nargs="*", default=[])
     parser.add_argument("--seeds", type=int, default=1, help="plain fits with so many seeds: what noise is")

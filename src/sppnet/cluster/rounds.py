@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic
 
-import numpy as np
 import numpy.typing as npt
 
 from sppnet.cluster.connection import cores
