@@ -28,6 +28,7 @@ from common import commit, machine, table, write_json
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1)
 SPPNET = (sys.executable, "-c", "from sppnet.cli import main; main()", "detect")
 
 
@@ -76,7 +77,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             above.plot([r["minutes"] for r in mine], means, "o-", label=who)
             below.plot([r["seconds"] for r in mine], means, "o", label=who)
         above.set(title=name, xlabel="minutes", ylim=(0, 100), xlim=(0, None))
-        below.set(xlabel="seconds per photo", xscale="log", xlim=(0.01, 2))
+        below.set(xlabel="seconds per photo", xscale="log", xlim=(0.02, 1))
+        below.set_xticks(SECONDS, [f"{value:g}" for value in SECONDS])
+        below.minorticks_off()
         for panel in (above, below):
             panel.set_ylabel("mAP on the test photos")
             panel.grid(alpha=0.3)

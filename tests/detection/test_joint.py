@@ -190,6 +190,7 @@ def test_a_fit_goes_on_from_the_network_of_another_detector(fitted, tmp_path):
     assert more.fitted_.quality.objects.tolist() == fitted[0].fitted_.quality.objects.tolist()
     assert more.fitted_.backbone.digest != fitted[0].fitted_.backbone.digest
     assert more.fitted_.backbone.graph.facts.kinds == ("disc", "square", "triangle")
+    assert np.isfinite(more.fitted_.history).all(), "no photo was held out to tell how good it is"
 
 
 def test_a_detector_without_a_pyramid_gives_its_backbone_too(tiny, tmp_path):

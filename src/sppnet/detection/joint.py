@@ -8,6 +8,7 @@ photos, which tell how good it is and what its scores mean; then with all of the
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -282,7 +283,9 @@ class JointFit:
         return np.array(self.history, np.float32).reshape(-1, 2)
 
     def _measured(self, mean_ap: float) -> None:
-        self.history.append((self.budget.passed / 60, mean_ap))
+        """Note how good the network is now; nothing is known of that where no photo was held out."""
+        if not math.isnan(mean_ap):
+            self.history.append((self.budget.passed / 60, mean_ap))
 
 
 def side_of(examples: Examples, settings: FitSettings) -> int:
