@@ -195,7 +195,8 @@ def watched() -> Iterator[dict[str, float]]:
             for folder in Path("/proc").glob("[0-9]*"):
                 status = status_of(folder)
                 if status.get("Name", "").startswith("ray::") and below(folder):
-                    most[folder.name] = gigabytes(status, "VmHWM")
+                    # One that is ending has no memory any more.
+                    most[folder.name] = max(most.get(folder.name, 0.0), gigabytes(status, "VmHWM"))
 
     thread = threading.Thread(target=look)
     thread.start()

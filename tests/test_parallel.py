@@ -55,3 +55,17 @@ def test_without_pytorch_threads_follow_the_environment(monkeypatch, given, expe
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", given)
     assert thread_count() == (expected or len(os.sched_getaffinity(0)))
+
+
+def test_what_nobody_waits_for_is_not_begun():
+    done = []
+
+    def slow(number):
+        if number == 0:
+            raise ValueError("bad")
+        time.sleep(0.2)
+        done.append(number)
+
+    with pytest.raises(ValueError, match="bad"):
+        next(in_order(slow, range(5), 2))
+    assert 3 not in done

@@ -112,14 +112,17 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
     ------
     Whatever `function` raises, at its place.
     """
-    source = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
+    source, pool = iter(items), ThreadPoolExecutor(threads)
+    try:
         waiting: deque[Future[Result]] = deque(
             pool.submit(function, item) for item in islice(source, 2 * threads)
         )
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(pool.submit(function, item) for item in islice(source, 1))
+    finally:
+        # What no thread has begun is not begun for nobody.
+        pool.shutdown(cancel_futures=True)
 
 
 def thread_count() -> int:

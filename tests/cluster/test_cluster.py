@@ -236,9 +236,44 @@ def test_a_result_that_cannot_be_sent_is_a_bug():
     worker = _Worker(b"", _Place(".", {}))
     worker.function = lambda _: threading.Lock()
     with pytest.raises(TypeError, match="pickle"):
-        _opened(worker.answer(pickle.dumps(1)))
+        _opened(worker.answer(pickle.dumps(1))).result()
     worker.function = lambda number: number + 1
-    assert _opened(worker.answer(pickle.dumps(1))) == 2
+    assert _opened(worker.answer(pickle.dumps(1))).result() == 2
+
+
+class TwoWords(OSError):
+    """An error that another process cannot make of what it says."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one} {other}")
+
+
+class Locked(ValueError):
+    """An error that cannot be sent."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (TwoWords("no", "disk"), OSError, "TwoWords: no disk"),
+        (Locked("no key"), RuntimeError, "Locked: no key"),
+        (OSError(2, "gone", "a.jpg"), FileNotFoundError, "gone: 'a.jpg'"),
+    ],
+)
+def test_an_error_that_cannot_be_sent_is_told_by_one_that_can(error, kind, says):
+    def fail(_):
+        raise error
+
+    worker = _Worker(b"", _Place(".", {}))
+    worker.function = fail
+    with pytest.raises(kind, match=says) as caught:
+        _opened(worker.answer(pickle.dumps(1))).result()
+    if not isinstance(error, OSError):
+        assert "in fail" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(("large", "sizes"), [(10**9, [5]), (3000, [2, 2, 1]), (1, [1] * 5)])
@@ -252,7 +287,7 @@ def test_what_is_large_goes_on_its_way_at_once(large, sizes, monkeypatch):
     assert [len(rows["place"]) for rows in found] == sizes
     places = [int(place) for rows in found for place in rows["place"]]
     assert places == [7, 8, 9, 3, 4]
-    contents = [_opened(content) for rows in found for content in rows["content"]]
+    contents = [_opened(content.as_buffer()).result() for rows in found for content in rows["content"]]
     assert list(map(len, contents)) == [1500 + place for place in places]
 
 
@@ -282,7 +317,50 @@ def test_a_worker_that_is_killed_and_a_machine_that_is_gone_change_nothing(machi
         found += list(stream)
     assert found == [i * i for i in range(400)]
     done = [int(line) for line in (tmp_path / "done").read_text().split()]
-    assert len(done) - 400 <= 6 * 3 * 25
+    # Two workers and a machine died, each with the block in work and the next one.
+    assert len(done) - 400 <= 3 * rounds._READY * TOGETHER
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Numbers; the first comes when so many others are there, and one is bad."""
+
+    folder: Path
+    others: int
+    bad: int
+
+    def open(self):
+        return self.number
+
+    def number(self, number):
+        end = time.monotonic() + 60
+        while number == 0 and len(list(self.folder.iterdir())) < self.others:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        (self.folder / str(number)).touch()
+        if number == self.bad:
+            raise SppnetError(f"{number}: found nothing")
+        return number
+
+
+@pytest.mark.parametrize(("ahead", "waiting", "others"), [(1024, 10**9, 12), (3, 10**9, 4), (1024, 1, 9)])
+def test_results_come_in_order_and_errors_at_their_place(
+    machines, tmp_path, monkeypatch, ahead, waiting, others
+):
+    monkeypatch.setattr(rounds, "_AHEAD", ahead)
+    monkeypatch.setattr(rounds, "_WAITING", waiting)
+    with Cluster(workers=2) as cluster:
+        stream = cluster.stream(Waiting(tmp_path, others, 20), range(24), together=1)
+        assert [next(stream) for _ in range(20)] == list(range(20))
+        with pytest.raises(SppnetError, match="20: found nothing"):
+            next(stream)
+
+
+def test_results_of_a_cluster_that_is_closed_are_an_error(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    results = rounds.Rounds(Waiting(Path(), 0, 0), [1, 2], 1, 1).results()
+    with pytest.raises(SppnetError, match="found the cluster closed, expected it open"):
+        next(results)
 
 
 def test_a_cluster_without_a_core_says_that_it_waits(monkeypatch):

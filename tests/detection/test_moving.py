@@ -79,6 +79,19 @@ def test_only_the_best_of_each_class_are_looked_at_again(monkeypatch):
         assert scores[again].min() >= scores[~again].max()
 
 
+def test_the_mean_is_of_as_many_scores_as_there_were_looks(monkeypatch):
+    monkeypatch.setattr(moving, "_MOST", 1)
+    boxes = np.array([[[0, 0, 20, 20]], [[10, 0, 30, 20]]], np.float32)
+    found = boxes, np.array([[1.0], [0.9]], np.float32)
+
+    def look(places):
+        return places[:, None], np.where(places[:, :1] == 0, np.float32(0.5), np.float32(0.8))
+
+    # The first falls to 0.75 at its look; so the second is looked at, for the first time.
+    _, scores = moved_again(look, found, SIZE, model(1), 2)
+    np.testing.assert_allclose(scores, [[0.75], [0.85]], atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def data():
     return drawn(range(1, 9))

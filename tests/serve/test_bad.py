@@ -19,7 +19,9 @@ from PIL import Image
 
 from serving import draw, jpeg, label_all, noise, serving
 from sppnet.cli.serve import serve
-from sppnet.errors import SppnetError
+from sppnet.datasets import read_dataset
+from sppnet.datasets.tree import PROJECT
+from sppnet.errors import DatasetError, SppnetError
 from sppnet.serve import annotations, media
 from sppnet.serve.studio import Opened, Studio
 
@@ -280,6 +282,27 @@ def test_annotations_beside_photos_are_taken_in_once(tmp_path):
     with serving(tmp_path / "photos", tmp_path / "second") as served:
         served.encoded()
         assert served.get(f"photos/{served.ids()['00.jpg']}/boxes")["boxes"] == []
+
+
+def test_boxes_that_were_put_right_are_not_mixed_with_those_they_were_made_of(tmp_path):
+    photos = tmp_path / "photos"
+    targets = draw(photos, 3)
+    with serving(photos, tmp_path / "first", annotations="beside") as served:
+        served.encoded()
+        label_all(served, targets)
+    with serving(photos, photos / PROJECT) as served:
+        served.wait(lambda project: any("3 photos taken in" in note for note in project["notes"]))
+        served.put(served.ids()["00.jpg"], [])
+    assert len(read_dataset(photos / PROJECT)[0].target.labels) == 0
+    with pytest.raises(DatasetError, match=r"found the boxes of sppnet serve .* and others \(00.xml\)"):
+        read_dataset(photos)
+    for path in photos.glob("*.xml"):
+        path.unlink()
+    (photos / "classes.txt").write_text("cup\n")
+    assert len(read_dataset(photos)) == 3
+    (photos / "00.txt").write_text("0 .5 .5 .2 .2\n")
+    with pytest.raises(DatasetError, match=f"name {photos / PROJECT} for those of the page"):
+        read_dataset(photos)
 
 
 def test_what_is_computed_may_be_removed(tmp_path):

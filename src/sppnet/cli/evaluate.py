@@ -38,7 +38,7 @@ def evaluate(
     workers: opt.Workers = None,
     device: opt.Device = "cpu",
 ) -> None:
-    """Measure a detector, or several together, on a data set; --out writes a report that shows all of it."""
+    """Measure a detector, or several together, on a data set; --out writes a report that shows it."""
     names = [model, *(ensemble or [])]
     files = console.model_files(names)
     _check_places(json_file, out, [*files, data])

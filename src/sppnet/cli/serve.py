@@ -58,7 +58,8 @@ def serve(
 @contextmanager
 def _opened(folder: Path | None, project: Path | None, demo: bool) -> Iterator[Opened]:
     """Yield what is opened; the demonstration's project is removed at the end unless it has a place."""
-    from sppnet.serve.studio import PROJECT, Opened
+    from sppnet.datasets.tree import PROJECT
+    from sppnet.serve.studio import Opened
 
     if not demo:
         yield Opened(folder, project or (folder or Path()) / PROJECT)

@@ -95,7 +95,8 @@ class Cluster:
             return iter(())
         check_nodes(_samples(given))
         if len(given) < self.workers:
-            warnings.warn(f"found {self.workers} workers for {len(given)} images: as many work", stacklevel=2)
+            found = f"found {self.workers} workers for {len(given)} pieces of work"
+            warnings.warn(f"{found}: as many work", stacklevel=2)
         return Rounds(work, given, self.workers, together).results()
 
 

@@ -8,11 +8,12 @@ import pickle
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from sppnet.cluster.connection import cores
@@ -28,14 +29,37 @@ _LARGE = 16_000_000
 _READY = 2
 # A thing is given up when so many workers that had nothing else in hand died, one after the other.
 _DEATHS = 2
-# Results that may wait for one before them; then what is missing is done first.
-_AHEAD = 1024
+# Results, and bytes of results, that may wait for one before them; then what is missing is done first.
+_AHEAD, _WAITING = 1024, 256_000_000
 # Deaths in a round, for each worker, after which it is looked into.
 _PATIENCE = 8
 # Seconds between two looks at what is left of the cluster.
 _LOOK = 5.0
 # What of this process' environment counts in a worker, too.
 _KEPT = ("SPPNET_MAX_PIXELS", "XDG_CACHE_HOME")
+
+
+class _Answer(NamedTuple):
+    """What came of a thing.
+
+    Attributes
+    ----------
+    well : bool
+    value : object
+        The result where all went well, else what was raised.
+    size : int
+        Bytes that were sent.
+    """
+
+    well: bool
+    value: Any
+    size: int
+
+    def result(self) -> Any:
+        """Return the result, or raise what was raised."""
+        if not self.well:
+            raise self.value
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -68,28 +92,30 @@ class Rounds(Generic[Item, Result]):
 
         Raises
         ------
-        Whatever the work raises in a worker.
+        Whatever the work raises in a worker, at its place.
         """
         with _watched():
             yield from self._results()
 
     def _results(self) -> Iterator[Result]:
-        known: dict[int, Result] = {}
+        known: dict[int, _Answer] = {}
         left, place, dead = list(range(len(self.items))), 0, None
         while left and dead is None:
             last = -1
-            for i, result in self._round(left, self.together, _PATIENCE * self.workers):
-                known[i], last = result, max(last, i)
-                while place in known:
-                    yield known.pop(place)
-                    place += 1
-                if len(known) > _AHEAD:
-                    break
+            # Closed whatever is raised here: the workers would go on as long as somebody holds the exception.
+            with closing(self._round(left, self.together, _PATIENCE * self.workers)) as answers:
+                for i, answer in answers:
+                    known[i], last = answer, max(last, i)
+                    while place in known:
+                        yield known.pop(place).result()
+                        place += 1
+                    if self._too_far(known):
+                        break
             left = [i for i in left if i >= place and i not in known]
             following = next(dealt(left, self.workers, self.together), ())
             dead = self._retry([i for i in left if i < last] or following, known)
             while place in known:
-                yield known.pop(place)
+                yield known.pop(place).result()
                 place += 1
             left = [i for i in left if i >= place and i not in known]
         if dead is not None:
@@ -98,41 +124,51 @@ class Rounds(Generic[Item, Result]):
                 "other, expected none to; leave it out, or let fewer work on a machine, each with more memory"
             )
 
-    def _retry(self, lost: Sequence[int], known: dict[int, Result]) -> int | None:
+    def _too_far(self, known: Mapping[int, _Answer]) -> bool:
+        """Tell whether more results wait for one before them than the workers have in hand, and too many."""
+        waiting = sum(answer.size for answer in known.values())
+        return len(known) > _AHEAD or (waiting > _WAITING and len(known) > 2 * _READY * self.workers)
+
+    def _retry(self, lost: Sequence[int], known: dict[int, _Answer]) -> int | None:
         """Do what was lost one by one, so that it shows who died of what; return the first that is deadly."""
-        for _ in range(_DEATHS):
-            known.update(self._round(lost, 1, -1))
+        for left in reversed(range(_DEATHS)):
+            known.update(self._round(lost, 1, -1, last=not left))
             lost = [i for i in lost if i not in known]
         return lost[0] if lost else None
 
-    def _round(self, places: Sequence[int], most: int, deaths: int) -> Iterator[tuple[int, Result]]:
-        """Yield place and result of things as they are done; of those that dead workers had in hand, none.
+    def _round(
+        self, places: Sequence[int], most: int, deaths: int, *, last: bool = False
+    ) -> Generator[tuple[int, _Answer]]:
+        """Yield place and answer of things as they are done; of those that dead workers had in hand, none.
 
         `most` is how many a worker takes at a time, at most, and `deaths` how many blocks may be lost before
-        the round ends, -1 for any number.
+        the round ends, -1 for any number. A round also ends where the cluster lost what was done; in the
+        `last` one that is an error.
         """
         if not places:
             return
+        import ray
         from ray.exceptions import RayError
 
+        # Ray would begin a cluster of its own, which nobody ends.
+        if not ray.is_initialized():
+            raise SppnetError("found the cluster closed, expected it open until all results are taken")
         dataset = self._dataset(places, most, deaths)
         # As they lie in the cluster's store: NumPy arrays of bytes would be copies of all results.
         tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        batches = iter(tables)
-        while True:
-            try:
-                batch = next(batches, None)
-            except RayError as error:
-                if deaths >= 0:
+        with closing(iter(tables)) as batches:
+            while True:
+                try:
+                    batch = next(batches, None)
+                except RayError as error:
+                    if not last:
+                        return
+                    found = f"found that the cluster failed ({str(error).strip().partition(chr(10))[0]})"
+                    raise SppnetError(f"{found}, expected it to go on; what is done is kept") from error
+                if batch is None:
                     return
-                reason = str(error).strip().partition("\n")[0]
-                raise SppnetError(
-                    f"found that the cluster failed ({reason}), expected it to go on; what is done is kept"
-                ) from error
-            if batch is None:
-                return
-            for place, content in zip(batch["place"].to_pylist(), batch["content"], strict=True):
-                yield place, _opened(content.as_buffer())
+                for place, content in zip(batch["place"].to_pylist(), batch["content"], strict=True):
+                    yield place, _opened(content.as_buffer())
 
     def _dataset(self, places: Sequence[int], most: int, deaths: int) -> Any:
         from ray import data
@@ -179,7 +215,10 @@ def _watched() -> Iterator[None]:
 
     def look() -> None:
         while not over.wait(_LOOK):
-            if cores() == 0:
+            left = None
+            with suppress(Exception):  # the cluster may be closed before its results are taken
+                left = cores()
+            if left == 0:
                 warnings.warn(
                     "found no core left in the cluster: waiting for a machine to join it; "
                     "Ctrl-C ends the command, and what is done is kept",
@@ -238,8 +277,10 @@ class _Worker:
             places.append(place)
             answers.append(self.answer(content))
             if sum(map(len, answers)) >= _LARGE:
-                yield _rows(places, answers)
+                table = _rows(places, answers)
+                # Not held beside the table while it is sent.
                 places, answers = [], []
+                yield table
         if places:
             yield _rows(places, answers)
 
@@ -253,7 +294,7 @@ class _Worker:
         except Exception as error:  # a bug, too, is told of where the results are taken
             if not isinstance(error, SppnetError | OSError):
                 error.add_note(f"in a worker:\n{traceback.format_exc()}")
-            return _pickled((False, error))
+            return _pickled((False, _sendable(error)))
 
 
 def _rows(places: Sequence[int], answers: Sequence[bytes]) -> Any:
@@ -263,16 +304,27 @@ def _rows(places: Sequence[int], answers: Sequence[bytes]) -> Any:
     return pyarrow.table({"place": list(places), "content": contents})
 
 
-def _opened(content: Any) -> Any:
-    well, value = pickle.loads(content)
-    if not well:
-        raise value
-    return value
+def _opened(content: Any) -> _Answer:
+    return _Answer(*pickle.loads(content), len(content))
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an exception as another process can open it: what says the same, of one that it cannot."""
+    try:
+        pickle.loads(_pickled(error))
+    except Exception:
+        kind = OSError if isinstance(error, OSError) else RuntimeError
+        plain = kind(f"{type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            plain.add_note(note)
+        return plain
+    return error
 
 
 def _name(item: object) -> object:
     """Return what a thing is called: a file, that of its own, or the first of several values."""
-    return item[0] if isinstance(item, tuple) and item else getattr(item, "path", item)
+    first = item[0] if isinstance(item, tuple) and item else getattr(item, "path", item)
+    return f"an image of {first.shape}" if isinstance(first, np.ndarray) else first
 
 
 def _pickled(value: object) -> bytes:

@@ -19,8 +19,8 @@ from sppnet.datasets.labelme import LABELME
 from sppnet.datasets.records import Dataset, Sample
 from sppnet.datasets.splits import pick_split, same_split
 from sppnet.datasets.supervisely import SUPERVISELY
+from sppnet.datasets.tree import PROJECT, Layout, Tree
 from sppnet.datasets.tree import Format as FormatReader
-from sppnet.datasets.tree import Layout, Tree
 from sppnet.datasets.via import VIA
 from sppnet.datasets.voc import VOC
 from sppnet.datasets.yolo import YOLO
@@ -242,10 +242,30 @@ def _located(
             layout = wanted[name].locate(tree, names) if names else None
             if layout is not None:
                 found[name] = layout
+    _check_project(tree, fitting.get("voc", ()), [found[name].shown for name in found if name != "voc"])
     if len(found) > 1:
         both = " and ".join(f"{name} data ({layout.shown})" for name, layout in found.items())
         raise DatasetError(f"{tree.root}: found {both}, expected one: name its file or folder, or format=")
     return found, fitting
+
+
+def _check_project(tree: Tree, voc: Sequence[str], others: Sequence[str]) -> None:
+    """Raise a `DatasetError` if there are the boxes of a page and others: whoever put some right wants one.
+
+    Parameters
+    ----------
+    tree : Tree
+    voc : sequence of str
+        The files that fit the format that a page writes.
+    others : sequence of str
+        Of each other format that is there a file.
+    """
+    pages = [name for name in voc if name.startswith(f"{PROJECT}/")]
+    others = [*(name for name in voc if not name.startswith(f"{PROJECT}/")), *others]
+    if tree.root.is_dir() and pages and others:
+        both = f"found the boxes of sppnet serve ({PROJECT}) and others ({others[0]})"
+        page = f"name {tree.root / PROJECT} for those of the page"
+        raise DatasetError(f"{tree.root}: {both}, expected one: {page}, or a file or folder of others")
 
 
 def _instead(tree: Tree, format: Format | None, fitting: Mapping[str, Sequence[str]]) -> str:

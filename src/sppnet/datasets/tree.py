@@ -21,6 +21,9 @@ from sppnet.walking import LeftOut, walk
 if TYPE_CHECKING:
     from sppnet.datasets.findings import Findings, Record
 
+PROJECT = "sppnet-project"
+"""The folder in which `sppnet serve` keeps what it knows of the photos beside it: their boxes, too."""
+
 _HEAD = 4096  # bytes of a file by which its format is told
 _MANY = 8  # files of one name, from which on they are looked up by their folder first
 _PICTURES = frozenset({".heic", ".heif", ".hif", ".dng", ".cr2", ".nef", ".arw", ".jp2", ".psd"}) - SUFFIXES

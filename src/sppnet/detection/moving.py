@@ -44,7 +44,8 @@ def moved_again(
         How often; at 0 or less all stays as it is found.
     """
     boxes, scores = found
-    for before in range(1, times + 1):
+    looks = np.ones(scores.shape, np.float32)
+    for _ in range(times):
         places = clip(boxes, size[1], size[0])
         real = (places[..., 2:] > places[..., :2] + 1).all(axis=-1) & (scores >= model.least_score)
         rows, kinds = _best(np.where(real & model.regression.moves, scores, -np.inf))
@@ -54,7 +55,8 @@ def moved_again(
         each = np.arange(len(rows))
         boxes, scores = boxes.copy(), scores.copy()
         boxes[rows, kinds] = moved[each, kinds]
-        scores[rows, kinds] += (values[each, kinds] - scores[rows, kinds]) / (before + 1)
+        looks[rows, kinds] += 1
+        scores[rows, kinds] += (values[each, kinds] - scores[rows, kinds]) / looks[rows, kinds]
     return boxes, scores
 
 

@@ -293,8 +293,7 @@ class _Rounds:
         names, rules = self.examples.classes, self.settings.sampling
         total, bad, most = len(self.examples), [], rules.regression_windows
         lots, started = [np.zeros(0)] * len(names), np.zeros(len(names), bool)
-        items = [(shard.images[0] if shard.images else None, shard) for shard in shards]
-        for looked in self.passes.over(Look(), items, "Proposing windows"):
+        for looked in self.passes.over(Look(), shards, "Proposing windows"):
             assert isinstance(looked, Looked)
             bad += looked.bad
             check_bad(bad, total, max_bad)

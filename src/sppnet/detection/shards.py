@@ -70,9 +70,13 @@ class Shard:
     windows: tuple[Boxes, ...] | None
     keys: npt.NDArray[np.uint64]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The photos that are files, which whoever works on the shard must see."""
+        return tuple(image for image in self.images if isinstance(image, Path))
+
     def __str__(self) -> str:
-        names = [str(image) for image in self.images if isinstance(image, Path)]
-        photos = f" ({names[0]} to {names[-1]})" if names else ""
+        photos = f" ({self.files[0]} to {self.files[-1]})" if self.files else ""
         return f"shard {self.number} of the photos{photos}"
 
     def part(self, rows: Sequence[int], keys: npt.NDArray[np.uint64] | None = None) -> Shard:
@@ -237,9 +241,8 @@ class Looked(NamedTuple):
 class Look:
     """Find the photos that can be read, and their windows, which are kept on disk."""
 
-    def __call__(self, reader: Reader, item: tuple[Any, Shard]) -> Looked:
-        """Look at the photos of a shard, before which a runner may see whether the first is there for all."""
-        _, shard = item
+    def __call__(self, reader: Reader, shard: Shard) -> Looked:
+        """Look at the photos of a shard."""
         count, most = len(reader.recipe.classes), reader.recipe.settings.sampling.regression_windows + 1
         rows, bad, started = [], [], np.zeros(count, bool)
         lots: list[npt.NDArray[np.float64]] = [np.zeros(0)] * count

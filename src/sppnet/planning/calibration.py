@@ -188,7 +188,10 @@ def read_calibration(path: Path) -> Calibration:
         raise SppnetError(
             f"{path}: found other content, expected the numbers of a calibration, all from 0 up"
         )
-    return Calibration(Costs(**costs), about["machine"], about["sppnet"])
+    try:
+        return Calibration(Costs(**costs), about["machine"], about["sppnet"])
+    except SppnetError as error:
+        raise SppnetError(f"{path}: {error}") from None
 
 
 def _is_cost(value: object) -> bool:

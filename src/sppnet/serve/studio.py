@@ -27,9 +27,6 @@ from sppnet.serve.store import Store
 from sppnet.serve.training import can_fit
 from sppnet.serve.workers import LATER, Kind, Worker
 
-PROJECT = "sppnet-project"
-"""Name of a project's folder unless another is asked for."""
-
 ENGINE = "sppnet.serve.engine:Engine"
 """What makes the process that knows the network."""
 
