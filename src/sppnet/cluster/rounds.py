@@ -305,7 +305,8 @@ def _rows(places: Sequence[int], answers: Sequence[bytes]) -> Any:
 
 
 def _opened(content: Any) -> _Answer:
-    return _Answer(*pickle.loads(content), len(content))
+    well, value = pickle.loads(content)
+    return _Answer(well, value, len(content))
 
 
 def _sendable(error: Exception) -> Exception:

@@ -241,12 +241,12 @@ class Looked(NamedTuple):
 class Look:
     """Find the photos that can be read, and their windows, which are kept on disk."""
 
-    def __call__(self, reader: Reader, shard: Shard) -> Looked:
+    def __call__(self, reader: Reader, item: Shard) -> Looked:
         """Look at the photos of a shard."""
         count, most = len(reader.recipe.classes), reader.recipe.settings.sampling.regression_windows + 1
         rows, bad, started = [], [], np.zeros(count, bool)
         lots: list[npt.NDArray[np.float64]] = [np.zeros(0)] * count
-        for row, planned in enumerate(reader.planned(shard)):
+        for row, planned in enumerate(reader.planned(item)):
             if isinstance(planned, Exception):
                 bad.append(planned)
                 continue
@@ -255,7 +255,7 @@ class Look:
             started |= plan.negative[plan.start].any(axis=0)
             for k in np.unique(plan.fitted[plan.fitted >= 0]):
                 lots[k] = smallest([lots[k], planned.lots[plan.fitted == k]], most)
-        return Looked(shard.part(rows, photo_keys(shard.images[i] for i in rows)), bad, lots, started)
+        return Looked(item.part(rows, photo_keys(item.images[i] for i in rows)), bad, lots, started)
 
 
 def photo_of(places: IntArray) -> IntArray:
