@@ -296,6 +296,12 @@ def test_boxes_that_were_put_right_are_not_mixed_with_those_they_were_made_of(tm
     assert len(read_dataset(photos / PROJECT)[0].target.labels) == 0
     with pytest.raises(DatasetError, match=r"found the boxes of sppnet serve .* and others \(00.xml\)"):
         read_dataset(photos)
+    assert sum(len(sample.target.labels) for sample in read_dataset(photos, pages=False)) == sum(
+        len(target.labels) for target in targets.values()
+    )
+    # Whoever opens the photos anew takes in what lies beside them, not what another page made of it.
+    with serving(photos, tmp_path / "third") as served:
+        served.wait(lambda project: any("3 photos taken in" in note for note in project["notes"]))
     for path in photos.glob("*.xml"):
         path.unlink()
     (photos / "classes.txt").write_text("cup\n")

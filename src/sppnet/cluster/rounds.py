@@ -126,8 +126,8 @@ class Rounds(Generic[Item, Result]):
 
     def _too_far(self, known: Mapping[int, _Answer]) -> bool:
         """Tell whether more results wait for one before them than the workers have in hand, and too many."""
-        waiting = sum(answer.size for answer in known.values())
-        return len(known) > _AHEAD or (waiting > _WAITING and len(known) > 2 * _READY * self.workers)
+        many = len(known) > 2 * _READY * self.workers
+        return len(known) > _AHEAD or (many and sum(answer.size for answer in known.values()) > _WAITING)
 
     def _retry(self, lost: Sequence[int], known: dict[int, _Answer]) -> int | None:
         """Do what was lost one by one, so that it shows who died of what; return the first that is deadly."""

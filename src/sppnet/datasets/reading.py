@@ -19,7 +19,7 @@ from sppnet.datasets.labelme import LABELME
 from sppnet.datasets.records import Dataset, Sample
 from sppnet.datasets.splits import pick_split, same_split
 from sppnet.datasets.supervisely import SUPERVISELY
-from sppnet.datasets.tree import PROJECT, Layout, Tree
+from sppnet.datasets.tree import PROJECT, Layout, Tree, is_of_page
 from sppnet.datasets.tree import Format as FormatReader
 from sppnet.datasets.via import VIA
 from sppnet.datasets.voc import VOC
@@ -45,6 +45,7 @@ def read_dataset(
     format: Format | None = None,
     photos: bool = True,
     max_bad: float = 0.01,
+    pages: bool = True,
 ) -> Dataset:
     """Read a detection data set, recognising its format by the content of its files, in whatever folders.
 
@@ -91,6 +92,9 @@ def read_dataset(
     max_bad : float
         Share of photos that may be missing, unreadable, or of another size than annotated: they are left out,
         counted and named in `Dataset.notes`.
+    pages : bool
+        Whether boxes count that ``sppnet serve`` keeps in the folder ``sppnet-project`` of `root`; where they
+        do, others beside them are an error.
 
     Raises
     ------
@@ -105,7 +109,7 @@ def read_dataset(
         raise SppnetError(f"found {max_bad} as max_bad, expected a share from 0 to 1")
     findings = Findings()
     with as_dataset_error(), _without_collection():
-        name, layout, tree = _recognised(root, format, photos)
+        name, layout, tree = _recognised(root, format, photos, pages)
         chosen, part = pick_split(tree.root, layout.splits, layout.whole, split, layout.has_rest)
         records = layout.read(part, findings)
         samples, ids = finish(tree, records, findings, layout.splits, photos, max_bad)
@@ -117,7 +121,7 @@ def read_dataset(
     return _dataset(samples, ids, findings, tree, (name, chosen))
 
 
-def dataset_splits(root: str | Path, *, format: Format | None = None) -> tuple[str, ...]:
+def dataset_splits(root: str | Path, *, format: Format | None = None, pages: bool = True) -> tuple[str, ...]:
     """List the splits of a detection data set, without reading its annotations.
 
     Parameters
@@ -126,6 +130,8 @@ def dataset_splits(root: str | Path, *, format: Format | None = None) -> tuple[s
         Folder or file, as `read_dataset` takes it.
     format : {"voc", "coco", "yolo", "csv"}, optional
         Needed where a folder can be read in more than one way.
+    pages : bool
+        As of `read_dataset`.
 
     Returns
     -------
@@ -140,7 +146,7 @@ def dataset_splits(root: str | Path, *, format: Format | None = None) -> tuple[s
     FileNotFoundError
         If there is no `root`.
     """
-    return tuple(sorted(_recognised(root, format, photos=False)[1].splits))
+    return tuple(sorted(_recognised(root, format, False, pages)[1].splits))
 
 
 @contextmanager
@@ -211,16 +217,18 @@ def dataset_format(root: str | Path) -> str | None:
     return next(iter(found), None)
 
 
-def _existing(root: str | Path) -> Tree:
+def _existing(root: str | Path, pages: bool = True) -> Tree:
     """Return the files of a data set, which must be there."""
     if not Path(root).exists():
         raise FileNotFoundError(f"{root}: found no such folder or file, expected a dataset")
-    return Tree(Path(root))
+    return Tree(Path(root), pages=pages)
 
 
-def _recognised(root: str | Path, format: Format | None, photos: bool) -> tuple[str, Layout, Tree]:
+def _recognised(
+    root: str | Path, format: Format | None, photos: bool, pages: bool
+) -> tuple[str, Layout, Tree]:
     """Return the format of a data set, what it understood, and the files."""
-    tree = _existing(root)
+    tree = _existing(root, pages)
     tree.looks_up = photos
     if format is not None:
         check_choice("format", format, _FORMATS)
@@ -260,9 +268,8 @@ def _check_project(tree: Tree, voc: Sequence[str], others: Sequence[str]) -> Non
     others : sequence of str
         Of each other format that is there a file.
     """
-    pages = [name for name in voc if name.startswith(f"{PROJECT}/")]
-    others = [*(name for name in voc if not name.startswith(f"{PROJECT}/")), *others]
-    if tree.root.is_dir() and pages and others:
+    others = [*(name for name in voc if not is_of_page(name)), *others]
+    if tree.root.is_dir() and others and any(map(is_of_page, voc)):
         both = f"found the boxes of sppnet serve ({PROJECT}) and others ({others[0]})"
         page = f"name {tree.root / PROJECT} for those of the page"
         raise DatasetError(f"{tree.root}: {both}, expected one: {page}, or a file or folder of others")

@@ -90,6 +90,8 @@ class Tree:
         What was named: a folder or a file.
     looks_up : bool
         Whether photos may be looked for in the folder above `base`.
+    pages : bool
+        Whether the folder `PROJECT` in `base` counts.
     base : Path
         The folder from which names start: `root`, or that of the file.
     left : LeftOut
@@ -98,8 +100,8 @@ class Tree:
         The paths of the photos that annotations were found for, good or bad.
     """
 
-    def __init__(self, root: Path, looks_up: bool = False) -> None:
-        self.root, self.looks_up = root, looks_up
+    def __init__(self, root: Path, looks_up: bool = False, pages: bool = True) -> None:
+        self.root, self.looks_up, self.pages = root, looks_up, pages
         self.base = root if root.is_dir() else root.parent
         self.left = LeftOut()
         self.met: set[str] = set()
@@ -107,7 +109,8 @@ class Tree:
     @cached_property
     def files(self) -> dict[str, None]:
         """All files below `base`, by names with ``/`` between folders, sorted."""
-        return dict.fromkeys(map(os.fsdecode, walk(self.base, self.left)))
+        names = map(os.fsdecode, walk(self.base, self.left))
+        return dict.fromkeys(name for name in names if self.pages or not is_of_page(name))
 
     @cached_property
     def folders(self) -> dict[str, None]:
@@ -173,6 +176,11 @@ class Tree:
         for name in self.photos.names:
             if self.photos.path(name) not in self.met and wanted(name) and not _is_mask(name):
                 self.left.add("without annotation", name)
+
+
+def is_of_page(name: str) -> bool:
+    """Tell whether a file of a tree is one that `sppnet serve` keeps."""
+    return name.startswith(f"{PROJECT}/")
 
 
 class Names:

@@ -43,6 +43,8 @@ def moved_again(
     times : int
         How often; at 0 or less all stays as it is found.
     """
+    if times <= 0:
+        return found
     boxes, scores = found
     looks = np.ones(scores.shape, np.float32)
     for _ in range(times):

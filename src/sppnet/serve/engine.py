@@ -122,9 +122,10 @@ class Engine:
         """Return the annotations in a folder, in any format that is read: path, and boxes with labels."""
         from sppnet.datasets.reading import dataset_splits, read_dataset
 
-        split = "all" if len(dataset_splits(folder)) > 1 else None
+        # Somebody may have drawn the first boxes already: those that lie beside the photos are meant.
+        split = "all" if len(dataset_splits(folder, pages=False)) > 1 else None
         found = []
-        for sample in read_dataset(folder, split, max_bad=1.0):
+        for sample in read_dataset(folder, split, max_bad=1.0, pages=False):
             rows = zip(sample.target.boxes.tolist(), sample.target.labels, strict=True)
             found.append((str(sample.path), [(tuple(box), label) for box, label in rows]))
         return found
